@@ -1,0 +1,134 @@
+"""From a configuration to the things it names: the one place where names become objects."""
+
+from functools import partial
+
+from torch import nn
+
+from undiffuse import process
+from undiffuse.config import Config, Network, Objective, Process
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UsageError
+from undiffuse.networks import UNet
+from undiffuse.objectives import DRAWS, TIME_SAMPLERS, WEIGHTINGS, losses, variational_bound, weighted_error
+from undiffuse.objectives.times import TimeSampler
+
+TABLES = {
+    "linear": process.linear,
+    "cosine": process.cosine,
+    "scaled-linear": process.scaled_linear,
+    "sigmoid": process.sigmoid,
+    "quadratic": process.quadratic,
+}
+CLOSED_FORMS = {
+    "vp": process.VP,
+    "sub-vp": process.SubVP,
+    "ve": process.VE,
+    "edm": process.EDM,
+    "flow": process.FlowMatching,
+}
+
+
+def make_process(config: Process) -> process.GaussianProcess:
+    """The forward process. Raises UsageError for settings that do not belong together."""
+    name = config.schedule
+    if (name == "betas") != (config.betas is not None):
+        raise UsageError("process.schedule=betas and process.betas=[...] belong together: give both or neither")
+    schedule: process.Schedule
+    try:
+        if config.betas is not None:
+            schedule = process.Table(config.betas)
+        elif name in TABLES:
+            schedule = TABLES[name](config.steps, **config.options)
+        else:
+            schedule = CLOSED_FORMS[name](**config.options)
+    except TypeError as error:
+        raise UsageError(f"process.options: the schedule {name} has no such number ({error})") from None
+    except ValueError as error:
+        raise UsageError(f"process: {error}") from None
+    if config.zero_terminal_snr:
+        if not isinstance(schedule, process.Table):
+            raise UsageError(f"process.zero_terminal_snr rescales a table of betas, and {name} is not one")
+        schedule = process.zero_terminal_snr(schedule)
+    return process.GaussianProcess(schedule)
+
+
+def default_network(config: Network, size: tuple[int, int]) -> Network:
+    """`config` with its Nones decided for images of `size` (height, width)."""
+    small = min(size)
+    patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) else 1)
+    if any(side % patch for side in size):
+        raise UsageError(f"network.patch = {patch} does not divide images of {size[0]}x{size[1]}")
+    inner = small // patch
+    channels = config.channels or ((64, 128) if inner <= 16 else (64, 128, 192))
+    if inner < 2 ** (len(channels) - 1):
+        raise UsageError(f"network.channels has {len(channels)} levels, too many for {size[0]}x{size[1]} pixels")
+    # Attention costs the square of the pixels: worth it from 16 x 16 down.
+    attention = config.attention
+    if attention is None:
+        attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
+    return config.model_copy(update={"patch": patch, "channels": channels, "attention": attention})
+
+
+def make_network(config: Config, channels: int, classes: int) -> nn.Module:
+    """The network for images of `channels`; `config.network` must be decided (`default_network`)."""
+    network = config.network
+    assert network.patch and network.channels and network.attention is not None
+    return UNet(
+        channels,
+        channels * (2 if config.denoiser.learned_variance else 1),
+        patch=network.patch,
+        channels=network.channels,
+        blocks=network.blocks,
+        attention=network.attention,
+        classes=classes,
+        dropout=network.dropout,
+    )
+
+
+def make_denoiser(config: Config, network: nn.Module) -> Denoiser:
+    """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
+    assert config.denoiser.sigma_data is not None
+    denoiser = Denoiser(
+        network,
+        make_process(config.process),
+        config.denoiser.target,
+        config.denoiser.sigma_data,
+        config.denoiser.learned_variance,
+    )
+    try:
+        denoiser.coefficients(1.0)
+    except ValueError as error:
+        raise UsageError(f"denoiser.target with process.schedule={config.process.schedule}: {error}") from None
+    return denoiser
+
+
+def make_times(config: Objective) -> TimeSampler:
+    """The distribution of training times."""
+    if config.times == "log-normal":
+        return partial(TIME_SAMPLERS["log-normal"], mean=config.mean, std=config.std)
+    return TIME_SAMPLERS[config.times]
+
+
+def make_objective(config: Config) -> losses.Objective:
+    """The loss. Raises UsageError where it does not go with the rest of the configuration."""
+    objective = config.objective
+    learned = config.denoiser.learned_variance
+    if learned != (objective.loss == "bound" and objective.variance == "learned"):
+        raise UsageError(
+            "denoiser.learned_variance=true, objective.loss=bound and objective.variance=learned belong together: "
+            "only the bound teaches a variance"
+        )
+    if objective.loss == "bound":
+        return partial(variational_bound, variance=objective.variance)
+    numbers = {
+        "min-snr": {"gamma": objective.gamma},
+        "sigmoid": {"bias": objective.bias},
+        "edm": {"sigma_data": config.denoiser.sigma_data},
+    }
+    weighting = partial(WEIGHTINGS[objective.weighting], **numbers.get(objective.weighting, {}))
+    return partial(weighted_error, times=make_times(objective), weighting=weighting)
+
+
+def make_draw(config: Objective):  # noqa: ANN201 - the type is DRAWS' own
+    """How the uniform numbers of a batch are drawn."""
+    return DRAWS[config.draw]

@@ -1,0 +1,176 @@
+"""The configuration of a run: typed, validated, saved with the run. Imports no torch, so that help comes at once.
+
+`None` means "decided from the data when the run begins"; what was decided is what the run saves.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from undiffuse.errors import UsageError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Data(_Section):
+    """What is learnt."""
+
+    source: str = Field("emoji", description="a built-in name, a folder, .npz, .npy, .parquet or a hub name")
+    size: int | None = Field(None, ge=4, le=4096, description="side in pixels; None: the data's own or a sensible one")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; None: as the data is")
+    flip: bool = Field(False, description="mirror images left to right at random")
+    shift: int = Field(0, ge=0, description="shift images at random by up to this many pixels, edges repeated")
+    skip_corrupt: bool = Field(False, description="leave unreadable files out instead of refusing")
+
+
+class Process(_Section):
+    """The forward process."""
+
+    schedule: Literal[
+        "linear", "cosine", "scaled-linear", "sigmoid", "quadratic", "betas", "vp", "sub-vp", "ve", "edm", "flow"
+    ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
+    steps: int = Field(1000, ge=1, description="T, for a table")
+    betas: tuple[float, ...] | None = Field(None, description="your own table, with schedule=betas")
+    zero_terminal_snr: bool = Field(False, description="rescale a table so that no signal is left at t = 1")
+    options: dict[str, float] = Field({}, description="numbers of the schedule, such as beta_max or sigma_max")
+
+
+class Denoiser(_Section):
+    """What the network predicts."""
+
+    target: Literal["eps", "x0", "v", "score", "flow", "edm"] = Field("edm", description="the network's output")
+    sigma_data: float | None = Field(None, gt=0, description="root mean square of the data; None: measured")
+    learned_variance: bool = Field(False, description="predict the reverse variance too (train with loss=bound)")
+
+
+class Objective(_Section):
+    """The loss."""
+
+    loss: Literal["error", "bound"] = Field("error", description="weighted squared error, or the variational bound")
+    weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "edm"] = Field(
+        "edm", description="what an error costs at a noise level; simple is L_simple"
+    )
+    gamma: float = Field(5.0, gt=0, description="of weighting=min-snr")
+    bias: float = Field(2.0, description="of weighting=sigmoid")
+    variance: Literal["small", "large", "learned"] = Field("small", description="reverse variance, for loss=bound")
+    times: Literal["uniform", "log-normal"] = Field("log-normal", description="how times are distributed")
+    mean: float = Field(-0.8, description="of ln(sigma / alpha), for times=log-normal")
+    std: float = Field(1.2, gt=0, description="of ln(sigma / alpha), for times=log-normal")
+    draw: Literal["independent", "antithetic", "low-discrepancy"] = Field(
+        "low-discrepancy", description="how the times of one batch depend on each other"
+    )
+
+
+class Network(_Section):
+    """The network."""
+
+    kind: Literal["unet"] = Field("unet", description="the architecture")
+    patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
+    channels: tuple[int, ...] | None = Field(None, description="width at each level; None: from the image size")
+    blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
+    attention: tuple[int, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
+
+
+class Training(_Section):
+    """The optimisation."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps; None with minutes=None: 20000")
+    minutes: float | None = Field(None, gt=0, description="wall-clock budget; the learning rate decays to fit it")
+    batch_size: int = Field(128, ge=1, description="images per step, over all processes and micro-batches")
+    learning_rate: float = Field(1e-3, gt=0, description="the peak, of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="of AdamW")
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    decay: float = Field(0.4, ge=0, le=1, description="the last share of the run, over which the rate falls to 0")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
+    conditional: bool = Field(True, description="learn classes where the data has them")
+    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, for unconditional use")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 or fp16 on a GPU")
+    compile: bool = Field(False, description="torch.compile the network")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    log_every: int = Field(10, ge=1, description="steps between metrics")
+    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    preview_every: int = Field(250, ge=1, description="steps between preview grids")
+
+
+class Config(_Section):
+    """Everything a run depends on."""
+
+    data: Data = Data()
+    process: Process = Process()
+    denoiser: Denoiser = Denoiser()
+    objective: Objective = Objective()
+    network: Network = Network()
+    training: Training = Training()
+
+
+MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every", "accumulation")}
+"""Keys that may change when a run is resumed: they say how it is run, not what comes out."""
+
+
+def keys() -> Iterator[tuple[str, str, Any, str]]:
+    """(section.key, type, default, description) of every setting."""
+    for section, field in Config.model_fields.items():
+        for key, inner in field.default.__class__.model_fields.items():
+            default = None if inner.default is PydanticUndefined else inner.default
+            kind = str(inner.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+            yield f"{section}.{key}", kind, default, inner.description or ""
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """["training.batch_size=64", ...] -> {"training.batch_size": 64}.
+
+    Values are JSON where they parse as JSON, else words; "none" is None. Raises UsageError naming the nearest key.
+    """
+    known = [name for name, *_ in keys()]
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UsageError(f"--set {setting}: write section.key=value, for example training.batch_size=64")
+        base, _, option = name.partition("process.options.")
+        if name not in known and not (base == "" and option):
+            close = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.endswith("." + name)][:1]
+            hint = f"did you mean {close[0]}?" if close else "undiffuse train --help-config lists the keys."
+            raise UsageError(f"--set {name}: no such setting; {hint}")
+        try:
+            parsed[name] = None if text.strip().lower() == "none" else json.loads(text)
+        except ValueError:
+            words = [word.strip() for word in text.split(",")]
+            parsed[name] = _numbers(words) if len(words) > 1 else text.strip()
+    return parsed
+
+
+def _numbers(words: list[str]) -> list[Any]:
+    try:
+        return [json.loads(word) for word in words]
+    except ValueError:
+        return words
+
+
+def make_config(values: dict[str, Any], base: Config | None = None) -> Config:
+    """`base` with the dotted `values` put in. Raises UsageError for the first value that does not fit."""
+    tree = (base or Config()).model_dump()
+    for name, value in values.items():
+        *path, key = name.split(".")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[key] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{name} = {first['input']!r}: {first['msg'].lower()}") from None

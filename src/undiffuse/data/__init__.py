@@ -1,0 +1,8 @@
+"""Data sets in, memory-mapped uint8 images out."""
+
+from undiffuse.data.cache import cache_dir
+from undiffuse.data.entries import Entry, catalogue
+from undiffuse.data.imageset import ImageSet
+from undiffuse.data.loading import load
+
+__all__ = ["Entry", "ImageSet", "cache_dir", "catalogue", "load"]

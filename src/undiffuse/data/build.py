@@ -1,0 +1,142 @@
+"""From Content to a finished cache folder: survey the headers, decode every image once, stream it to disk."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from undiffuse.data import cache, policy
+from undiffuse.data.source import Content, Header
+from undiffuse.errors import UndiffuseError
+
+SHOWN = 10
+CHUNK = 256
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+logger = logging.getLogger("undiffuse")
+
+
+def build(
+    content: Content,
+    chosen: np.ndarray,
+    folder: Path,
+    size: int | None,
+    channels: int | None,
+    skip_corrupt: bool,
+    progress: Progress | None,
+) -> None:
+    """Writes the images at the positions `chosen`, int64 (n,), to the cache folder, atomically.
+
+    Size and channels left open are decided over the whole content, so that both splits come out alike. Raises
+    UndiffuseError with one report of every image that cannot be read, unless `skip_corrupt` leaves them out, and when
+    none remain.
+    """
+    size, channels = _decide(content, size, channels)
+    with cache.writing(folder) as temporary:
+        good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
+        if reasons:
+            message = _report(content, reasons, len(chosen))
+            if not skip_corrupt or not good.any():
+                raise UndiffuseError(message + ("" if skip_corrupt else "\nUse --skip-corrupt to leave them out."))
+            logger.warning("%s\nThey are left out.", message)
+            _compact(temporary / "images.npy", good)
+        kept = chosen[good]
+        facts = {
+            "classes": content.classes,
+            "names": [content.names[index] for index in kept] if content.names else [],
+            "licence": content.licence,
+            "skipped": len(reasons),
+        }
+        cache.finish(temporary, None if content.labels is None else content.labels[kept], facts)
+
+
+def _decide(content: Content, size: int | None, channels: int | None) -> tuple[int | None, int]:
+    open_size = size is None and not content.keep_size
+    if not open_size and channels is not None:
+        return size, channels
+    headers = [header for header in _survey(content) if header is not None]
+    if open_size:
+        size = policy.default_size(headers)
+    return size, policy.default_channels(headers) if channels is None else channels
+
+
+def _survey(content: Content) -> Iterator[Header | None]:
+    def attempt(index: int) -> Header | None:
+        try:
+            return content.header(index)
+        except Exception:  # decoding reports it, with its reason
+            return None
+
+    for _, header in _in_parallel(attempt, np.arange(content.count)):
+        yield header
+
+
+def _decode(
+    content: Content, chosen: np.ndarray, path: Path, size: int | None, channels: int, progress: Progress | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Streams the readable images to `path`; returns which rows are good, bool (n,), and why the others are not."""
+
+    def attempt(index: int) -> np.ndarray | str:
+        try:
+            return policy.fit(content.read(index), size, channels)
+        except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on broken files
+            return f"{error}" or type(error).__name__
+
+    good = np.zeros(len(chosen), dtype=bool)
+    reasons: dict[int, str] = {}
+    images = None
+    for row, (index, outcome) in enumerate(_in_parallel(attempt, chosen)):
+        if isinstance(outcome, str):
+            reasons[index] = outcome
+        else:
+            if images is None:  # the first readable image tells the shape of all
+                images = _create(path, (len(chosen), *outcome.shape))
+            images[row] = outcome
+            good[row] = True
+        if progress is not None:
+            progress(row + 1, len(chosen))
+    if images is not None:
+        images.flush()
+    return good, reasons
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of uint8, mapped for writing, its room on the disk already taken."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # else a full disk shows only later, as a bus error while writing to the map
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
+def _in_parallel(task: Callable[[int], T], indices: np.ndarray) -> Iterator[tuple[int, T]]:
+    """Yields (index, result) in order; Pillow decodes outside Python's lock. Chunks bound what waits in memory."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(indices), CHUNK):
+            chunk = indices[start : start + CHUNK].tolist()
+            yield from zip(chunk, pool.map(task, chunk), strict=True)
+
+
+def _compact(path: Path, good: np.ndarray) -> None:
+    """Rewrites the images at `path` without the rows that are not good."""
+    images = np.load(path, mmap_mode="r")
+    rows = np.flatnonzero(good)
+    smaller = path.with_name("kept.npy")
+    kept = _create(smaller, (len(rows), *images.shape[1:]))
+    for target, row in enumerate(rows):
+        kept[target] = images[row]
+    kept.flush()
+    smaller.replace(path)
+
+
+def _report(content: Content, reasons: dict[int, str], total: int) -> str:
+    lines = [f"{len(reasons)} of {total} images cannot be read:"]
+    lines += [f"  {content.where(index)}: {reason}" for index, reason in list(reasons.items())[:SHOWN]]
+    if len(reasons) > SHOWN:
+        lines.append(f"  ... and {len(reasons) - SHOWN} more")
+    return "\n".join(lines)

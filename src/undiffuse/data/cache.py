@@ -1,0 +1,130 @@
+"""Finished data sets on disk: memory-mapped uint8 images, written once and whole, read in no time."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undiffuse.errors import UndiffuseError
+from undiffuse.files import atomic_folder
+
+FORMAT = 1
+HASH_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A finished data set as it lies in the cache; the fields mean what they mean in ImageSet."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    licence: str
+    fingerprint: str
+    skipped: int
+
+
+def cache_dir() -> Path:
+    """$UNDIFFUSE_CACHE, else $XDG_CACHE_HOME/undiffuse, else ~/.cache/undiffuse; it need not exist yet."""
+    if own := os.environ.get("UNDIFFUSE_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "undiffuse"
+    return Path.home() / ".cache" / "undiffuse"
+
+
+def folder_for(identity: Any) -> Path:
+    """The cache folder for a JSON value that says everything the content depends on."""
+    key = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
+    return cache_dir() / "data" / key
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time build `folder`: of the many ranks of a run, one builds and the others read."""
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` on success; UndiffuseError names $UNDIFFUSE_CACHE on a full disk."""
+    try:
+        with atomic_folder(folder) as temporary:
+            yield temporary
+    except UndiffuseError as error:
+        if isinstance(error.__cause__, OSError):
+            raise _unwritable(error.__cause__) from error.__cause__
+        raise
+
+
+def finish(folder: Path, labels: np.ndarray | None, facts: dict[str, Any]) -> None:
+    """Completes a folder that already holds images.npy: adds the labels, the fingerprint and the other facts."""
+    if labels is not None:
+        np.save(folder / "labels.npy", labels.astype(np.int64))
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    facts = {
+        **facts,
+        "shape": images.shape,
+        "labelled": labels is not None,
+        "fingerprint": fingerprint(images, labels, facts["classes"]),
+    }
+    (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read(folder: Path) -> Stored | None:
+    """What `finish` left in `folder`, or None when there is nothing or it is damaged, so that it is built again."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False) if meta["labelled"] else None
+        if images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
+            return None
+        if labels is not None and (labels.dtype != np.int64 or labels.shape != (len(images),)):
+            return None
+        return Stored(
+            images=images,
+            labels=labels,
+            classes=tuple(meta["classes"]),
+            names=tuple(meta["names"]),
+            licence=meta["licence"],
+            fingerprint=meta["fingerprint"],
+            skipped=meta["skipped"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> str:
+    """sha256 over shape, pixels, labels and class names, hexadecimal; the same on every machine."""
+    digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
+    flat = images.reshape(-1)
+    for start in range(0, len(flat), HASH_CHUNK):
+        digest.update(flat[start : start + HASH_CHUNK].tobytes())
+    if labels is not None:
+        digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _unwritable(error: OSError) -> UndiffuseError:
+    return UndiffuseError(
+        f"cannot write to the cache {cache_dir()}: {error.strerror or error}. "
+        "Free some space, or set $UNDIFFUSE_CACHE to a writable folder."
+    )

@@ -1,0 +1,191 @@
+"""What a network says: its output at a noise level, turned into a prediction of x_0 and eps whatever its target was.
+
+The network knows nothing of diffusion: it gets its input at unit variance and the log-SNR, and returns a tensor. Every
+target is a combination of x_0 and eps, and every conversion goes through x_0:
+
+    output = a x_0 + b eps,        x_0 = p x_t + q output.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from undiffuse.process import GaussianProcess, Level, Normal, Time, expand, float64
+
+LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
+
+
+class Coefficients(NamedTuple):
+    """output = a x_0 + b eps and x_0 = p x_t + q output: float64, shaped like the level."""
+
+    a: Tensor
+    b: Tensor
+    p: Tensor
+    q: Tensor
+
+
+def _eps(level: Level, sigma_data: float) -> Coefficients:
+    """The noise (Ho et al. 2020)."""
+    _needs_signal(level, "eps")
+    zero = torch.zeros_like(level.alpha)
+    return Coefficients(zero, zero + 1, 1 / level.alpha, -level.sigma / level.alpha)
+
+
+def _x0(level: Level, sigma_data: float) -> Coefficients:
+    """The data."""
+    zero = torch.zeros_like(level.alpha)
+    return Coefficients(zero + 1, zero, zero, zero + 1)
+
+
+def _v(level: Level, sigma_data: float) -> Coefficients:
+    """v = alpha eps - sigma x_0 (Salimans & Ho 2022), with x_t first scaled to alpha^2 + sigma^2 = 1."""
+    r = (level.alpha**2 + level.sigma**2).sqrt()
+    return Coefficients(-level.sigma / r, level.alpha / r, level.alpha / r**2, -level.sigma / r)
+
+
+def _score(level: Level, sigma_data: float) -> Coefficients:
+    """The score of q(x_t), -eps / sigma (Song et al. 2021). Infinite at the data, where training must not ask."""
+    _needs_signal(level, "score")
+    zero = torch.zeros_like(level.alpha)
+    return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
+
+
+def _flow(level: Level, sigma_data: float) -> Coefficients:
+    """The velocity eps - x_0 of the straight path (Lipman et al. 2023)."""
+    total = level.alpha + level.sigma
+    one = torch.ones_like(total)
+    return Coefficients(-one, one, 1 / total, -level.sigma / total)
+
+
+def _edm(level: Level, sigma_data: float) -> Coefficients:
+    """F in x_0 = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), for any alpha."""
+    variance = level.sigma**2 + (level.alpha * sigma_data) ** 2
+    return Coefficients(
+        a=level.sigma / (sigma_data * variance.sqrt()),
+        b=-level.alpha * sigma_data / variance.sqrt(),
+        p=level.alpha * sigma_data**2 / variance,
+        q=level.sigma * sigma_data / variance.sqrt(),
+    )
+
+
+TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "score": _score,
+    "flow": _flow,
+    "edm": _edm,
+}
+
+
+def _needs_signal(level: Level, target: str) -> None:
+    if (level.alpha == 0).any():
+        raise ValueError(
+            f"the target {target} says nothing of x_0 where no signal is left (alpha = 0): "
+            "use v, x0, flow or edm with a schedule that ends at zero SNR"
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says about x_t, shaped like it.
+
+    Attributes:
+        x0: the expected data, E[x_0 | x_t].
+        eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
+        variance_mix: in [0, 1], where between the posterior's (0) and the transition's (1) log-variance that of
+            p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15); None where the network did not learn it.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    variance_mix: Tensor | None = None
+
+    def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
+        """This prediction with another x_0, and the eps that goes with it."""
+        eps = (x_t - expand(level.alpha, x_t) * x0) / expand(level.sigma, x_t)
+        return dataclasses.replace(self, x0=x0, eps=eps)
+
+
+Denoise = Callable[[Tensor, Time], Prediction]
+"""(x_t, t) -> Prediction: a denoiser with its condition bound, and all that samplers and guidance know of one."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network read as a denoiser for a process.
+
+    Attributes:
+        network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or twice C with `learned_variance`.
+        process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
+        target: a name in TARGETS.
+        sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
+        learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
+    """
+
+    network: Callable[[Tensor, Tensor, Any], Tensor]
+    process: GaussianProcess
+    target: str = "edm"
+    sigma_data: float = 0.5
+    learned_variance: bool = False
+
+    def coefficients(self, t: Time) -> Coefficients:
+        """The target's coefficients at t."""
+        return TARGETS[self.target](self.process.level(t), self.sigma_data)
+
+    def output(self, x_t: Tensor, t: Time, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+        """The network's output for x_t, shaped like it, and the learned variance mix, if any."""
+        level = self.process.level(t)
+        c_in = 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
+        log_snr = self.process.schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        if log_snr.ndim == 0:
+            log_snr = torch.full((len(x_t),), log_snr.item(), device=x_t.device)
+        else:
+            log_snr = log_snr.to(device=x_t.device, dtype=torch.float32)
+        output = self.network(expand(c_in, x_t) * x_t, log_snr, condition)
+        if not self.learned_variance:
+            return output, None
+        output, variance = output.chunk(2, dim=1)
+        return output, (variance + 1) / 2
+
+    def target_of(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
+        """What the network should have said."""
+        c = self.coefficients(t)
+        return expand(c.a, x0) * x0 + expand(c.b, x0) * noise
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
+        """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
+        output, variance_mix = self.output(x_t, t, condition)
+        c = self.coefficients(t)
+        x0 = expand(c.p, x_t) * x_t + expand(c.q, x_t) * output.to(x_t.dtype)
+        return Prediction(x0, x0, variance_mix).with_x0(x0, x_t, self.process.level(t))
+
+    def bind(self, condition: Any) -> Denoise:
+        """The denoiser for one condition."""
+        return lambda x_t, t: self(x_t, t, condition)
+
+
+def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str) -> Normal:
+    """p(x_s | x_t): the posterior's mean at the predicted x_0 (Ho et al. 2020, section 3.2), and a variance.
+
+    Args:
+        variance: "small", the posterior's, right for data that is a point; "large", the transition's, right for data
+            that is unit normal; "learned", the prediction's mix of both in log space.
+    """
+    posterior = process.posterior(prediction.x0, x_t, s, t)
+    if variance == "small":
+        return posterior
+    large = process.noise_fraction(s, t) * process.level(t).sigma ** 2
+    if variance == "large":
+        return Normal(posterior.mean, large)
+    if prediction.variance_mix is None:
+        raise ValueError('variance "learned" needs a model that was trained to predict it (denoiser.learned_variance)')
+    mix = prediction.variance_mix
+    # A step onto the data has no posterior variance to mix with: all of it is the transition's.
+    small = torch.where(float64(s) > 0, posterior.variance, large)
+    log_variance = mix * expand(large.log(), mix) + (1 - mix) * expand(small.log(), mix)
+    return Normal(posterior.mean, log_variance.exp())

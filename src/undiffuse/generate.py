@@ -1,0 +1,140 @@
+"""Samples from a model: uint8 images, each a pure function of (model, recipe, its number), however they are batched."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Denoise
+from undiffuse.errors import UsageError
+from undiffuse.guidance import clip, dynamic_threshold
+from undiffuse.model import Model, load
+from undiffuse.process import GaussianProcess
+from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, make_grid, sample_noise, trajectory
+
+THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to sample.
+
+    Attributes:
+        sampler: a name in SAMPLERS.
+        steps: N; the evaluations of the network are N times the sampler's evaluations per step (heun: 2 N - 1).
+        eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
+        grid: a name in GRIDS; None: the one that belongs to the sampler.
+        threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
+        seed: of the noise.
+    """
+
+    sampler: str = "dpm++2m"
+    steps: int = 20
+    eta: float = 0.0
+    grid: str | None = None
+    threshold: str = "clip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("sampler", self.sampler, SAMPLERS),
+            ("grid", self.grid or "trailing", GRIDS),
+            ("threshold", self.threshold, THRESHOLDS),
+        ):
+            if name not in known:
+                raise UsageError(f"no {what} {name!r}: choose from {', '.join(known)}")
+        if not 0 <= self.eta <= 1:
+            raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
+        if self.eta and self.sampler != "ddim":
+            raise UsageError(f"eta belongs to the sampler ddim, not to {self.sampler}")
+        if self.seed < 0:
+            raise UsageError(f"seed = {self.seed} must not be negative")
+
+    @property
+    def step(self) -> Step:
+        """The step rule, eta bound."""
+        rule = SAMPLERS[self.sampler].step
+        return partial(rule, eta=self.eta) if self.sampler == "ddim" else rule
+
+    def times(self, process: GaussianProcess) -> Tensor:
+        """The times it visits. Raises UsageError for a number of steps that the grid cannot have."""
+        try:
+            return make_grid(self.grid or SAMPLERS[self.sampler].grid, process.schedule, self.steps)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def denoise(self, model: Model, labels: Tensor | None) -> Denoise:
+        """The model's denoiser for `labels`, thresholded."""
+        denoise, threshold = model.denoiser.bind(labels), THRESHOLDS[self.threshold]
+        return denoise if threshold is None else threshold(denoise, model.denoiser.process)
+
+
+def states(
+    model: Model, recipe: Recipe, numbers: Sequence[int], labels: Tensor | None = None, grid: Tensor | None = None
+) -> Iterator[State]:
+    """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, C, H, W).
+
+    Args:
+        labels: int64 (B,); None: those that belong to the numbers. One past the last class means no class.
+        grid: the times to visit, instead of the recipe's own.
+    """
+    if labels is None:
+        labels = model.labels(np.asarray(numbers))
+    if labels is not None:
+        labels = labels.to(model.device)
+    height, width, channels = model.data.shape
+    process, device = model.denoiser.process, model.device
+    noise = sample_noise(recipe.seed, numbers, (channels, height, width), torch.empty(0, device=device))
+    grid = recipe.times(process) if grid is None else grid
+    with torch.inference_mode():
+        yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, noise)
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded to the nearest level."""
+    scaled = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def generate(
+    model: Model,
+    recipe: Recipe,
+    numbers: Sequence[int],
+    *,
+    labels: Tensor | None = None,
+    batch_size: int = 64,
+) -> Iterator[np.ndarray]:
+    """Batches of uint8 (B, H, W, C) images: the samples numbered `numbers`, in order; `labels` as in `states`."""
+    for first in range(0, len(numbers), batch_size):
+        here = slice(first, first + batch_size)
+        *_, last = states(model, recipe, numbers[here], None if labels is None else labels[here])
+        if not last.x.isfinite().all():
+            raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
+        yield to_uint8(last.x)
+
+
+def sample(
+    model: Model | str | os.PathLike[str],
+    n: int = 64,
+    *,
+    sampler: str = Recipe.sampler,
+    steps: int = Recipe.steps,
+    eta: float = 0.0,
+    grid: str | None = None,
+    threshold: str = "clip",
+    seed: int = 0,
+    class_name: str | int | None = None,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """n images as uint8 (n, H, W, C), from a model or the name of one.
+
+    `class_name`: all of one class; by default the classes come in the data's proportions. The rest as in `Recipe`.
+    """
+    model = model if isinstance(model, Model) else load(model)
+    recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
+    labels = None if class_name is None else torch.full((n,), model.label(class_name))
+    return np.concatenate(list(generate(model, recipe, range(n), labels=labels, batch_size=batch_size)))

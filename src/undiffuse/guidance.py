@@ -1,0 +1,28 @@
+"""A denoiser that wraps a denoiser, so that every sampler gets it for free: clipping and dynamic thresholding."""
+
+import torch
+
+from undiffuse.denoiser import Denoise, Prediction
+from undiffuse.process import GaussianProcess, Time
+
+
+def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: float = 1.0) -> Denoise:
+    """x_0 clipped to the range of the data, and eps made to fit (Ho et al. 2020, their code)."""
+
+    def clipped(x_t: torch.Tensor, t: Time) -> Prediction:
+        prediction = denoise(x_t, t)
+        return prediction.with_x0(prediction.x0.clamp(low, high), x_t, process.level(t))
+
+    return clipped
+
+
+def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: float = 0.995) -> Denoise:
+    """x_0 clipped to [-m, m] and divided by m, m the sample's own quantile of |x_0|, at least 1 (Saharia et al. 2022)."""
+
+    def thresholded(x_t: torch.Tensor, t: Time) -> Prediction:
+        prediction = denoise(x_t, t)
+        m = torch.quantile(prediction.x0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1).to(x_t.dtype)
+        m = m.view(-1, *[1] * (x_t.ndim - 1))
+        return prediction.with_x0(prediction.x0.clamp(-m, m) / m, x_t, process.level(t))
+
+    return thresholded

@@ -1,0 +1,176 @@
+"""A trained model: the folder it lives in, and the object it becomes.
+
+A model folder holds `weights.safetensors` (the averaged weights) and `model.json` (the configuration, the facts about
+its data, how it was trained). Nothing in it is executed or unpickled, and nothing outside it is needed.
+"""
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from undiffuse.build import make_denoiser, make_network
+from undiffuse.config import Config, make_config
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json, write_json
+
+FORMAT = 1
+BUILT_IN = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies."""
+
+    name: str
+    shape: tuple[int, int, int]
+    count: int
+    classes: tuple[str, ...] = ()
+    class_share: tuple[float, ...] = ()
+    licence: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser ready to use and what is known about it.
+
+    Attributes:
+        name: where it came from.
+        denoiser: its network is in evaluation mode, without gradients.
+        training: how it was trained: steps, images seen, seconds, machine, versions.
+    """
+
+    name: str
+    config: Config
+    data: DataFacts
+    denoiser: Denoiser
+    training: dict[str, Any]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        assert isinstance(self.denoiser.network, nn.Module)
+        return self.denoiser.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learnt."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def label(self, name: str | int) -> int:
+        """The class `name` (or its number) as a label. Raises UsageError, with the nearest name, if there is none."""
+        classes = self.data.classes
+        if isinstance(name, int) or name.isdigit():
+            if int(name) < len(classes):
+                return int(name)
+        else:
+            for index, known in enumerate(classes):
+                if known.lower() == name.lower():
+                    return index
+        if not classes:
+            raise UsageError(f"the model {self.name} has no classes")
+        close = difflib.get_close_matches(str(name), classes, 1, 0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(classes)}."
+        raise UsageError(f"the model {self.name} has no class {name!r}; {hint}")
+
+    def labels(self, samples: np.ndarray) -> Tensor | None:
+        """Labels for the samples numbered `samples`, in the data's proportions; None for a model without classes.
+
+        A pure function of the number: multiples of the golden ratio are as evenly spread as can be, however many.
+        """
+        if not self.data.classes:
+            return None
+        u = np.modf((samples + 0.5) * 0.6180339887498949)[0]
+        labels = np.searchsorted(np.cumsum(self.data.class_share), u, side="right")
+        return torch.from_numpy(np.minimum(labels, len(self.data.classes) - 1))
+
+
+def write_model(folder: Path, config: Config, data: DataFacts, training: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Writes a model into `folder`, which exists (make it with `atomic_folder`)."""
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
+    card = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "data": dataclasses.asdict(data),
+        "training": training,
+    }
+    write_json(folder / "model.json", card)
+
+
+def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
+    """`model.json` of a folder. Raises UndiffuseError where it is not one this version reads."""
+    card = read_json(folder / "model.json")
+    try:
+        if card["format"] != FORMAT:
+            raise UndiffuseError(f"{folder}: model format {card['format']}; this version reads {FORMAT}. Upgrade undiffuse.")
+        facts = dict(card["data"])
+        for key in ("shape", "classes", "class_share"):
+            facts[key] = tuple(facts[key])
+        return Config.model_validate(card["config"]), DataFacts(**facts), card["training"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {error}") from error
+
+
+def load(name: str | os.PathLike[str], device: str | torch.device | None = None) -> Model:
+    """A model from a run folder (its newest checkpoint), a model folder or a built-in name.
+
+    `device` None: a GPU where there is one. Raises UsageError for an unknown name, UndiffuseError for a damaged model.
+    """
+    folder = find(name)
+    config, data, training = read_card(folder)
+    network = make_network(config, data.shape[2], len(data.classes) if config.training.conditional else 0)
+    try:
+        network.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network.eval().requires_grad_(False).to(device)
+    return Model(str(name), config, data, make_denoiser(config, network), training)
+
+
+def built_in() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(folder.name for folder in BUILT_IN.iterdir() if (folder / "model.json").exists())
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted(path.parent for path in run.glob("checkpoints/step-*/model.json"))
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The model folder that `name` means: a run or model folder on disk, else a built-in name."""
+    path = Path(name)
+    if (path / "model.json").exists():
+        return path
+    if saved := checkpoints(path):
+        return saved[-1]
+    if str(name) in built_in():
+        return BUILT_IN / str(name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder without a model: no model.json and no checkpoint in it (yet)")
+    close = difflib.get_close_matches(str(name), built_in(), 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"built in are {', '.join(built_in()) or 'none'}."
+    raise UsageError(f"no model {str(name)!r}: not a folder here, and not built in; {hint}")
+
+
+def with_process(model: Model, **settings: Any) -> Model:
+    """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit."""
+    config = make_config({f"process.{key}": value for key, value in settings.items()}, model.config)
+    return dataclasses.replace(model, denoiser=make_denoiser(config, model.network))

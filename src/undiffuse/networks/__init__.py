@@ -1,0 +1,6 @@
+"""Networks. They know nothing of diffusion: a tensor, a log-SNR and labels in, a tensor out."""
+
+from undiffuse.networks.mlp import MLP
+from undiffuse.networks.unet import UNet
+
+__all__ = ["MLP", "UNet"]

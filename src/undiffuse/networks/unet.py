@@ -1,0 +1,145 @@
+"""A U-Net of the ADM family (Dhariwal & Nichol 2021), shaped for few operations at full resolution.
+
+Residual blocks with scale-shift conditioning that also do the up- and downsampling, attention where asked, every block's
+last layer initialised to zero. A pixel-unshuffled stem trades resolution for channels before the first convolution, so
+the widest feature maps are a quarter of the image; pixel-shuffle undoes it at the end.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from undiffuse.networks.embedding import Conditioning, zero_
+
+Resample = Literal["down", "up"] | None
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels (or all of them)."""
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+class ResidualBlock(nn.Module):
+    """(B, C_in, H, W) -> (B, C_out, H', W'): norm, SiLU, conv, conditioned norm, SiLU, conv; plus a skip.
+
+    Resampling happens down before and up after the first convolution, which so always works at the lower resolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, conditioning: int, dropout: float = 0.0, resample: Resample = None):
+        super().__init__()
+        self.resample = resample
+        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.scale_shift = nn.Linear(conditioning, 2 * outputs)
+        self.norm2, self.dropout = norm(outputs), nn.Dropout(dropout)
+        self.conv2 = zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, conditioning: Tensor, size: torch.Size | None = None) -> Tensor:
+        """`size`: the (H, W) to come out at, for an upsampling block (it need not be twice the input)."""
+        h = functional.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = (functional.avg_pool2d(z, 2, ceil_mode=True) for z in (h, x))
+        h, x = self.conv1(h), self.skip(x)
+        if self.resample == "up":
+            h, x = (functional.interpolate(z, size=size, mode="nearest") for z in (h, x))
+        scale, shift = self.scale_shift(conditioning)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return x + self.conv2(self.dropout(functional.silu(h)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the pixels of (B, C, H, W), with a residual."""
+
+    def __init__(self, channels: int, head_width: int = 64):
+        super().__init__()
+        self.heads = max(1, channels // head_width)
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4)
+        h = functional.scaled_dot_product_attention(*qkv.unbind(1))
+        return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
+
+
+class Stage(nn.Module):
+    """A residual block, and attention after it where asked."""
+
+    def __init__(self, block: ResidualBlock, attention: Attention | None):
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        x = self.block(x, conditioning)
+        return x if self.attention is None else self.attention(x)
+
+
+class UNet(nn.Module):
+    """(B, inputs, H, W), log-SNR (B,), labels (B,) int64 or None -> (B, outputs, H, W).
+
+    Args:
+        inputs, outputs: channels of the image and of the output.
+        patch: pixels to a side that the stem folds into channels; H and W must be multiples of it.
+        channels: the width at each level, each half the resolution of the one before.
+        blocks: residual blocks per level, on the way down and on the way up.
+        attention: the levels with attention after each block (0 is the first).
+        classes: how many classes there are; 0 for none.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        patch: int = 2,
+        channels: tuple[int, ...] = (64, 128),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (1,),
+        classes: int = 0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.patch = patch
+        width = 4 * channels[0]
+        self.conditioning = Conditioning(width, classes)
+        self.stem = nn.Conv2d(inputs * patch**2, channels[0], 3, padding=1)
+
+        def stage(level: int, before: int, resample: Resample = None) -> Stage:
+            here = channels[level]
+            block = ResidualBlock(before, here, width, dropout, resample)
+            return Stage(block, Attention(here) if level in attention else None)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        now, last = channels[0], len(channels) - 1
+        for level, here in enumerate(channels):
+            stages = [stage(level, now, "down" if level else None)]
+            stages += [stage(level, here) for _ in range(blocks - 1)]
+            self.down.append(nn.ModuleList(stages))
+            now = here
+        self.middle = stage(last, now)
+        for level, here in reversed(list(enumerate(channels))):
+            rise = ResidualBlock(now, here, width, dropout, "up") if level < last else None
+            stages = [stage(level, 2 * here) for _ in range(blocks)]
+            self.up.append(nn.ModuleDict({"rise": rise or nn.Identity(), "stages": nn.ModuleList(stages)}))
+            now = here
+        self.norm = norm(now)
+        self.out = zero_(nn.Conv2d(now, outputs * patch**2, 3, padding=1))
+
+    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+        conditioning = self.conditioning(log_snr, labels)
+        x = self.stem(functional.pixel_unshuffle(x, self.patch))
+        skips = []
+        for level in self.down:
+            for stage in level:
+                x = stage(x, conditioning)
+                skips.append(x)
+        x = self.middle(x, conditioning)
+        for level in self.up:
+            if isinstance(level["rise"], ResidualBlock):
+                x = level["rise"](x, conditioning, skips[-1].shape[2:])
+            for stage in level["stages"]:
+                x = stage(torch.cat([x, skips.pop()], 1), conditioning)
+        return functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch)

@@ -1,0 +1,28 @@
+"""What noise does: schedules and the Gaussian process q."""
+
+from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
+from undiffuse.process.gaussian import GaussianProcess, Normal, expand
+from undiffuse.process.schedule import Level, Schedule, Time, float64
+from undiffuse.process.table import Table, cosine, linear, quadratic, scaled_linear, sigmoid, zero_terminal_snr
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "FlowMatching",
+    "GaussianProcess",
+    "Level",
+    "Normal",
+    "Schedule",
+    "SubVP",
+    "Table",
+    "Time",
+    "cosine",
+    "expand",
+    "float64",
+    "linear",
+    "quadratic",
+    "scaled_linear",
+    "sigmoid",
+    "zero_terminal_snr",
+]

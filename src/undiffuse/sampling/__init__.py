@@ -1,0 +1,23 @@
+"""How noise becomes data: time grids, one-step rules and the loop."""
+
+from undiffuse.sampling.grids import GRIDS, make_grid
+from undiffuse.sampling.loop import SAMPLERS, Noise, Sampler, sample_noise, trajectory
+from undiffuse.sampling.solvers import dpm_solver_pp, unipc
+from undiffuse.sampling.steps import State, Step, ddim, ddpm, heun
+
+__all__ = [
+    "GRIDS",
+    "SAMPLERS",
+    "Noise",
+    "Sampler",
+    "State",
+    "Step",
+    "ddim",
+    "ddpm",
+    "dpm_solver_pp",
+    "heun",
+    "make_grid",
+    "sample_noise",
+    "trajectory",
+    "unipc",
+]

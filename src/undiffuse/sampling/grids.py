@@ -1,0 +1,106 @@
+"""Which times a sampler visits: N + 1 of them for N steps, from exactly 1 to exactly 0, strictly decreasing.
+
+Whatever the rule, the first time is where the prior is and the last is the data, so nothing is ever left half noised.
+The rules by index (`leading`, `trailing`, `linspace`, `quadratic`) are rounded to the steps of a discrete-time schedule
+and valid for every N up to its T; the rules by noise level (`karras`, `log_snr`) need no steps and take any N.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from undiffuse.process import Schedule, float64
+
+Grid = Callable[[Schedule, int], Tensor]
+"""(schedule, N) -> float64 (N + 1,)."""
+
+
+def trailing(schedule: Schedule, steps: int) -> Tensor:
+    """1 - i / N: even, counted back from pure noise (Lin et al. 2024, table 2)."""
+    return _on_steps(schedule, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+
+
+def leading(schedule: Schedule, steps: int) -> Tensor:
+    """Even, counted up from the step nearest the data, as DDPM's and DDIM's code do (1, 1 + T/N, ...).
+
+    Those stop short of the last step and still start from pure noise; here the first time is moved to 1, where it is.
+    """
+    return _evenly(schedule, steps, 1 - 1 / steps)
+
+
+def linspace(schedule: Schedule, steps: int) -> Tensor:
+    """N times even between 1 and the step nearest the data, then the data (Nichol & Dhariwal 2021)."""
+    return _evenly(schedule, steps, 1)
+
+
+def quadratic(schedule: Schedule, steps: int) -> Tensor:
+    """(1 - i / N)^2: denser towards the data (Song et al. 2021, DDIM, appendix D.2)."""
+    return _on_steps(schedule, torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2)
+
+
+def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
+    """(sigma / alpha)^(1 / rho) even over the noisy times, then the data (Karras et al. 2022, eq. 5)."""
+    start, end = (-0.5 * schedule.log_snr(_noisy_ends(schedule))).exp() ** (1 / rho)
+    sigma = torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho
+    return _with_ends(schedule.time(-2 * sigma.log()), schedule)
+
+
+def log_snr(schedule: Schedule, steps: int) -> Tensor:
+    """The log-SNR even over the noisy times, then the data (Lu et al. 2022)."""
+    start, end = schedule.log_snr(_noisy_ends(schedule))
+    return _with_ends(schedule.time(torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64))), schedule)
+
+
+GRIDS: dict[str, Grid] = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "karras": karras,
+    "log-snr": log_snr,
+}
+
+
+def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
+    """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T where it is by index)."""
+    grid = GRIDS[name](schedule, _checked(steps))
+    if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
+        raise ValueError(f"{steps} steps are too many for the grid {name}: its times are no longer distinct")
+    return grid
+
+
+def _checked(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"a sampler takes at least 1 step, not {steps}")
+    return steps
+
+
+def _evenly(schedule: Schedule, steps: int, last: float) -> Tensor:
+    """The data, then N times even from t_min up to t_min + last (1 - t_min), and the noisiest moved to 1."""
+    noisy = torch.lerp(float64(schedule.t_min), float64(1.0), torch.linspace(last, 0, steps, dtype=torch.float64))
+    return _on_steps(schedule, torch.cat([float64([1.0]), noisy[1:], float64([0.0])]))
+
+
+def _on_steps(schedule: Schedule, times: Tensor) -> Tensor:
+    """`times` rounded to the steps of a discrete-time schedule, kept distinct and in order; else as they are."""
+    if schedule.steps is None:
+        return times
+    count = len(times) - 1
+    if count > schedule.steps:
+        raise ValueError(f"{count} steps are too many: the schedule has {schedule.steps}")
+    # Ascending from 0 at least 1 apart, then descending from T likewise: both passes are running extremes of k_i - i.
+    ranks = torch.arange(count + 1, dtype=torch.float64)
+    apart = ((times.flip(0) * schedule.steps).round() - ranks).cummax(0).values.clamp(max=schedule.steps - count)
+    return schedule.time_of((apart + ranks).flip(0).long())
+
+
+def _noisy_ends(schedule: Schedule) -> Tensor:
+    """Where a rule by noise level starts and ends: from 1 (or just before, if no signal is left there) to t_min."""
+    start = 1.0 if schedule.log_snr(1.0).isfinite() else 1 - max(schedule.t_min, 1e-3)
+    return float64([start, schedule.t_min])
+
+
+def _with_ends(noisy: Tensor, schedule: Schedule) -> Tensor:
+    """The noisy times with the first moved to exactly 1, then the data."""
+    return torch.cat([float64([1.0]), noisy[1:].clamp(min=schedule.t_min), float64([0.0])])

@@ -1,0 +1,103 @@
+"""One-step rules: from x_t to x_s, an explicit interval s < t, given a denoiser. Each is a page of its paper.
+
+    step(state at t, s, denoise, process, noise) -> state at s
+
+`noise` is a function, so that a rule that needs none draws none. At s = 0 every rule returns the predicted data.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from undiffuse.denoiser import Denoise, reverse
+from undiffuse.process import GaussianProcess
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a sampler is.
+
+    Attributes:
+        x: x_t, (B, ...).
+        t: the time.
+        x0: the data as the last evaluation saw it (a preview), or None before the first.
+        past: the evaluations that a multi-step rule remembers, newest first.
+    """
+
+    x: Tensor
+    t: float
+    x0: Tensor | None = None
+    past: tuple["Evaluation", ...] = ()
+
+
+class Evaluation(NamedTuple):
+    """What the denoiser said before: x_0 at the time t, from the state x_t."""
+
+    t: float
+    x0: Tensor
+    x: Tensor
+
+
+Step = Callable[[State, float, Denoise, GaussianProcess, Callable[[], Tensor]], State]
+
+
+def ddpm(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    noise: Callable[[], Tensor],
+    variance: str = "small",
+) -> State:
+    """Ancestral sampling, x_s ~ p(x_s | x_t) (Ho et al. 2020, algorithm 2).
+
+    `variance`: "small" (the posterior's), "large" (beta) or "learned", as `undiffuse.denoiser.reverse` has them.
+    """
+    prediction = denoise(state.x, state.t)
+    if s == 0:
+        return State(prediction.x0, s, prediction.x0)
+    return State(
+        reverse(process, prediction, state.x, s, state.t, variance).sample(noise()), s, prediction.x0
+    )
+
+
+def ddim(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    noise: Callable[[], Tensor],
+    eta: float = 0.0,
+) -> State:
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) noise, v = eta^2 times the posterior's variance.
+
+    Song et al. 2021 (DDIM), eq. 12 and 16. eta = 0 is deterministic: Euler on the probability-flow ODE in sigma / alpha
+    (their eq. 14). eta = 1 is the posterior, DDPM with the small variance.
+    """
+    prediction = denoise(state.x, state.t)
+    if s == 0:
+        return State(prediction.x0, s, prediction.x0)
+    at_s = process.level(s)
+    v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2
+    x = at_s.alpha * prediction.x0 + (at_s.sigma**2 - v).sqrt() * prediction.eps
+    return State(x + v.sqrt() * noise() if eta else x, s, prediction.x0)
+
+
+def heun(
+    state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]
+) -> State:
+    """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
+
+    Two evaluations; one (Euler) onto the data, and from pure noise without signal, where sigma / alpha is infinite.
+    """
+    first = ddim(state, s, denoise, process, noise)
+    at_t, at_s = process.level(state.t), process.level(s)
+    if s == 0 or at_t.alpha == 0:
+        return first
+    assert first.x0 is not None
+    eps = (state.x - at_t.alpha * first.x0) / at_t.sigma
+    second = denoise(first.x, s)
+    length = at_s.sigma / at_s.alpha - at_t.sigma / at_t.alpha
+    return replace(first, x=first.x + at_s.alpha * length * 0.5 * (second.eps - eps))

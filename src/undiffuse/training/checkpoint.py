@@ -1,0 +1,93 @@
+"""Checkpoints: each one a complete model folder, and beside the model what training needs to go on from it.
+
+    RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json training.safetensors
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from undiffuse.config import Config
+from undiffuse.errors import UndiffuseError
+from undiffuse.files import atomic_folder, read_json, write_json
+from undiffuse.model import DataFacts, checkpoints, write_model
+from undiffuse.training.ema import EMA
+
+
+@dataclass
+class Progress:
+    """Where a run is: steps taken, seconds spent, and how many steps it will be (None until a budget has decided)."""
+
+    step: int = 0
+    seconds: float = 0.0
+    total: int | None = None
+
+
+@dataclass
+class Learner:
+    """Everything that training changes: the network, its average, the optimiser and the loss scaler of fp16."""
+
+    network: nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scaler: Any | None
+    progress: Progress
+
+    @property
+    def named(self) -> list[tuple[str, Tensor]]:
+        """The parameters by name, in the order of the average."""
+        return list(self.network.named_parameters())
+
+
+def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: dict[str, Any], keep: int) -> Path:
+    """Writes a checkpoint atomically, then removes all but the newest `keep`. Returns its folder."""
+    folder = run / "checkpoints" / f"step-{learner.progress.step:08d}"
+    tensors = {}
+    for name, parameter in learner.named:
+        tensors[f"network.{name}"] = parameter.detach().contiguous()
+        for key, value in learner.optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
+    state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}
+    try:
+        with atomic_folder(folder) as temporary:
+            write_model(temporary, config, data, facts, averages)
+            save_file(tensors, temporary / "training.safetensors")
+            write_json(temporary / "training.json", state)
+    except (UndiffuseError, SafetensorError) as error:
+        saved = checkpoints(run)
+        good = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint was written before"
+        raise UndiffuseError(f"{error} {good}; go on with --resume once there is room.") from error
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def restore(folder: Path, learner: Learner) -> None:
+    """Puts a checkpoint back, exactly. Raises UndiffuseError naming the folder when it is damaged."""
+    try:
+        tensors = load_file(folder / "training.safetensors")
+        averages = load_file(folder / "weights.safetensors")
+        state = read_json(folder / "training.json")
+        with torch.no_grad():
+            for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):
+                parameter.copy_(tensors.pop(f"network.{name}"))
+                average.copy_(averages[name])
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name, _ in learner.named}
+        for key, value in tensors.items():
+            _, moment, name = key.split(".", 2)
+            moments[name][moment] = value
+        device = learner.ema.average[0].device
+        for name, parameter in learner.named:
+            learner.optimizer.state[parameter] = {key: value.to(device) for key, value in moments[name].items()}
+        if learner.scaler and state["scaler"]:
+            learner.scaler.load_state_dict(state["scaler"])
+        learner.progress = Progress(state["step"], state["seconds"], state["total"])
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise UndiffuseError(f"the checkpoint {folder} is damaged ({error}); remove it and --resume again") from error

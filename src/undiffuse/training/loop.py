@@ -1,0 +1,90 @@
+"""The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets listen to it."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from undiffuse.build import make_denoiser, make_objective
+from undiffuse.config import Config, Training
+from undiffuse.data import ImageSet
+from undiffuse.errors import UsageError
+from undiffuse.randomness import Purpose, torch_generator
+from undiffuse.training.batches import make_batch
+from undiffuse.training.checkpoint import Learner
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step tells its listeners: `loss` and `gradient_norm` are 0-dim tensors, left on the device."""
+
+    number: int
+    loss: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+
+def learning_rate(config: Training, step: int, total: int | None) -> float:
+    """The rate of step `step` (from 0): linear warm-up, constant, then linear decay to 0 over the last `decay`.
+
+    Until a wall-clock budget has fixed `total` (None), the rate is constant: the decay is the only part that needs it.
+    """
+    rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup, 1))
+    if total is not None and config.decay > 0:
+        rate *= min(1.0, (total - step) / (config.decay * total))
+    return rate
+
+
+def positions(config: Training, accelerator: Accelerator) -> list[slice]:
+    """This process's share of the global batch, one slice per micro-batch. Raises UsageError if it does not divide."""
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts:
+        raise UsageError(
+            f"training.batch_size = {config.batch_size} does not divide into {accelerator.num_processes} processes "
+            f"x {config.accumulation} micro-batches; make it a multiple of {parts}"
+        )
+    size = config.batch_size // parts
+    first = accelerator.process_index * config.accumulation
+    return [slice(part * size, (part + 1) * size) for part in range(first, first + config.accumulation)]
+
+
+def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator: Accelerator) -> Iterator[Step]:
+    """Takes steps for ever, updating `learner` in place, and yields after each; the listener ends it.
+
+    The loss is the mean over the global batch; `learner.progress.total` may be set between steps.
+    """
+    wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
+    assert isinstance(wrapped, nn.Module)
+    learner.scaler = accelerator.scaler
+    denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
+    shares = positions(config.training, accelerator)
+    parameters = [parameter for _, parameter in learner.named]
+    progress, device = learner.progress, accelerator.device
+    learner.network.train()
+    while True:
+        started = time.perf_counter()
+        number = progress.step
+        rate = learning_rate(config.training, number, progress.total)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=device)
+        for share in shares:
+            batch = make_batch(config, data, number, share).to(device)
+            if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
+                torch.manual_seed(torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed())
+            last = share is shares[-1]
+            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+                loss = objective(denoiser, batch.x0, batch.labels, batch.u, batch.noise).mean() / len(shares)
+                accelerator.backward(loss)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.step += 1
+        learner.ema.update(parameters, progress.step)
+        progress.seconds += time.perf_counter() - started
+        yield Step(progress.step, total, torch.as_tensor(norm), rate)

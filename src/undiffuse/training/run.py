@@ -1,0 +1,271 @@
+"""A run, from a configuration to a trained model: what listens to the steps, and when it ends."""
+
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, reduce
+
+from undiffuse import data as datasets
+from undiffuse.build import default_network, make_denoiser, make_network, make_objective
+from undiffuse.config import MACHINE_KEYS, Config, make_config
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json, write_json
+from undiffuse.model import DataFacts, checkpoints
+from undiffuse.training import checkpoint
+from undiffuse.training.checkpoint import Learner, Progress
+from undiffuse.training.ema import EMA
+from undiffuse.training.listeners import Listeners
+from undiffuse.training.loop import Step, positions, training_steps
+
+DEFAULT_STEPS = 20_000
+AGREE_EVERY = 10  # steps between the moments at which several processes agree on clock and signals
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its newest checkpoint, and whether it was finished or stopped by a signal."""
+
+    run: Path
+    checkpoint: Path
+    step: int
+    finished: bool
+
+
+def train(
+    values: dict[str, Any],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+    progress_bar: bool = False,
+) -> Outcome:
+    """Trains a model in the run folder `out`.
+
+    Args:
+        values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 5.0}.
+        resume: go on with the run in `out`; settings may then repeat what it has, or change how it is run.
+        report: gets the few lines a person should read.
+        progress_bar: draw one on the terminal.
+
+    Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
+    """
+    run = Path(out)
+    config = _configuration(values, run, resume)
+    accelerator = Accelerator(mixed_precision=_precision(config.training.precision))
+    positions(config.training, accelerator)  # refuse before the work begins
+    with accelerator.main_process_first():  # one process decodes the data, the others find it cached
+        data = datasets.load(
+            config.data.source, size=config.data.size, channels=config.data.channels, skip_corrupt=config.data.skip_corrupt
+        )
+    config = _decided(config, data)
+    facts = _data_facts(data)
+    learner = _learner(config, data, accelerator)
+    make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
+    saved = checkpoints(run) if resume else []
+    if saved:
+        if read_json(saved[-1] / "model.json")["data"]["fingerprint"] != data.fingerprint:
+            raise UndiffuseError(f"{config.data.source} has changed since {run} began: its content is not what was learnt")
+        checkpoint.restore(saved[-1], learner)
+        report(f"resumed from {saved[-1]}")
+    elif accelerator.is_main_process:
+        write_json(run / "run.json", {"settings": values, "config": config.model_dump(mode="json")})
+    if config.training.minutes is None:
+        learner.progress.total = config.training.steps or DEFAULT_STEPS
+    return _Run(run, config, data, facts, learner, accelerator, report).go(progress_bar)
+
+
+@dataclass
+class _Run:
+    """One process's part of a run."""
+
+    run: Path
+    config: Config
+    data: datasets.ImageSet
+    facts: DataFacts
+    learner: Learner
+    accelerator: Accelerator
+    report: Callable[[str], None]
+    _signal: int = 0
+    _recent: list[Step] = field(default_factory=list)
+
+    def go(self, progress_bar: bool) -> Outcome:
+        progress = self.learner.progress
+        if progress.total is not None and progress.step >= progress.total:
+            self.report(f"already finished at step {progress.step}")
+            return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True)
+        main = self.accelerator.is_main_process
+        previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar) if main else None
+        began = time.monotonic() - progress.seconds
+        try:
+            for step in training_steps(self.config, self.data, self.learner, self.accelerator):
+                progress.seconds = time.monotonic() - began
+                self._recent.append(step)
+                agreed = self._agree(step.number)
+                finished = progress.total is not None and step.number >= progress.total
+                stop = finished or agreed > 0
+                if stop or step.number % self.config.training.log_every == 0:
+                    losses = self._check_finite()
+                    if listeners:
+                        listeners.log(step, losses)
+                if stop or step.number % self.config.training.checkpoint_every == 0:
+                    self._save()
+                if listeners and (finished or step.number % self.config.training.preview_every == 0):
+                    listeners.preview(step.number)
+                if stop:
+                    break
+        finally:
+            if listeners:
+                listeners.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if not finished:
+            name = signal.Signals(agreed).name
+            self.report(f"{name}: stopped at step {step.number} with a checkpoint; --resume goes on from it")
+        return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished)
+
+    def _caught(self, number: int, frame: Any) -> None:
+        if self._signal:  # a second one does not wait for the checkpoint
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._signal = number
+
+    def _agree(self, step: int) -> int:
+        """The signal to stop for, the same in every process; and, when a time budget says so, how many steps to take."""
+        progress, training = self.learner.progress, self.config.training
+        several = self.accelerator.num_processes > 1
+        if several and step % AGREE_EVERY:
+            return 0
+        stop = self._signal
+        if several:
+            stop = int(reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum").item())
+            stop = min(stop, 15) if stop else 0
+        if training.minutes is not None and progress.total is None:
+            share = torch.tensor(progress.seconds / (60 * training.minutes), device=self.accelerator.device)
+            if several:
+                share = broadcast(share)
+            # Up to here the learning rate was constant; from here the run is one of `total` steps, resumed or not.
+            if share >= 1 - training.decay:
+                progress.total = max(step + 1, round(step / share.item()))
+                self._save()
+        return stop
+
+    def _check_finite(self) -> list[float]:
+        """The losses since the last check. Raises UndiffuseError naming the first step whose loss was not a number."""
+        losses = torch.stack([step.loss for step in self._recent])
+        if self.accelerator.num_processes > 1:
+            losses = reduce(losses, "mean")
+        values = losses.tolist()
+        for step, loss in zip(self._recent, values, strict=True):
+            if not math.isfinite(loss):
+                saved = checkpoints(self.run)
+                good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+                raise UndiffuseError(
+                    f"the loss is {loss} at step {step.number}; {good}. "
+                    "Lower training.learning_rate, or look at the data, and begin a new run."
+                )
+        self._recent.clear()
+        return values
+
+    def _save(self) -> None:
+        if self._recent:
+            self._check_finite()
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.run, self.learner, self.config, self.facts, self._training_facts(), self.config.training.keep
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _training_facts(self) -> dict[str, Any]:
+        progress = self.learner.progress
+        return {
+            "steps": progress.step,
+            "images": progress.step * self.config.training.batch_size,
+            "seconds": round(progress.seconds, 1),
+            "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "versions": {"undiffuse": version("undiffuse"), "torch": torch.__version__},
+        }
+
+
+def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
+    """The run's configuration: new, or the saved one with what a resumed run may change."""
+    record = run / "run.json"
+    if record.exists() and not resume:
+        raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
+    if not record.exists():
+        if resume and not values:
+            raise UsageError(f"nothing to resume in {run}: it holds no run")
+        if values.get("training.steps") and values.get("training.minutes"):
+            raise UsageError("training.steps and training.minutes exclude each other: give one")
+        return make_config(values)
+    saved = read_json(record)
+    config = Config.model_validate(saved["config"])
+    asked = make_config(values, config)
+    for name in values:
+        section, key = name.split(".")[:2]
+        ours, theirs = (getattr(getattr(c, section), key) for c in (config, asked))
+        if ours != theirs and name not in MACHINE_KEYS:
+            raise UsageError(f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings")
+    return asked
+
+
+def _precision(asked: str) -> str:
+    if asked == "auto":
+        if not torch.cuda.is_available():
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "no" if asked == "fp32" else asked
+
+
+def _decided(config: Config, data: datasets.ImageSet) -> Config:
+    """`config` with what depends on the data decided."""
+    sigma_data = config.denoiser.sigma_data
+    if sigma_data is None:
+        some = np.asarray(data.images[:: max(1, len(data) // 2000)], dtype=np.float64) / 127.5 - 1
+        sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
+    return config.model_copy(
+        update={
+            "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
+            "network": default_network(config.network, data.shape[:2]),
+        }
+    )
+
+
+def _data_facts(data: datasets.ImageSet) -> DataFacts:
+    share: tuple[float, ...] = ()
+    if data.labels is not None and data.classes:
+        counts = np.bincount(data.labels, minlength=len(data.classes))
+        share = tuple((counts / counts.sum()).tolist())
+    return DataFacts(
+        data.name, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
+    )
+
+
+def _learner(config: Config, data: datasets.ImageSet, accelerator: Accelerator) -> Learner:
+    torch.manual_seed(config.training.seed)
+    classes = len(data.classes) if data.labels is not None and config.training.conditional else 0
+    network = make_network(config, data.shape[2], classes).to(accelerator.device)
+    if config.training.compile:
+        network.compile()
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=config.training.learning_rate,
+        betas=config.training.betas,
+        weight_decay=config.training.weight_decay,
+        fused=True,
+    )
+    return Learner(network, EMA(list(network.parameters()), config.training.ema), optimizer, None, Progress())
