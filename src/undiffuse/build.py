@@ -9,8 +9,8 @@ from undiffuse.config import Config, Network, Objective, Process
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.networks import UNet
-from undiffuse.objectives import DRAWS, TIME_SAMPLERS, WEIGHTINGS, losses, variational_bound, weighted_error
-from undiffuse.objectives.times import TimeSampler
+from undiffuse.objectives import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, log_normal, variational_bound, weighted_error
+from undiffuse.objectives import Objective as Loss
 
 TABLES = {
     "linear": process.linear,
@@ -105,11 +105,11 @@ def make_denoiser(config: Config, network: nn.Module) -> Denoiser:
 def make_times(config: Objective) -> TimeSampler:
     """The distribution of training times."""
     if config.times == "log-normal":
-        return partial(TIME_SAMPLERS["log-normal"], mean=config.mean, std=config.std)
+        return partial(log_normal, mean=config.mean, std=config.std)
     return TIME_SAMPLERS[config.times]
 
 
-def make_objective(config: Config) -> losses.Objective:
+def make_objective(config: Config) -> Loss:
     """The loss. Raises UsageError where it does not go with the rest of the configuration."""
     objective = config.objective
     learned = config.denoiser.learned_variance
@@ -120,15 +120,10 @@ def make_objective(config: Config) -> losses.Objective:
         )
     if objective.loss == "bound":
         return partial(variational_bound, variance=objective.variance)
-    numbers = {
+    numbers: dict[str, dict[str, float | None]] = {
         "min-snr": {"gamma": objective.gamma},
         "sigmoid": {"bias": objective.bias},
         "edm": {"sigma_data": config.denoiser.sigma_data},
     }
     weighting = partial(WEIGHTINGS[objective.weighting], **numbers.get(objective.weighting, {}))
     return partial(weighted_error, times=make_times(objective), weighting=weighting)
-
-
-def make_draw(config: Objective):  # noqa: ANN201 - the type is DRAWS' own
-    """How the uniform numbers of a batch are drawn."""
-    return DRAWS[config.draw]

@@ -120,7 +120,7 @@ class Denoiser:
     """A network read as a denoiser for a process.
 
     Attributes:
-        network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or twice C with `learned_variance`.
+        network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
         process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
         target: a name in TARGETS.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.

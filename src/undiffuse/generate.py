@@ -1,12 +1,14 @@
 """Samples from a model: uint8 images, each a pure function of (model, recipe, its number), however they are batched."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.denoiser import Denoise
@@ -14,7 +16,7 @@ from undiffuse.errors import UsageError
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
 from undiffuse.process import GaussianProcess
-from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, make_grid, sample_noise, trajectory
+from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, ddim, make_grid, sample_noise, trajectory
 
 THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
@@ -57,8 +59,7 @@ class Recipe:
     @property
     def step(self) -> Step:
         """The step rule, eta bound."""
-        rule = SAMPLERS[self.sampler].step
-        return partial(rule, eta=self.eta) if self.sampler == "ddim" else rule
+        return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
     def times(self, process: GaussianProcess) -> Tensor:
         """The times it visits. Raises UsageError for a number of steps that the grid cannot have."""
@@ -107,14 +108,48 @@ def generate(
     *,
     labels: Tensor | None = None,
     batch_size: int = 64,
+    tick: Callable[[int], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of uint8 (B, H, W, C) images: the samples numbered `numbers`, in order; `labels` as in `states`."""
+    """Batches of uint8 (B, H, W, C) images: the samples numbered `numbers`, in order; `labels` as in `states`.
+
+    `tick` is told, after every step, how many samples took it.
+    """
     for first in range(0, len(numbers), batch_size):
-        here = slice(first, first + batch_size)
-        *_, last = states(model, recipe, numbers[here], None if labels is None else labels[here])
+        here = numbers[first : first + batch_size]
+        chosen = None if labels is None else labels[first : first + batch_size]
+        for state in states(model, recipe, here, chosen):
+            last = state
+            if tick and state.x0 is not None:
+                tick(len(here))
         if not last.x.isfinite().all():
             raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
         yield to_uint8(last.x)
+
+
+def generate_shared(
+    model: Model,
+    recipe: Recipe,
+    n: int,
+    *,
+    labels: Tensor | None = None,
+    batch_size: int = 64,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """n images and their labels (None without classes), the work shared between the processes of a torchrun.
+
+    All of it comes back in the first process; the others get (None, None).
+    """
+    state = PartialState()
+    numbers = np.array_split(np.arange(n), state.num_processes)[state.process_index]
+    if labels is None:
+        labels = model.labels(np.arange(n))
+    mine = None if labels is None else labels[torch.from_numpy(numbers)]
+    parts = list(generate(model, recipe, numbers.tolist(), labels=mine, batch_size=batch_size, tick=tick))
+    if state.num_processes > 1:
+        parts = gather_object(parts)
+    if not state.is_main_process:
+        return None, None
+    return np.concatenate(parts), None if labels is None else labels.numpy()
 
 
 def sample(

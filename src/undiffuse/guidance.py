@@ -17,7 +17,7 @@ def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: fl
 
 
 def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: float = 0.995) -> Denoise:
-    """x_0 clipped to [-m, m] and divided by m, m the sample's own quantile of |x_0|, at least 1 (Saharia et al. 2022)."""
+    """x_0 clipped to [-m, m] and divided by m, the sample's quantile of |x_0| and at least 1 (Saharia et al. 2022)."""
 
     def thresholded(x_t: torch.Tensor, t: Time) -> Prediction:
         prediction = denoise(x_t, t)

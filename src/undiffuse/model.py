@@ -100,7 +100,9 @@ class Model:
         return torch.from_numpy(np.minimum(labels, len(self.data.classes) - 1))
 
 
-def write_model(folder: Path, config: Config, data: DataFacts, training: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def write_model(
+    folder: Path, config: Config, data: DataFacts, training: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
     """Writes a model into `folder`, which exists (make it with `atomic_folder`)."""
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "weights.safetensors")
     card = {
@@ -117,7 +119,9 @@ def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
     card = read_json(folder / "model.json")
     try:
         if card["format"] != FORMAT:
-            raise UndiffuseError(f"{folder}: model format {card['format']}; this version reads {FORMAT}. Upgrade undiffuse.")
+            raise UndiffuseError(
+                f"{folder}: model format {card['format']}; this version reads {FORMAT}. Upgrade undiffuse."
+            )
         facts = dict(card["data"])
         for key in ("shape", "classes", "class_share"):
             facts[key] = tuple(facts[key])

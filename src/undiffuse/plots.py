@@ -1,9 +1,15 @@
 """Every figure the tool draws. Images are uint8 (N, H, W, C) arrays; figures are PNG files, written atomically."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from undiffuse.files import atomic_file
@@ -20,7 +26,10 @@ def grid_of(images: np.ndarray, columns: int | None = None, background: int = 25
         (rows * (height + MARGIN) + MARGIN, columns * (width + MARGIN) + MARGIN, channels), background, np.uint8
     )
     for index, image in enumerate(images):
-        y, x = (MARGIN + place * (side + MARGIN) for place, side in zip(divmod(index, columns), (height, width), strict=True))
+        y, x = (
+            MARGIN + place * (side + MARGIN)
+            for place, side in zip(divmod(index, columns), (height, width), strict=True)
+        )
         sheet[y : y + height, x : x + width] = image
     return sheet
 
@@ -37,3 +46,46 @@ def save_image(image: np.ndarray, path: str | Path, scale: int = 1) -> None:
 def save_grid(images: np.ndarray, path: str | Path, columns: int | None = None) -> None:
     """The images as one PNG, small ones enlarged so that they can be seen."""
     save_image(grid_of(images, columns), path, scale=max(1, round(64 / images.shape[1])))
+
+
+def strips(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title: str, path: str | Path) -> None:
+    """Rows of images with a name at their left, a heading over every column: one figure.
+
+    rows: (name, uint8 (len(columns), H, W, C)); a row may be shorter than the headings.
+    """
+    sheets = [grid_of(_padded(images, len(columns)), len(columns)) for _, images in rows]
+    height, width = rows[0][1].shape[1] + MARGIN, rows[0][1].shape[2] + MARGIN
+    figure, axes = plt.subplots(figsize=(1.6 + 0.62 * len(columns), 0.75 + 0.62 * len(rows) * height / width))
+    sheet = np.concatenate(sheets)
+    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    own = sheets[0].shape[0]
+    axes.set_yticks([own * (row + 0.5) for row in range(len(rows))], [name for name, _ in rows])
+    axes.set_xticks([width * (column + 0.5) for column in range(len(columns))], columns)
+    axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def _padded(images: np.ndarray, count: int) -> np.ndarray:
+    blank = np.full((count - len(images), *images.shape[1:]), 255, np.uint8)
+    return np.concatenate([images, blank])
+
+
+def curves(panels: Sequence[tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]], path: str | Path) -> None:
+    """Line plots side by side: (title, x label, name -> (x, y)) each."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.0), squeeze=False)
+    for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)

@@ -16,7 +16,9 @@ class MLP(nn.Module):
         self.conditioning = Conditioning(width, classes)
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), zero_(nn.Linear(2 * width, width)))
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), zero_(nn.Linear(2 * width, width))
+            )
             for _ in range(blocks)
         )
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))

@@ -1,8 +1,8 @@
 """A U-Net of the ADM family (Dhariwal & Nichol 2021), shaped for few operations at full resolution.
 
-Residual blocks with scale-shift conditioning that also do the up- and downsampling, attention where asked, every block's
-last layer initialised to zero. A pixel-unshuffled stem trades resolution for channels before the first convolution, so
-the widest feature maps are a quarter of the image; pixel-shuffle undoes it at the end.
+Residual blocks with scale-shift conditioning that also do the up- and downsampling, attention where asked, the last
+layer of every block initialised to zero. A pixel-unshuffled stem trades resolution for channels before the first
+convolution, so the widest feature maps are a quarter of the image; pixel-shuffle undoes it at the end.
 """
 
 from typing import Literal
@@ -115,15 +115,14 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         now, last = channels[0], len(channels) - 1
         for level, here in enumerate(channels):
-            stages = [stage(level, now, "down" if level else None)]
-            stages += [stage(level, here) for _ in range(blocks - 1)]
-            self.down.append(nn.ModuleList(stages))
+            self.down.append(stage(level, now, "down" if level else None))
+            self.down.extend(stage(level, here) for _ in range(blocks - 1))
             now = here
         self.middle = stage(last, now)
         for level, here in reversed(list(enumerate(channels))):
-            rise = ResidualBlock(now, here, width, dropout, "up") if level < last else None
-            stages = [stage(level, 2 * here) for _ in range(blocks)]
-            self.up.append(nn.ModuleDict({"rise": rise or nn.Identity(), "stages": nn.ModuleList(stages)}))
+            if level < last:
+                self.up.append(ResidualBlock(now, here, width, dropout, "up"))
+            self.up.extend(stage(level, 2 * here) for _ in range(blocks))
             now = here
         self.norm = norm(now)
         self.out = zero_(nn.Conv2d(now, outputs * patch**2, 3, padding=1))
@@ -132,14 +131,13 @@ class UNet(nn.Module):
         conditioning = self.conditioning(log_snr, labels)
         x = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = []
-        for level in self.down:
-            for stage in level:
-                x = stage(x, conditioning)
-                skips.append(x)
+        for down in self.down:
+            x = down(x, conditioning)
+            skips.append(x)
         x = self.middle(x, conditioning)
-        for level in self.up:
-            if isinstance(level["rise"], ResidualBlock):
-                x = level["rise"](x, conditioning, skips[-1].shape[2:])
-            for stage in level["stages"]:
-                x = stage(torch.cat([x, skips.pop()], 1), conditioning)
+        for up in self.up:
+            if isinstance(up, ResidualBlock):
+                x = up(x, conditioning, skips[-1].shape[2:])
+            else:
+                x = up(torch.cat([x, skips.pop()], 1), conditioning)
         return functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch)

@@ -52,7 +52,7 @@ def variational_bound(
 ) -> Tensor:
     """One term of the variational bound, scaled to be an unbiased estimate of L_0 + ... + L_{T-1}, in nats/dimension.
 
-    L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for s = t - 1/T > 0, and L_0 = -log p(x_0 | x_1) with the discretised
+    L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for s = t - 1/T > 0, and L_0 = -log p(x_0 | x_1), the discretised
     decoder (Sohl-Dickstein et al. 2015, eq. 14; Ho et al. 2020, eq. 5 and 13). L_T holds nothing to learn.
 
     Args:
@@ -79,10 +79,10 @@ def variational_bound(
 
 
 def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor:
-    """log of the probability that `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
+    """The log-probability `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
 
     x takes `levels` values evenly spaced on [-1, 1]; the intervals at the ends reach to infinity, so the probabilities
-    sum to one. Exact in the tails: the difference of two distribution functions is taken on the side where both are small.
+    sum to one. Exact in the tails: the difference of distribution functions is taken on the side where both are small.
     """
     scale = expand(normal.variance.sqrt(), x)
     half = 1 / (levels - 1)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 Time = float | Tensor
+"""A time, or one per sample."""
 
 
-def float64(value: Time) -> Tensor:
+def float64(value: Time | list[float]) -> Tensor:
     """`value` as a float64 tensor on the CPU (a 0-dim one for a float)."""
     return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 

@@ -2,8 +2,8 @@
 
     x_s = sigma_s / sigma_t x_t + sigma_s int_{l_t}^{l_s} e^l x_0(l) dl.
 
-The rules differ in how they extrapolate x_0(l) from evaluations already made. All begin at order 1 and end with it (onto
-the data h is infinite and x_s = x_0); an evaluation at pure noise without signal, l = -inf, is too far to be of use.
+The rules differ in how they extrapolate x_0(l) from evaluations already made. All begin at order 1 and end with it
+(onto the data h is infinite and x_s = x_0); one at pure noise without signal, l = -inf, is too far to be of use.
 """
 
 import math
@@ -118,4 +118,6 @@ def _weights(ratios: list[float], h: float) -> list[float]:
         phi = phi / -h - 1 / math.factorial(n)
         right.append(math.factorial(n) * phi / math.expm1(-h))
     matrix = [[ratio ** (n - 1) for ratio in ratios] for n in orders]
-    return torch.linalg.solve(torch.tensor(matrix, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)).tolist()
+    return torch.linalg.solve(
+        torch.tensor(matrix, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+    ).tolist()

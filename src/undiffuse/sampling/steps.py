@@ -58,9 +58,7 @@ def ddpm(
     prediction = denoise(state.x, state.t)
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
-    return State(
-        reverse(process, prediction, state.x, s, state.t, variance).sample(noise()), s, prediction.x0
-    )
+    return State(reverse(process, prediction, state.x, s, state.t, variance).sample(noise()), s, prediction.x0)
 
 
 def ddim(
@@ -85,9 +83,7 @@ def ddim(
     return State(x + v.sqrt() * noise() if eta else x, s, prediction.x0)
 
 
-def heun(
-    state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]
-) -> State:
+def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
     Two evaluations; one (Euler) onto the data, and from pure noise without signal, where sigma / alpha is infinite.

@@ -1,7 +1,7 @@
 """The batch of a training step as a pure function of (seed, step): order, times, noise and augmentation.
 
-The global batch is laid out by position; a process takes its share of positions, a micro-batch its share of those. So the
-run does not depend on how many of either there are, and a resumed one needs no saved generator.
+The global batch is laid out by position; a process takes its share of positions, a micro-batch its share of those. So
+the run does not depend on how many of either there are, and a resumed one needs no saved generator.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.build import make_draw
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.objectives import DRAWS
 from undiffuse.randomness import Purpose, normal, stream, torch_generator
 
 
@@ -61,7 +61,7 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     if data.labels is not None and data.classes and training.conditional:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
         labels = torch.from_numpy(np.where(dropped, len(data.classes), data.labels[items]))
-    u = make_draw(config.objective)(size, torch_generator(seed, Purpose.TIME, step))[positions]
+    u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, labels, u, noise)
 

@@ -1,6 +1,6 @@
 """Checkpoints: each one a complete model folder, and beside the model what training needs to go on from it.
 
-    RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json training.safetensors
+RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json training.safetensors
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """The average of the weights along a run, with a power-function profile (Karras et al. 2024, EDM2, section 3.1).
 
-Its width is a share of the run so far, so one setting fits runs of every length, and the first steps are soon forgotten.
+Its width is a share of the run so far, so one setting fits runs of every length, and the first steps are forgotten.
 """
 
 from collections.abc import Sequence

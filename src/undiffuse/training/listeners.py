@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -94,7 +95,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _open_metrics(path: Path, step: int):  # noqa: ANN202
+def _open_metrics(path: Path, step: int) -> TextIO:
     """The metrics file for appending, without the rows beyond `step` that a killed run left."""
     try:
         if path.exists():

@@ -75,7 +75,9 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
         for share in shares:
             batch = make_batch(config, data, number, share).to(device)
             if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
-                torch.manual_seed(torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed())
+                torch.manual_seed(
+                    torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()
+                )
             last = share is shares[-1]
             with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                 loss = objective(denoiser, batch.x0, batch.labels, batch.u, batch.noise).mean() / len(shares)

@@ -34,12 +34,16 @@ AGREE_EVERY = 10  # steps between the moments at which several processes agree o
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its newest checkpoint, and whether it was finished or stopped by a signal."""
+    """How a run ended: its newest checkpoint, and whether it was finished or stopped by a signal.
+
+    `main` tells the one process that should speak of it from the others of a torchrun.
+    """
 
     run: Path
     checkpoint: Path
     step: int
     finished: bool
+    main: bool = True
 
 
 def train(
@@ -66,7 +70,10 @@ def train(
     positions(config.training, accelerator)  # refuse before the work begins
     with accelerator.main_process_first():  # one process decodes the data, the others find it cached
         data = datasets.load(
-            config.data.source, size=config.data.size, channels=config.data.channels, skip_corrupt=config.data.skip_corrupt
+            config.data.source,
+            size=config.data.size,
+            channels=config.data.channels,
+            skip_corrupt=config.data.skip_corrupt,
         )
     config = _decided(config, data)
     facts = _data_facts(data)
@@ -75,9 +82,12 @@ def train(
     saved = checkpoints(run) if resume else []
     if saved:
         if read_json(saved[-1] / "model.json")["data"]["fingerprint"] != data.fingerprint:
-            raise UndiffuseError(f"{config.data.source} has changed since {run} began: its content is not what was learnt")
+            raise UndiffuseError(
+                f"{config.data.source} has changed since {run} began: its content is not what was learnt"
+            )
         checkpoint.restore(saved[-1], learner)
-        report(f"resumed from {saved[-1]}")
+        if accelerator.is_main_process:
+            report(f"resumed from {saved[-1]}")
     elif accelerator.is_main_process:
         write_json(run / "run.json", {"settings": values, "config": config.model_dump(mode="json")})
     if config.training.minutes is None:
@@ -102,7 +112,8 @@ class _Run:
     def go(self, progress_bar: bool) -> Outcome:
         progress = self.learner.progress
         if progress.total is not None and progress.step >= progress.total:
-            self.report(f"already finished at step {progress.step}")
+            if self.accelerator.is_main_process:
+                self.report(f"already finished at step {progress.step}")
             return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True)
         main = self.accelerator.is_main_process
         previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -130,10 +141,10 @@ class _Run:
                 listeners.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if not finished:
+        if main and not finished:
             name = signal.Signals(agreed).name
             self.report(f"{name}: stopped at step {step.number} with a checkpoint; --resume goes on from it")
-        return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished)
+        return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished, main)
 
     def _caught(self, number: int, frame: Any) -> None:
         if self._signal:  # a second one does not wait for the checkpoint
@@ -142,7 +153,7 @@ class _Run:
         self._signal = number
 
     def _agree(self, step: int) -> int:
-        """The signal to stop for, the same in every process; and, when a time budget says so, how many steps to take."""
+        """The signal to stop for, the same in every process; a time budget decides here how many steps to take."""
         progress, training = self.learner.progress, self.config.training
         several = self.accelerator.num_processes > 1
         if several and step % AGREE_EVERY:

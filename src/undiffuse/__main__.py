@@ -1,0 +1,6 @@
+"""`python -m undiffuse`, the same as the command `undiffuse`."""
+
+from undiffuse.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`undiffuse`: the subcommands put together, and errors turned into one line and an exit code."""
+
+import sys
+
+import typer
+
+from undiffuse.cli import data, demo, explain, models, sample, train
+from undiffuse.cli.console import fail
+from undiffuse.errors import UndiffuseError
+
+app = typer.Typer(
+    name="undiffuse",
+    help="Train, sample and understand diffusion models, on the machine you have.",
+    epilog="Add --debug to any command for a traceback. Try: undiffuse sample fashion-mnist",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("explain")(explain.explain)
+app.add_typer(data.app, name="data")
+app.command("models")(models.models)
+app.command("demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from undiffuse import __version__
+
+        typer.echo(f"undiffuse {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 failed, 2 asked for the impossible, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, UndiffuseError):
+            fail(str(error), error.exit_code)
+        reason = str(error).strip().splitlines() or ["no message"]
+        fail(f"{type(error).__name__}: {reason[0]} (unexpected: --debug shows where)", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)

@@ -1,0 +1,71 @@
+"""`undiffuse data list` and `undiffuse data show`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import say
+
+app = typer.Typer(help="See the data sets there are, and what is in one.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the data sets that have a name, and how to get those that are not here.
+
+    \b
+    Example:
+      undiffuse data list
+    """
+    from undiffuse.data import catalogue
+
+    for entry in catalogue():
+        shape = "x".join(map(str, entry.shape))
+        say(f"{entry.name:14} {entry.count:>6} of {shape:9} {entry.summary} ({entry.licence})")
+        if not entry.available:
+            say(f"{'':14} not here; get it with: {entry.how_to_get}")
+    say(
+        "Your own: a folder of images (subfolders are classes), .npz, .npy, .parquet, or a hub name such as owner/name."
+    )
+
+
+@app.command("show")
+def show(
+    name: str = typer.Argument(..., help="A name from `undiffuse data list`, or data of your own."),
+    split: str = typer.Option("train", help="train, test or all."),
+    size: int = typer.Option(None, help="Side of the images in pixels."),
+    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
+    out: Path = typer.Option(None, "--out", "-o", help="The contact sheet [NAME.png]."),
+) -> None:
+    """Say what is in a data set, and draw a contact sheet: a row for each class.
+
+    \b
+    Examples:
+      undiffuse data show emoji
+      undiffuse data show ~/pictures --size 64 --out pictures.png
+    """
+    import numpy as np
+
+    from undiffuse.data import load
+    from undiffuse.plots import save_grid
+
+    data = load(name, split, size=size, skip_corrupt=skip_corrupt)
+    height, width, channels = data.shape
+    say(f"{data.name} ({data.split}): {len(data)} images of {height}x{width}x{channels}; licence: {data.licence}")
+    say(f"fingerprint {data.fingerprint[:16]}")
+    columns = 16
+    if data.labels is not None and data.classes:
+        rows = []
+        for label, title in enumerate(data.classes):
+            members = np.flatnonzero(data.labels == label)
+            say(f"  {len(members):6} {title}")
+            blank = np.full((columns, *data.shape), 255, np.uint8)
+            blank[: len(members[:columns])] = data.images[members[:columns]]
+            rows.append(blank)
+        images = np.concatenate(rows)
+    else:
+        images = np.asarray(data.images[:: max(1, len(data) // 64)][:64])
+        columns = 8
+    path = out or Path(f"{Path(name).name}.png")
+    save_grid(images, path, columns)
+    say(f"contact sheet: {path}")

@@ -1,0 +1,48 @@
+"""`undiffuse demo`."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import progress, say
+
+
+def demo(
+    minutes: float = typer.Option(4.0, min=0.05, help="How long to train."),
+    out: Path = typer.Option(Path("demo"), "--out", "-o", help="The folder for the run and the pictures."),
+) -> None:
+    """See all of it once: train on the embedded emoji for a few minutes, then sample from the result.
+
+    \b
+    Example:
+      undiffuse demo --minutes 4
+    """
+    from undiffuse import output
+    from undiffuse.data import load as load_data
+    from undiffuse.generate import Recipe, generate_shared
+    from undiffuse.model import load
+    from undiffuse.plots import save_grid
+    from undiffuse.training import train
+
+    run, data = out / "run", out / "data.png"
+    began = (run / "run.json").exists()
+    say(f"{'going on with' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
+    save_grid(load_data("emoji").images[::27], data)
+    values = {"data.source": "emoji", "training.minutes": minutes}
+    outcome = train(values, run, resume=began, report=say, progress_bar=sys.stderr.isatty())
+    if not outcome.finished:
+        return
+    model, recipe = load(run), Recipe()
+    with progress("sampling", 64 * recipe.steps) as tick:
+        images, labels = generate_shared(model, recipe, 64, tick=tick)
+    assert images is not None
+    output.write(out / "samples.png", images, labels, model.data.classes)
+    built_in, _ = generate_shared(load("emoji"), recipe, 64)
+    assert built_in is not None
+    save_grid(built_in, out / "built-in.png")
+    say(f"{data}: some of the data")
+    say(f"{out / 'samples.png'}: 64 samples of the model you just trained")
+    say(f"{out / 'built-in.png'}: the same noise through the built-in model, which trained longer")
+    say(f"{run / 'previews'}: how the samples grew while it trained")
+    say(f"next: undiffuse explain {run}   or   undiffuse train YOUR_FOLDER --minutes 30")

@@ -1,0 +1,30 @@
+"""`undiffuse explain`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import progress, say
+
+
+def explain(
+    model: str = typer.Argument("fashion-mnist", help="A run folder, a model folder or a built-in name."),
+    out: Path = typer.Option(None, "--out", "-o", help="The folder for the pictures [explain-MODEL]."),
+    count: int = typer.Option(8, "-n", min=2, max=16, help="How many samples to follow."),
+    seed: int = typer.Option(0, min=0, help="Of the samples."),
+) -> None:
+    """Draw a lecture's pictures from a real model: the two processes, DDIM against DDPM, early against late steps.
+
+    \b
+    Examples:
+      undiffuse explain fashion-mnist
+      undiffuse explain runs/emoji --out lecture
+    """
+    from undiffuse.explain import draw
+    from undiffuse.model import load
+
+    out = out or Path(f"explain-{Path(model).name}")
+    with progress("drawing", 100) as tick:
+        pictures = draw(load(model), out, count, seed, tick)
+    for path, caption in pictures:
+        say(f"{path}\n    {caption}")

@@ -1,0 +1,33 @@
+"""`undiffuse models`."""
+
+from undiffuse.cli.console import say
+
+
+def models() -> None:
+    """List the built-in models.
+
+    \b
+    Example:
+      undiffuse models
+      undiffuse sample emoji --class "Animals & Nature"
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from undiffuse.model import BUILT_IN, built_in, read_card
+
+    table = Table("name", "learnt", "classes", "size", "trained")
+    for name in built_in():
+        folder = BUILT_IN / name
+        _, data, training = read_card(folder)
+        size = (folder / "weights.safetensors").stat().st_size / 1e6
+        height, width, channels = data.shape
+        table.add_row(
+            name,
+            f"{data.count} images of {height}x{width}x{channels} ({data.licence})",
+            ", ".join(data.classes),
+            f"{size:.1f} MB",
+            f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}",
+        )
+    Console().print(table)
+    say("Draw from one: undiffuse sample NAME. Any run folder is a model too.")

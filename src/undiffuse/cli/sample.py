@@ -1,0 +1,55 @@
+"""`undiffuse sample`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import progress, say
+
+
+def sample(
+    model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
+    n: int = typer.Option(64, "-n", min=1, help="How many."),
+    sampler: str = typer.Option(
+        "dpm++2m", help="ddpm, ddpm-large, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
+    ),
+    steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
+    eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
+    grid: str = typer.Option(None, help="trailing, leading, linspace, quadratic, karras, log-snr [the sampler's own]."),
+    threshold: str = typer.Option("clip", help="Of predicted images: clip, dynamic or none."),
+    class_name: str = typer.Option(None, "--class", help="All of one class (a name or a number)."),
+    seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),
+    out: Path = typer.Option(
+        None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]."
+    ),
+    batch_size: int = typer.Option(64, min=1, help="Samples at once; changes the memory, not the samples."),
+    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
+) -> None:
+    """Draw samples from MODEL.
+
+    \b
+    Examples:
+      undiffuse sample fashion-mnist
+      undiffuse sample runs/emoji -n 64 --sampler ddim --steps 20 --eta 0 --seed 0 --out grid.png
+      undiffuse sample fashion-mnist --class Sneaker -n 16 --out sneakers/
+      undiffuse sample fashion-mnist -n 2000 --out samples.npz
+      torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
+    """
+    from undiffuse import output
+    from undiffuse.generate import Recipe
+
+    recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
+    out = out or Path(f"{Path(model).name}-samples.png")
+    output.check(out)
+
+    import torch
+
+    from undiffuse.generate import generate_shared
+    from undiffuse.model import load
+
+    loaded = load(model, device)
+    labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
+    with progress("sampling", n * steps) as tick:
+        images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
+    if images is not None:
+        say(output.write(out, images, all_labels, loaded.data.classes))

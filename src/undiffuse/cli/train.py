@@ -1,0 +1,62 @@
+"""`undiffuse train`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import say
+
+
+def train(
+    data: str = typer.Argument(None, help="A built-in name, a folder, .npz, .npy, .parquet or a hub name [emoji]."),
+    out: Path = typer.Option(None, "--out", "-o", help="The run folder, new (or, with --resume, old) [runs/DATA]."),
+    minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
+    steps: int = typer.Option(None, help="Train for this many steps."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
+    size: int = typer.Option(None, help="Side of the images in pixels."),
+    flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
+    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
+    seed: int = typer.Option(None, help="Everything random follows from it [0]."),
+    settings: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting; see --help-config."),
+    help_config: bool = typer.Option(False, "--help-config", help="List every setting with its default, and exit."),
+) -> None:
+    """Train a model on DATA; write it, its metrics and its previews to a run folder.
+
+    \b
+    Examples:
+      undiffuse train emoji --minutes 5
+      undiffuse train ~/pictures --size 64 --flip --minutes 60 --out runs/pictures
+      undiffuse train fashion-mnist --set training.batch_size=64 --set network.channels=32,64
+      undiffuse train --out runs/emoji --resume
+      torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
+    """
+    from undiffuse.config import keys, parse_settings
+
+    if help_config:
+        for name, kind, default, description in keys():
+            say(f"{name} = {default}\n    {description} ({kind})")
+        return
+    values = parse_settings(settings)
+    given = {
+        "data.source": data,
+        "data.size": size,
+        "data.flip": flip or None,
+        "data.skip_corrupt": skip_corrupt or None,
+        "training.minutes": minutes,
+        "training.steps": steps,
+        "training.seed": seed,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    if not resume:
+        values.setdefault("data.source", "emoji")
+    out = out or Path("runs") / Path(values.get("data.source", "emoji")).stem
+
+    import sys
+
+    from undiffuse.training import train as run
+
+    outcome = run(values, out, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+    if outcome.main and outcome.finished:
+        say(f"trained {outcome.step} steps: {outcome.checkpoint}")
+        say(f"previews: {outcome.run / 'previews'}; metrics: {outcome.run / 'metrics.jsonl'}")
+        say(f"next: undiffuse sample {outcome.run}")

@@ -1,0 +1,46 @@
+"""Where samples go: one grid, a folder of pictures, or an array. Every file is whole or absent."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from undiffuse.errors import UsageError
+from undiffuse.files import atomic_file
+from undiffuse.plots import save_grid, save_image
+
+MOST_IN_A_GRID = 4096
+
+
+def check(out: Path) -> None:
+    """Refuses what cannot be written, before the work: UsageError for an unknown suffix or a missing place."""
+    if out.suffix.lower() not in ("", ".png", ".npz", ".npy") and not out.is_dir():
+        raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
+    if out.suffix == "" and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file, not a folder")
+
+
+def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> str:
+    """Writes uint8 (N, H, W, C) images where `out` says, and returns a line that says what was written.
+
+    .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads.
+    """
+    suffix = "" if out.is_dir() else out.suffix.lower()
+    what = f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}"
+    if suffix == ".png":
+        if len(images) > MOST_IN_A_GRID:
+            raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
+        save_grid(images, out)
+    elif suffix == ".npy":
+        with atomic_file(out) as temporary:
+            np.save(temporary, images)
+    elif suffix == ".npz":
+        arrays = {"images": images}
+        if labels is not None:
+            arrays |= {"labels": labels, "classes": np.array(classes)}
+        with atomic_file(out) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    else:
+        for number, image in enumerate(images):
+            save_image(image, out / f"{number:06d}.png")
+    return f"{what}: {out}"
