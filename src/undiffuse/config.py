@@ -68,9 +68,8 @@ class Objective(_Section):
 
 
 class Network(_Section):
-    """The network."""
+    """The U-Net."""
 
-    kind: Literal["unet"] = Field("unet", description="the architecture")
     patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
     channels: tuple[int, ...] | None = Field(None, description="width at each level; None: from the image size")
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")

@@ -65,7 +65,7 @@ def _schedules(model: Model, out: Path) -> Picture:
     schedule = model.denoiser.process.schedule
     level = schedule.level(t)
     name = f"this model's ({model.config.process.schedule})"
-    others = {name: schedule, "linear (DDPM)": linear(), "cosine (IDDPM)": cosine()}
+    others = {"linear (DDPM)": linear(), "cosine (IDDPM)": cosine(), name: schedule}
     inner = t[5:-5]
     snr = {label: (inner.numpy(), s.log_snr(inner).numpy()) for label, s in others.items()}
     grids = {

@@ -1,6 +1,7 @@
 """What the commands share: how they speak."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -26,6 +27,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn(description), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    hidden = os.environ.get("RANK", "0") != "0"  # one bar is enough for all processes of a torchrun
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)

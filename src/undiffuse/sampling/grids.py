@@ -5,6 +5,7 @@ The rules by index (`leading`, `trailing`, `linspace`, `quadratic`) are rounded 
 and valid for every N up to its T; the rules by noise level (`karras`, `log_snr`) need no steps and take any N.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,11 @@ from undiffuse.process import Schedule, float64
 
 Grid = Callable[[Schedule, int], Tensor]
 """(schedule, N) -> float64 (N + 1,)."""
+
+USEFUL = (0.002, 80.0)
+"""The range of sigma / alpha over which steps by noise level are spread (Karras et al. 2022, table 1): with less noise
+8-bit data is as good as clean, with more nothing of it shows. Schedules that go further (the cosine table, down to a
+log-SNR of -20) would spend half of their steps there."""
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
@@ -40,16 +46,16 @@ def quadratic(schedule: Schedule, steps: int) -> Tensor:
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
-    """(sigma / alpha)^(1 / rho) even over the noisy times, then the data (Karras et al. 2022, eq. 5)."""
-    start, end = (-0.5 * schedule.log_snr(_noisy_ends(schedule))).exp() ** (1 / rho)
+    """(sigma / alpha)^(1 / rho) even over the useful noise levels, then the data (Karras et al. 2022, eq. 5)."""
+    start, end = (-0.5 * _useful_log_snr(schedule)).exp() ** (1 / rho)
     sigma = torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho
-    return _with_ends(schedule.time(-2 * sigma.log()), schedule)
+    return _with_ends(schedule.time(-2 * sigma.log()))
 
 
 def log_snr(schedule: Schedule, steps: int) -> Tensor:
-    """The log-SNR even over the noisy times, then the data (Lu et al. 2022)."""
-    start, end = schedule.log_snr(_noisy_ends(schedule))
-    return _with_ends(schedule.time(torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64))), schedule)
+    """The log-SNR even over the useful noise levels, then the data (Lu et al. 2022)."""
+    start, end = _useful_log_snr(schedule)
+    return _with_ends(schedule.time(torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64))))
 
 
 GRIDS: dict[str, Grid] = {
@@ -95,12 +101,13 @@ def _on_steps(schedule: Schedule, times: Tensor) -> Tensor:
     return schedule.time_of((apart + ranks).flip(0).long())
 
 
-def _noisy_ends(schedule: Schedule) -> Tensor:
-    """Where a rule by noise level starts and ends: from 1 (or just before, if no signal is left there) to t_min."""
-    start = 1.0 if schedule.log_snr(1.0).isfinite() else 1 - max(schedule.t_min, 1e-3)
-    return float64([start, schedule.t_min])
+def _useful_log_snr(schedule: Schedule) -> Tensor:
+    """Where a rule by noise level starts and ends: the schedule's range, as far as sigma / alpha is in USEFUL."""
+    ends = schedule.log_snr(float64([1.0, schedule.t_min]))
+    least, most = USEFUL
+    return ends.clamp(-2 * math.log(most), -2 * math.log(least))
 
 
-def _with_ends(noisy: Tensor, schedule: Schedule) -> Tensor:
+def _with_ends(noisy: Tensor) -> Tensor:
     """The noisy times with the first moved to exactly 1, then the data."""
-    return torch.cat([float64([1.0]), noisy[1:].clamp(min=schedule.t_min), float64([0.0])])
+    return torch.cat([float64([1.0]), noisy[1:], float64([0.0])])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -22,17 +23,27 @@ from undiffuse.training.checkpoint import Learner
 from undiffuse.training.loop import Step
 
 PREVIEWS = 16
+REPORT_EVERY = 30.0  # seconds between lines where no bar can be drawn
 PREVIEW_RECIPE = Recipe(steps=10)
 
 
 class Listeners:
     """Opened by the main process for a run folder, told of its steps, closed at the end."""
 
-    def __init__(self, run: Path, config: Config, data: DataFacts, learner: Learner, progress_bar: bool):
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        data: DataFacts,
+        learner: Learner,
+        progress_bar: bool,
+        report: Callable[[str], None],
+    ):
         self.run, self.config, self.data, self.learner = run, config, data, learner
         self._metrics = _open_metrics(run / "metrics.jsonl", learner.progress.step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=learner.progress.step + 1)
         self._last = (learner.progress.step, learner.progress.seconds)
+        self._report, self._reported = None if progress_bar else report, learner.progress.seconds
         self._showing = copy.deepcopy(learner.network).eval().requires_grad_(False)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn()
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not progress_bar)
@@ -62,6 +73,9 @@ class Listeners:
         share, left = self._remaining(step.number)
         text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} images/s  {_clock(left)} left"
         self._bar.update(self._task, completed=share, text=text)
+        if self._report and progress.seconds - self._reported > REPORT_EVERY:
+            self._reported = progress.seconds
+            self._report(text)
 
     def _remaining(self, step: int) -> tuple[float, float]:
         """How much of the run is done, in [0, 1], and the seconds left."""

@@ -80,6 +80,8 @@ def train(
     learner = _learner(config, data, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
     saved = checkpoints(run) if resume else []
+    if accelerator.is_main_process:
+        report(_summary(config, facts, learner, accelerator))
     if saved:
         if read_json(saved[-1] / "model.json")["data"]["fingerprint"] != data.fingerprint:
             raise UndiffuseError(
@@ -117,7 +119,9 @@ class _Run:
             return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True)
         main = self.accelerator.is_main_process
         previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-        listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar) if main else None
+        listeners = (
+            Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report) if main else None
+        )
         began = time.monotonic() - progress.seconds
         try:
             for step in training_steps(self.config, self.data, self.learner, self.accelerator):
@@ -263,6 +267,19 @@ def _data_facts(data: datasets.ImageSet) -> DataFacts:
         share = tuple((counts / counts.sum()).tolist())
     return DataFacts(
         data.name, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
+    )
+
+
+def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
+    height, width, channels = data.shape
+    parameters = sum(p.numel() for _, p in learner.named) / 1e6
+    classes = f", {len(data.classes)} classes" if data.classes else ""
+    training = config.training
+    budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
+    return (
+        f"{data.name}: {data.count} images of {height}x{width}x{channels}{classes}; "
+        f"U-Net {config.network.channels} of {parameters:.2f}M parameters; {budget} "
+        f"on {accelerator.num_processes} x {accelerator.device.type}"
     )
 
 
