@@ -247,7 +247,7 @@ def test_bound_is_above_the_entropy_and_tight() -> None:
     chance = torch.from_numpy(np.outer(mass, weights / weights.sum())).flatten()
     x0 = GRID.repeat_interleave(8)[:, None]
     gaps = []
-    for steps in (10, 40, 160):
+    for steps in (20, 80, 320):
         bars = np.concatenate([[1.0], special.expit(np.linspace(9.5, -10, steps))])  # even in log-SNR
         process = GaussianProcess(Table((1 - bars[1:] / bars[:-1]).tolist()))
         bound = bound_of(process, lambda x, a, b: gaussian_x0(x, a, b, as64(0.0), as64(s)), "small")
@@ -255,7 +255,8 @@ def test_bound_is_above_the_entropy_and_tight() -> None:
         total += (process.marginal(x0, 1.0).kl(process.prior(x0)).flatten() * chance).sum().item()
         gaps.append(total - entropy)
     assert gaps[0] > gaps[1] > gaps[2] > 0
-    assert gaps[2] < 0.05
+    # an upper Riemann sum of the continuous bound: the gap is of order 1 / T, and nothing else is left
+    assert abs(4 * gaps[2] - gaps[1]) / 3 < 0.01
 
 
 def test_bound_estimates_its_sum() -> None:
@@ -440,5 +441,4 @@ def test_training_finds_the_analytic_denoiser(target: str) -> None:
         with torch.no_grad():
             ours = denoiser(x_t.float(), t).x0
         # the best constant's error is exact.var(): over 95 % of it is gone
-        print((ours - exact).square().mean() / exact.var())
         assert (ours - exact).square().mean() < 0.05 * exact.var()

@@ -44,11 +44,11 @@ def _in_first_step() -> None:
 
 
 def _between_checkpoints() -> None:
-    _before_step(6)
+    _before_step(7)
 
 
 def _right_after_a_checkpoint() -> None:
-    _before_step(8)
+    _before_step(6)
 
 
 def _before_the_last_step() -> None:
@@ -71,7 +71,7 @@ def _before_the_rename() -> None:
     rename = Path.replace
 
     def rename_or_die(self: Path, target: Path) -> Path:
-        if Path(target).name == "step-00000008":
+        if Path(target).name == "step-00000006":
             _die()
         return rename(self, target)
 
@@ -99,8 +99,8 @@ def _amid_a_metrics_row() -> None:
     log = listeners.Listeners.log
 
     def log_half(self: Any, step: Any, losses: list[float]) -> None:
-        if step.number == 9:
-            self._metrics.write('{"step": 9, "ima')
+        if step.number == 8:
+            self._metrics.write('{"step": 8, "ima')
             self._metrics.flush()
             _die()
         log(self, step, losses)
@@ -110,6 +110,11 @@ def _amid_a_metrics_row() -> None:
 
 def _amid_a_preview() -> None:
     listeners.save_grid = _die
+
+
+def _before_the_last_preview() -> None:
+    preview = listeners.Listeners.preview
+    listeners.Listeners.preview = lambda self, step: _die() if step == 12 else preview(self, step)  # type: ignore
 
 
 MOMENTS = {
@@ -125,6 +130,7 @@ MOMENTS = {
         _amid_pruning,
         _amid_a_metrics_row,
         _amid_a_preview,
+        _before_the_last_preview,
     )
 }
 
@@ -159,7 +165,7 @@ def test_what_a_killed_run_leaves_is_swept(tiny: Values, tmp_path: Path) -> None
     """The half-written checkpoint of a killed run neither counts as one nor stays on the disk for ever."""
     in_child(train_in_child, "_before_the_rename", tiny, tmp_path)
     assert list((tmp_path / "checkpoints").glob(".tmp-*"))
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000004"]
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000003"]
     train({}, tmp_path, resume=True, report=ignore)
     assert not list(tmp_path.rglob(".tmp-*"))
 
@@ -238,7 +244,7 @@ def test_a_resumed_run_may_repeat_its_settings_and_change_the_machine(tiny: Valu
     machine = {"log_every": 1, "checkpoint_every": 2, "keep": 3, "preview_every": 5, "accumulation": 2}
     train({**tiny, **{f"training.{key}": value for key, value in machine.items()}}, tmp_path, resume=True)
     assert [folder.name[-2:] for folder in checkpoints(tmp_path)] == ["08", "10", "12"]
-    assert [row["step"] for row in metrics(tmp_path)] == [3, *range(5, 13)]
+    assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6, *range(7, 13)]
 
 
 def test_changed_data_is_refused(tmp_path: Path) -> None:
@@ -299,10 +305,10 @@ def test_a_signal_stops_with_a_checkpoint_of_that_step(
 ) -> None:
     """SIGTERM and SIGINT: exit code 0, a message, a checkpoint of the very step; the resumed end is the same."""
     out = tmp_path / "run"
-    assert in_child(command_in_child, number, 7, _arguments(tiny, out), tmp_path / "said") == 0
+    assert in_child(command_in_child, number, 8, _arguments(tiny, out), tmp_path / "said") == 0
     said = (tmp_path / "said").read_text()
-    assert number.name in said and "step 7" in said and "--resume" in said and "Traceback" not in said
-    assert checkpoints(out)[-1].name == "step-00000007"
+    assert number.name in said and "step 8" in said and "--resume" in said and "Traceback" not in said
+    assert checkpoints(out)[-1].name == "step-00000008"
     train({}, out, resume=True, report=ignore)
     assert _end(out) == _end(whole)
 
@@ -312,13 +318,13 @@ def test_a_second_signal_does_not_wait(tiny: Values, tmp_path: Path) -> None:
 
     code = in_child(twice_in_child, tiny, tmp_path)
     assert code == -signal.SIGTERM
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000004"]
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000003", "step-00000006"]
     load(tmp_path)
 
 
 def twice_in_child(values: Values, out: Path) -> None:
     """A run that is asked to stop twice within one step."""
-    _before_step(6, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)] and None)
+    _before_step(7, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)] and None)
     train_in_child(None, values, out)
 
 
