@@ -238,8 +238,9 @@ def ddpm_moments(
         offset = mean - gain * np.sqrt(bar_t) * mean
         # x_s = (x_t - beta / sqrt(1 - bar_t) eps) / sqrt(1 - beta), eps = (x_t - sqrt(bar_t) x_0) / sqrt(1 - bar_t)
         weight = beta / (1 - bar_t)
-        a = (1 - weight * (1 - np.sqrt(bar_t) * gain)) / np.sqrt(1 - beta)
-        b = weight * np.sqrt(bar_t) * offset / np.sqrt(1 - beta)
+        rest = np.sqrt(bar_t / bar_s)  # sqrt(1 - beta)
+        a = (1 - weight * (1 - np.sqrt(bar_t) * gain)) / rest
+        b = weight * np.sqrt(bar_t) * offset / rest
         variance = 0.0 if bar_s == 1 else beta if large else (1 - bar_s) / (1 - bar_t) * beta
         x_mean, x_var = a * x_mean + b, a * a * x_var + variance
         moments.append((x_mean, x_var))

@@ -1,4 +1,4 @@
-"""Targets round-trip through x_0, and are those of their papers."""
+"""Targets round-trip through x_0, and are those of their papers; what networks promise to denoisers."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from references import EPS, SCHEDULES, TABLES, ZERO_SNR, as64, gaussian_denoiser
 from torch import Tensor
 
 from undiffuse.denoiser import LOG_SNR_LIMIT, TARGETS, Denoiser, Prediction, reverse
+from undiffuse.networks import MLP, UNet
 from undiffuse.process import GaussianProcess, linear
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
@@ -263,3 +264,71 @@ def test_large_variance_is_right_for_unit_normal_data(name: str) -> None:
         covariance = alpha_t / alpha_s * variance_s
         assert model.mean.item() == pytest.approx(covariance / variance_t, rel=1e-12)
         assert model.variance.item() == pytest.approx(variance_s - covariance**2 / variance_t, rel=1e-11)
+
+
+# Networks: what a denoiser relies on, whatever they compute.
+
+UNETS = {
+    "one level": {"patch": 1, "channels": (8,), "blocks": 1, "attention": ()},
+    "two levels": {"patch": 1, "channels": (8, 16), "blocks": 2, "attention": (1,)},
+    "three levels": {"patch": 1, "channels": (8, 16, 32), "blocks": 1, "attention": (0, 2)},
+    "patch": {"patch": 2, "channels": (8, 16), "blocks": 1, "attention": (1,)},
+}
+
+
+def shaken(network: torch.nn.Module) -> torch.nn.Module:
+    """`network` in float64 with random weights everywhere, the zero-initialised layers included."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network.double().eval()
+
+
+@pytest.mark.parametrize("kind", UNETS)
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (30, 30), (27, 31), (1, 5)])
+def test_unet_takes_any_size(kind: str, size: tuple[int, int]) -> None:
+    """Any multiple of the patch comes out at its size, every output pixel depending on the input somewhere."""
+    settings = UNETS[kind]
+    if any(n % settings["patch"] for n in size):
+        pytest.skip("not a multiple of the patch")
+    network = shaken(UNet(2, 3, **settings))
+    x = torch.randn(2, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = network(x, torch.zeros(2).double())
+    assert out.shape == (2, 3, *size)
+    assert out.isfinite().all()
+    assert ((network(x + 0.1, torch.zeros(2).double()) - out).abs() > 0).all()
+
+
+@pytest.mark.parametrize("kind", [*UNETS, "mlp"])
+def test_networks_begin_by_saying_nothing(kind: str) -> None:
+    """At initialisation the output is exactly 0, so that the first prediction is p x_t."""
+    network = MLP(2, 4) if kind == "mlp" else UNet(2, 4, **UNETS[kind])
+    x = torch.randn(3, 2) if kind == "mlp" else torch.randn(3, 2, 8, 8)
+    assert (network(x, torch.tensor([-20.0, 0.0, 20.0])) == 0).all()
+
+
+@pytest.mark.parametrize("kind", [*UNETS, "mlp"])
+def test_networks_treat_each_sample_alone(kind: str) -> None:
+    """No statistics of the batch: a sample's output is the same in any company, order and batch size."""
+    network = shaken(MLP(2, 2, width=16, classes=3) if kind == "mlp" else UNet(2, 2, classes=3, **UNETS[kind]))
+    x = torch.randn(5, 2, *([] if kind == "mlp" else [6, 10]), dtype=torch.float64)
+    log_snr, labels = as64(-5, -1, 0, 2, 9), torch.tensor([0, 3, 1, 2, 0])
+    together = network(x, log_snr, labels)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(network(x[order], log_snr[order], labels[order]), together[order], rtol=1e-9, atol=1e-10)
+    for k in range(5):
+        one = slice(k, k + 1)
+        torch.testing.assert_close(network(x[one], log_snr[one], labels[one]), together[one], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["two levels", "mlp"])
+def test_no_label_is_the_null_label(kind: str) -> None:
+    """labels=None is the label `classes`; other labels and other log-SNRs change the output."""
+    network = shaken(MLP(2, 2, width=16, classes=3) if kind == "mlp" else UNet(2, 2, classes=3, **UNETS[kind]))
+    x = torch.randn(2, 2, *([] if kind == "mlp" else [4, 4]), dtype=torch.float64)
+    log_snr = as64(-1.0, 3.0)
+    unconditional = network(x, log_snr)
+    assert (network(x, log_snr, torch.tensor([3, 3])) == unconditional).all()
+    for other in (network(x, log_snr, torch.tensor([0, 2])), network(x, log_snr + 0.5)):
+        assert ((other - unconditional).abs() > 1e-6).any(1).all()

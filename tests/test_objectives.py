@@ -93,9 +93,7 @@ def test_loss_does_not_depend_on_what_the_network_predicts(name: str, target: st
     x0, noise = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     t = as64(0.05, 0.3, 0.5, 0.75, 0.9)
     denoiser = Denoiser(network_for(target, process, guess, sd), process, target, sd)
-    loss = weighted_error(
-        denoiser, x0, t, t, noise, times=lambda schedule, u: u, weighting=WEIGHTINGS[weighting]
-    )
+    loss = weighted_error(denoiser, x0, t, t, noise, times=lambda schedule, u: u, weighting=WEIGHTINGS[weighting])
     for k, (alpha, sigma) in enumerate(levels(process, t)):
         x_t = alpha * x0[k] + sigma * noise[k]
         error = (x0[k] - guess(x_t, as64(alpha), as64(sigma))).square().mean().item()

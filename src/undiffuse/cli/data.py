@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli.console import say
+from undiffuse.progress import bar
 
 app = typer.Typer(help="See the data sets there are, and what is in one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -49,7 +50,8 @@ def show(
     from undiffuse.data import load
     from undiffuse.plots import save_grid
 
-    data = load(name, split, size=size, skip_corrupt=skip_corrupt)
+    with bar("reading") as tick:
+        data = load(name, split, size=size, skip_corrupt=skip_corrupt, progress=tick)
     height, width, channels = data.shape
     say(f"{data.name} ({data.split}): {len(data)} images of {height}x{width}x{channels}; licence: {data.licence}")
     say(f"fingerprint {data.fingerprint[:16]}")

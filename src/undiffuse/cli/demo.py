@@ -5,7 +5,8 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import progress, say
+from undiffuse.cli.console import say
+from undiffuse.progress import bar
 
 
 def demo(
@@ -34,7 +35,7 @@ def demo(
     if not outcome.finished:
         return
     model, recipe = load(run), Recipe()
-    with progress("sampling", 64 * recipe.steps) as tick:
+    with bar("sampling", 64 * recipe.steps) as tick:
         images, labels = generate_shared(model, recipe, 64, tick=tick)
     assert images is not None
     output.write(out / "samples.png", images, labels, model.data.classes)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import progress, say
+from undiffuse.cli.console import say
+from undiffuse.progress import bar
 
 
 def explain(
@@ -24,7 +25,7 @@ def explain(
     from undiffuse.model import load
 
     out = out or Path(f"explain-{Path(model).name}")
-    with progress("drawing", 100) as tick:
+    with bar("drawing", 100) as tick:
         pictures = draw(load(model), out, count, seed, tick)
     for path, caption in pictures:
         say(f"{path}\n    {caption}")

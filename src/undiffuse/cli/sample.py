@@ -4,7 +4,8 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import progress, say
+from undiffuse.cli.console import say
+from undiffuse.progress import bar
 
 
 def sample(
@@ -49,7 +50,7 @@ def sample(
 
     loaded = load(model, device)
     labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
-    with progress("sampling", n * steps) as tick:
+    with bar("sampling", n * steps) as tick:
         images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
     if images is not None:
         say(output.write(out, images, all_labels, loaded.data.classes))

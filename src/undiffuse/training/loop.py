@@ -1,7 +1,6 @@
 """The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets listen to it."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +65,6 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
     progress, device = learner.progress, accelerator.device
     learner.network.train()
     while True:
-        started = time.perf_counter()
         number = progress.step
         rate = learning_rate(config.training, number, progress.total)
         for group in optimizer.param_groups:
@@ -88,5 +86,4 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
         optimizer.zero_grad()
         progress.step += 1
         learner.ema.update(parameters, progress.step)
-        progress.seconds += time.perf_counter() - started
         yield Step(progress.step, total, torch.as_tensor(norm), rate)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce
+from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
@@ -22,6 +22,7 @@ from undiffuse.config import MACHINE_KEYS, Config, make_config
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import DataFacts, checkpoints
+from undiffuse.progress import bar
 from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
@@ -68,12 +69,14 @@ def train(
     config = _configuration(values, run, resume)
     accelerator = Accelerator(mixed_precision=_precision(config.training.precision))
     positions(config.training, accelerator)  # refuse before the work begins
-    with accelerator.main_process_first():  # one process decodes the data, the others find it cached
+    # One process decodes the data, the others find it cached.
+    with accelerator.main_process_first(), bar("reading the data") as tick:
         data = datasets.load(
             config.data.source,
             size=config.data.size,
             channels=config.data.channels,
             skip_corrupt=config.data.skip_corrupt,
+            progress=tick,
         )
     config = _decided(config, data)
     facts = _data_facts(data)
@@ -90,7 +93,7 @@ def train(
         checkpoint.restore(saved[-1], learner)
         if accelerator.is_main_process:
             report(f"resumed from {saved[-1]}")
-    elif accelerator.is_main_process:
+    elif accelerator.is_main_process and not (run / "run.json").exists():
         write_json(run / "run.json", {"settings": values, "config": config.model_dump(mode="json")})
     if config.training.minutes is None:
         learner.progress.total = config.training.steps or DEFAULT_STEPS
@@ -132,6 +135,7 @@ class _Run:
                 stop = finished or agreed > 0
                 if stop or step.number % self.config.training.log_every == 0:
                     losses = self._check_finite()
+                    self._recent.clear()
                     if listeners:
                         listeners.log(step, losses)
                 if stop or step.number % self.config.training.checkpoint_every == 0:
@@ -140,6 +144,10 @@ class _Run:
                     listeners.preview(step.number)
                 if stop:
                     break
+        except OSError as error:
+            raise UndiffuseError(
+                f"cannot write to {self.run}: {error.strerror or error}; {self._last_good()}"
+            ) from error
         finally:
             if listeners:
                 listeners.close()
@@ -164,8 +172,7 @@ class _Run:
             return 0
         stop = self._signal
         if several:
-            stop = int(reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum").item())
-            stop = min(stop, 15) if stop else 0
+            stop = int(gather(torch.tensor([stop], device=self.accelerator.device)).max())
         if training.minutes is not None and progress.total is None:
             share = torch.tensor(progress.seconds / (60 * training.minutes), device=self.accelerator.device)
             if several:
@@ -177,21 +184,26 @@ class _Run:
         return stop
 
     def _check_finite(self) -> list[float]:
-        """The losses since the last check. Raises UndiffuseError naming the first step whose loss was not a number."""
+        """The losses since the last log. Raises UndiffuseError naming the first step that was not finite."""
         losses = torch.stack([step.loss for step in self._recent])
         if self.accelerator.num_processes > 1:
             losses = reduce(losses, "mean")
+        norms = torch.stack([step.gradient_norm for step in self._recent])
+        if self.learner.scaler is not None:  # fp16 skips the steps whose gradient overflowed
+            norms = torch.zeros_like(norms)
         values = losses.tolist()
-        for step, loss in zip(self._recent, values, strict=True):
-            if not math.isfinite(loss):
-                saved = checkpoints(self.run)
-                good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-                raise UndiffuseError(
-                    f"the loss is {loss} at step {step.number}; {good}. "
-                    "Lower training.learning_rate, or look at the data, and begin a new run."
-                )
-        self._recent.clear()
+        for step, loss, norm in zip(self._recent, values, norms.tolist(), strict=True):
+            for what, value in (("loss", loss), ("norm of the gradient", norm)):
+                if not math.isfinite(value):
+                    raise UndiffuseError(
+                        f"the {what} is {value} at step {step.number}; {self._last_good()}. "
+                        "Lower training.learning_rate, or look at the data, and begin a new run."
+                    )
         return values
+
+    def _last_good(self) -> str:
+        saved = checkpoints(self.run)
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
     def _save(self) -> None:
         if self._recent:

@@ -1,0 +1,25 @@
+"""Progress bars on standard error, with the time left; nothing algorithmic knows of them."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int = 0) -> Iterator[Callable[..., None]]:
+    """Draws a bar; yields a function that is told how much more is done, or (done, total) in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(description), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    hidden = os.environ.get("RANK", "0") != "0"  # one bar is enough for all processes of a torchrun
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
+        task = progress.add_task(description, total=total or None)
+
+        def tell(amount: int, of: int | None = None) -> None:
+            if of is None:
+                progress.advance(task, amount)
+            else:
+                progress.update(task, completed=amount, total=of)
+
+        yield tell

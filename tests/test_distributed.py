@@ -1,0 +1,94 @@
+"""Two processes on one CPU (gloo): the same run and the same samples as one, up to float summation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ignore, metrics
+from safetensors.torch import load_file
+
+from undiffuse.model import checkpoints
+from undiffuse.training import train
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "undiffuse"]
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+def arguments(values: dict[str, Any], out: Path) -> list[str]:
+    return ["train", "--out", str(out), *(f"--set={key}={json.dumps(value)}" for key, value in values.items())]
+
+
+def two(*args: str) -> str:
+    done = subprocess.run([*LAUNCH, *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """After 8 steps the weights agree; then one process resumes what two began, and the other way round.
+
+    Not bit for bit: each process sums its half of the batch, and AdamW turns a rounding of a gradient near 0 into
+    a visible share of the rate. So nearly all weights agree to 1e-5, and every one to less than two steps' rates.
+    """
+    values = {**tiny, "training.steps": 8}
+    said = two(*arguments(values, tmp_path / "two"))
+    assert said.count("trained 8 steps") == 1
+    train(values, tmp_path / "one", report=ignore)
+    mine, theirs = (load_file(checkpoints(tmp_path / n)[-1] / "training.safetensors") for n in ("one", "two"))
+    weights = [name for name in mine if name.startswith("network.")]
+    difference = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in weights])
+    assert difference.quantile(0.99) < 1e-5
+    assert difference.max() < 2e-3
+    losses = [[row["loss"] for row in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert train({}, tmp_path / "two", resume=True, report=ignore).finished
+
+
+def test_two_processes_keep_to_a_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """--minutes with two processes: they agree on the plan and end together."""
+    values = {**tiny, "training.minutes": 0.03, "training.log_every": 10}
+    del values["training.steps"]
+    assert "trained" in two(*arguments(values, tmp_path))
+    state = json.loads((checkpoints(tmp_path)[-1] / "training.json").read_text())
+    assert state["step"] == state["total"]
+
+
+def test_two_processes_sample_as_one(whole: Path, tmp_path: Path) -> None:
+    """The same images, labels and order, also for a number that does not divide, and fewer than processes."""
+    from undiffuse import load, sample
+
+    model = load(whole)
+    assert two("sample", str(whole), "-n", "7", "--steps", "5", "--out", str(tmp_path / "x.npz")).count("samples") == 1
+    with np.load(tmp_path / "x.npz") as arrays:
+        difference = arrays["images"].astype(int) - sample(model, 7, steps=5)
+        assert np.abs(difference).max() <= 1
+        assert arrays["labels"].tolist() == model.labels(np.arange(7)).tolist()
+
+
+def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Ctrl-C on a terminal reaches the launcher and its processes, who get it from the launcher once more."""
+    values = {**tiny, "training.steps": 100_000, "training.checkpoint_every": 50_000, "training.preview_every": 50_000}
+    with subprocess.Popen(
+        [*LAUNCH, *arguments(values, tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=180)
+    assert checkpoints(tmp_path), said[-2000:]
+    assert "SIGINT: stopped at step" in said

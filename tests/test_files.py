@@ -1,0 +1,134 @@
+"""Atomic writes: whole or absent, whatever happens in between."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from undiffuse import output
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import atomic_file, atomic_folder, read_json, write_json
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A failed write leaves the old content and nothing else; a good one replaces it."""
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The same for folders."""
+    path = tmp_path / "folder"
+    for content in ("old", "new"):
+        with atomic_folder(path) as temporary:
+            (temporary / content).write_text(content)
+        assert [file.name for file in path.iterdir()] == [content]
+    with pytest.raises(RuntimeError), atomic_folder(path) as temporary:
+        (temporary / "half").write_text("half")
+        raise RuntimeError
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_survives_a_rename_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the new folder is in its place the old one is not lost: a crash in between must leave one of them."""
+    path = tmp_path / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "old").write_text("old")
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UndiffuseError, match="Input/output"), atomic_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert (path / "old").exists()
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_a_full_disk_is_explained(tmp_path: Path, writer: type) -> None:
+    """ENOSPC becomes an UndiffuseError that names the path; nothing is left."""
+    with pytest.raises(UndiffuseError, match=r"cannot write .*x: No space left.*Free some space"), writer(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_a_place_that_cannot_be_is_explained(tmp_path: Path, writer: type) -> None:
+    """A path below a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UndiffuseError, match="cannot write"), writer(tmp_path / "file" / "x"):
+        raise AssertionError("nothing to write to")
+
+
+def test_permissions_are_the_umasks(tmp_path: Path) -> None:
+    """A file and a folder written atomically have the modes of ones that were not."""
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain-folder").mkdir()
+    write_json(tmp_path / "x", 1)
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain-folder").stat().st_mode
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"a": 1', "\xff\xfe"])
+def test_bad_json_is_named(tmp_path: Path, content: str | None) -> None:
+    """Missing, empty, cut off and binary files are an UndiffuseError with the path."""
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UndiffuseError, match=r"x\.json"):
+        read_json(path)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "x.npz", "folder", "X.PNG", "X.NPY", "X.NPZ", "a/b/x.npz"])
+def test_every_kind_of_output_can_be_read_again(tmp_path: Path, name: str) -> None:
+    """What is written is read back by the package's own reader, pixel for pixel where it is not a grid."""
+    from PIL import Image
+
+    from undiffuse.data import load
+
+    out = tmp_path / name
+    output.check(out)
+    said = output.write(out, IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
+    assert str(out) in said and "5 samples of 8x8" in said
+    if out.suffix.lower() == ".png":
+        with Image.open(out) as grid:
+            assert grid.size == (3 * 10 + 2, 2 * 10 + 2) if grid.width < 100 else grid.width % 32 == 0
+        return
+    if out.suffix.lower() == ".npy":
+        assert np.array_equal(np.load(out), IMAGES)
+    again = load(out, "all")
+    assert np.array_equal(again.images, IMAGES)
+    if out.suffix.lower() == ".npz":
+        assert again.classes == ("a", "b", "c") and again.labels is not None
+        assert again.labels.tolist() == [0, 1, 1, 0, 2]
+        with np.load(out) as arrays:
+            assert sorted(arrays) == ["classes", "images", "labels"]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.txt", "file"])
+def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    """An unknown suffix, or a file where a folder is meant."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out"):
+        output.check(tmp_path / name)
+
+
+def test_a_grid_too_large_is_refused(tmp_path: Path) -> None:
+    """A grid has a limit, and the message says what to write instead."""
+    with pytest.raises(UsageError, match="npz"):
+        output.write(tmp_path / "x.png", np.zeros((4097, 1, 1, 1), np.uint8), None, ())
