@@ -48,7 +48,10 @@ def make_process(config: Process) -> process.GaussianProcess:
     if config.zero_terminal_snr:
         if not isinstance(schedule, process.Table):
             raise UsageError(f"process.zero_terminal_snr rescales a table of betas, and {name} is not one")
-        schedule = process.zero_terminal_snr(schedule)
+        try:
+            schedule = process.zero_terminal_snr(schedule)
+        except ValueError as error:
+            raise UsageError(f"process.zero_terminal_snr: {error}") from None
     return process.GaussianProcess(schedule)
 
 

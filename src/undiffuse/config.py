@@ -82,7 +82,7 @@ class Training(_Section):
 
     steps: int | None = Field(None, ge=1, description="optimiser steps; None with minutes=None: 20000")
     minutes: float | None = Field(None, gt=0, description="wall-clock budget; the learning rate decays to fit it")
-    batch_size: int = Field(128, ge=1, description="images per step, over all processes and micro-batches")
+    batch_size: int = Field(64, ge=1, description="images per step, over all processes and micro-batches")
     learning_rate: float = Field(1e-3, gt=0, description="the peak, of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.99), description="of AdamW")
@@ -95,7 +95,7 @@ class Training(_Section):
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, for unconditional use")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 or fp16 on a GPU")
     compile: bool = Field(False, description="torch.compile the network")
-    seed: int = Field(0, ge=0, description="everything random follows from it")
+    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     log_every: int = Field(10, ge=1, description="steps between metrics")
     checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")

@@ -173,13 +173,15 @@ def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Ti
     """p(x_s | x_t): the posterior's mean at the predicted x_0 (Ho et al. 2020, section 3.2), and a variance.
 
     Args:
-        variance: "small", the posterior's, right for data that is a point; "large", the transition's, right for data
-            that is unit normal; "learned", the prediction's mix of both in log space.
+        variance: "small", the posterior's, right for data that is a point; "large", the transition's (beta), at the
+            scale of x_s, right for data that is unit normal; "learned", the prediction's mix of both in log space.
     """
     posterior = process.posterior(prediction.x0, x_t, s, t)
     if variance == "small":
         return posterior
-    large = process.noise_fraction(s, t) * process.level(t).sigma ** 2
+    at_s, at_t = process.level(s), process.level(t)
+    scale = (at_s.alpha**2 + at_s.sigma**2) / (at_t.alpha**2 + at_t.sigma**2)  # 1 for variance-preserving schedules
+    large = scale * process.noise_fraction(s, t) * at_t.sigma**2
     if variance == "large":
         return Normal(posterior.mean, large)
     if prediction.variance_mix is None:

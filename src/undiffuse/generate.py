@@ -53,8 +53,8 @@ class Recipe:
             raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
         if self.eta and self.sampler != "ddim":
             raise UsageError(f"eta belongs to the sampler ddim, not to {self.sampler}")
-        if self.seed < 0:
-            raise UsageError(f"seed = {self.seed} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed = {self.seed} must lie in 0 .. 2^32 - 1")
 
     @property
     def step(self) -> Step:

@@ -25,7 +25,7 @@ class Purpose(IntEnum):
 
 
 def stream(*key: int) -> np.random.Generator:
-    """The counter-based generator of a key (Philox; Salmon et al. 2011). Keys are non-negative integers."""
+    """The counter-based generator of a key (Philox; Salmon et al. 2011). Keys are integers in 0 .. 2^32 - 1."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 

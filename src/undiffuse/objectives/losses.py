@@ -93,8 +93,8 @@ def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor
     flip = offset > 0  # P(l < z < u) = P(-u < z < -l)
     high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_high = torch.special.log_ndtr(high)
-    # An open interval has low = -inf; log_ndtr is asked for a number instead, or its gradient would be 0 * inf.
+    # An open interval has low = -inf; until the last line it gets finite numbers, or its gradient would be 0 * inf.
     open_below = low == -torch.inf
     log_low = torch.special.log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
-    ratio = torch.where(open_below, torch.zeros_like(low), (log_low - log_high).exp())
-    return log_high + torch.log1p(-ratio)
+    gap = torch.where(open_below, torch.full_like(low, -1.0), log_low - log_high)
+    return log_high + torch.where(open_below, torch.zeros_like(low), torch.log1p(-gap.exp()))

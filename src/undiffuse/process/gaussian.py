@@ -13,13 +13,14 @@ from undiffuse.process.schedule import Level, Schedule, Time
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """A coefficient made ready to multiply `like`: 0-dim as it is, one per sample as (B, 1, ..., 1) in its dtype.
+    """A coefficient made ready to multiply `like`: 0-dim as it is, one per sample as (B, 1, ..., 1), else its shape.
 
     A 0-dim float64 CPU tensor multiplies a float32 tensor on any device without raising its dtype or synchronising.
     """
     if value.ndim == 0:
         return value
-    return value.to(device=like.device, dtype=like.dtype).view(-1, *[1] * (like.ndim - 1))
+    value = value.to(device=like.device, dtype=like.dtype)
+    return value.view(-1, *[1] * (like.ndim - 1)) if value.ndim == 1 else value
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Normal:
         own, its = (torch.as_tensor(expand(v, self.mean)) for v in (self.variance, other.variance))
         ratio = own / its
         kl = 0.5 * ((self.mean - other.mean) ** 2 / its + (ratio - 1 - ratio.log()))
-        return kl.expand_as(self.mean)
+        return torch.where((its == 0) & (own > 0), torch.inf, kl)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ class Table(Schedule):
     def log_snr_derivative(self, t: Time) -> Tensor:
         i, _ = self._segment(t)
         level = self.level(t)
-        slope = self.steps * (self.noise_variance[i + 1] - self.noise_variance[i])  # of sigma^2; of alpha^2 it is minus
+        # The slope of sigma^2, which is minus that of alpha^2: from the smaller of the two, which has the digits.
+        noise, signal = self.noise_variance.diff()[i], -self.alpha_bar.diff()[i]
+        slope = self.steps * torch.where(level.alpha < level.sigma, signal, noise)
         return -slope / (level.alpha * level.sigma) ** 2
 
     def time(self, log_snr: Time) -> Tensor:
@@ -111,7 +113,12 @@ def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) ->
 
 
 def zero_terminal_snr(table: Table) -> Table:
-    """`table` shifted and scaled so that alpha_1 is unchanged and alpha_T = 0 (Lin et al. 2024, algorithm 1)."""
+    """`table` shifted and scaled so that alpha_1 is unchanged and alpha_T = 0 (Lin et al. 2024, algorithm 1).
+
+    Raises ValueError for a table of one step, which has no alpha_T beside its alpha_1.
+    """
+    if table.steps == 1:
+        raise ValueError("a table of one step cannot be rescaled to zero terminal SNR")
     alpha = table.alpha_bar[1:].sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])

@@ -32,12 +32,13 @@ def leading(schedule: Schedule, steps: int) -> Tensor:
 
     Those stop short of the last step and still start from pure noise; here the first time is moved to 1, where it is.
     """
-    return _evenly(schedule, steps, 1 - 1 / steps)
+    stride = 1 / steps if schedule.steps else (1 - schedule.t_min) / steps
+    return _evenly(schedule, stride * (steps - 1), steps)
 
 
 def linspace(schedule: Schedule, steps: int) -> Tensor:
     """N times even between 1 and the step nearest the data, then the data (Nichol & Dhariwal 2021)."""
-    return _evenly(schedule, steps, 1)
+    return _evenly(schedule, 1 - schedule.t_min, steps)
 
 
 def quadratic(schedule: Schedule, steps: int) -> Tensor:
@@ -82,9 +83,9 @@ def _checked(steps: int) -> int:
     return steps
 
 
-def _evenly(schedule: Schedule, steps: int, last: float) -> Tensor:
-    """The data, then N times even from t_min up to t_min + last (1 - t_min), and the noisiest moved to 1."""
-    noisy = torch.lerp(float64(schedule.t_min), float64(1.0), torch.linspace(last, 0, steps, dtype=torch.float64))
+def _evenly(schedule: Schedule, length: float, steps: int) -> Tensor:
+    """The data, then N times even from t_min up to t_min + length, and the noisiest moved to 1."""
+    noisy = schedule.t_min + torch.linspace(length, 0, steps, dtype=torch.float64)
     return _on_steps(schedule, torch.cat([float64([1.0]), noisy[1:], float64([0.0])]))
 
 

@@ -255,6 +255,8 @@ def _precision(asked: str) -> str:
         if not torch.cuda.is_available():
             return "no"
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise UsageError("training.precision=fp16 needs a GPU; on this machine use fp32 or bf16")
     return "no" if asked == "fp32" else asked
 
 
