@@ -1,6 +1,6 @@
 """The pictures of a lecture on diffusion models, drawn from a real model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +18,24 @@ from undiffuse.sampling import Noise, sample_noise, trajectory
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
 COLUMNS = 10
+REVERSE_STEPS = 100
+SHARED_STEPS = 50
+SWITCHES = (0, 10, 20, 30, 40)
 
 
-def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> list[Picture]:
-    """Draws every picture into the folder `out`; returns their paths and captions. `tick` is told of 100 parts done."""
-    parts: list[tuple[Callable[[], list[Picture]], int]] = [
-        (lambda: [_forward(model, out, seed)], 2),
-        (lambda: [_schedules(model, out)], 3),
-        (lambda: [_reverse(model, out, seed)], 5),
-        (lambda: [_ddim_against_ddpm(model, out, count, seed)], 60),
-        (lambda: _early_and_late(model, out, count, seed), 30),
-    ]
-    pictures = []
-    for part, share in parts:
-        pictures += part()
-        tick(share)
-    return pictures
+def work(model: Model, count: int) -> int:
+    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to."""
+    compared = sum(recipe.steps for recipe in _compared(model, 0))
+    return 3 * REVERSE_STEPS + count * (compared + 2 * len(SWITCHES) * SHARED_STEPS)
+
+
+def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
+    """Draws the pictures into the folder `out`, yielding the path and caption of each as it is done."""
+    yield _forward(model, out, seed)
+    yield _schedules(model, out)
+    yield _reverse(model, out, seed, tick)
+    yield _ddim_against_ddpm(model, out, count, seed, tick)
+    yield from _early_and_late(model, out, count, seed, tick)
 
 
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
@@ -81,25 +83,35 @@ def _schedules(model: Model, out: Path) -> Picture:
     return path, "How much signal and noise there is at every time, and at which log-SNR a sampler looks."
 
 
-def _reverse(model: Model, out: Path, seed: int) -> Picture:
-    recipe = Recipe("ddpm", 100, grid="trailing", seed=seed)
-    seen = list(states(model, recipe, range(3)))
-    shown = np.linspace(1, len(seen) - 1, COLUMNS).round().astype(int)
+def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
+    recipe = Recipe("ddpm", REVERSE_STEPS, seed=seed)
+    seen = []
+    for state in states(model, recipe, range(3)):
+        seen.append(state)
+        tick(3 if state.x0 is not None else 0)
+    shown = np.linspace(1, REVERSE_STEPS, COLUMNS).round().astype(int)
     rows = []
     for k in range(3):
-        rows.append(("x_t", np.stack([to_uint8(seen[i].x)[k] for i in shown])))
         previews = [seen[i].x0 for i in shown]
+        rows.append(("x_t", np.stack([to_uint8(seen[i].x)[k] for i in shown])))
         rows.append(("predicted x_0", np.stack([to_uint8(x0)[k] for x0 in previews if x0 is not None])))
     path = out / "3-reverse.png"
-    strips(rows, [f"t={seen[i].t:.2f}" for i in shown], "The reverse process (DDPM, 100 steps)", path)
+    strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {REVERSE_STEPS} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."
 
 
-def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int) -> Picture:
+def _compared(model: Model, seed: int) -> list[Recipe]:
     most = model.denoiser.process.schedule.steps or 1000
-    recipes = [Recipe("ddim", steps, seed=seed) for steps in (5, 10, 20, 50)]
-    recipes += [Recipe("ddpm", steps, seed=seed) for steps in (5, 10, 20, 50, most)]
-    rows = [(f"{r.sampler.upper()}, {r.steps} steps", next(generate(model, r, range(count)))) for r in recipes]
+    few = [steps for steps in (5, 10, 20, 50) if steps < most]
+    recipes = [Recipe("ddim", steps, seed=seed) for steps in few]
+    return recipes + [Recipe("ddpm", steps, seed=seed) for steps in (*few, most)]
+
+
+def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Picture:
+    rows = []
+    for recipe in _compared(model, seed):
+        images = next(generate(model, recipe, range(count), tick=tick))
+        rows.append((f"{recipe.sampler.upper()}, {recipe.steps} steps", images))
     path = out / "4-ddim-against-ddpm.png"
     strips(rows, [f"{k}" for k in range(count)], "The same starting noise, column by column", path)
     return path, (
@@ -108,9 +120,9 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int) -> Pictur
     )
 
 
-def _early_and_late(model: Model, out: Path, count: int, seed: int) -> list[Picture]:
+def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
     """Shared first steps, and shared last ones: which noise decides what."""
-    recipe = Recipe("ddpm", 50, seed=seed)
+    recipe = Recipe("ddpm", SHARED_STEPS, seed=seed)
     process, grid = model.denoiser.process, recipe.times(model.denoiser.process)
     height, width, channels = model.data.shape
     like = torch.empty(0, device=model.device)
@@ -124,20 +136,18 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int) -> list[Pict
             return (first if step < switch else then)(step)
 
         with torch.inference_mode():
-            *_, last = trajectory(denoise, process, grid, recipe.step, noise)
+            for state in trajectory(denoise, process, grid, recipe.step, noise):
+                last = state
+                tick(count if state.x0 is not None else 0)
         return to_uint8(last.x)
 
-    switches = (0, 10, 20, 30, 40)
-    late = [(f"{k} of 50", run(common, own, k)) for k in switches]
-    early = [(f"{50 - k} of 50", run(own, common, k)) for k in switches]
     columns = [f"variant {k}" for k in range(1, count + 1)]
-    paths = out / "5-early-steps-shared.png", out / "6-late-steps-shared.png"
-    strips(late, columns, "All variants share the noise of the first k steps; k:", paths[0])
-    strips(early, columns, "All variants share the noise of the last k steps; k:", paths[1])
-    return [
-        (
-            paths[0],
-            "Sharing the early steps fixes the shape and the brightness; what still varies is what late steps decide.",
-        ),
-        (paths[1], "Sharing only the late steps fixes almost nothing: early steps decide what the picture is of."),
-    ]
+    of = f"of {SHARED_STEPS}"
+    rows = [(f"{k} {of}", run(common, own, k)) for k in SWITCHES]
+    path = out / "5-early-steps-shared.png"
+    strips(rows, columns, "All variants share the noise of the first k steps; k:", path)
+    yield path, "Sharing the early steps fixes what the picture is of; what still varies is what late steps decide."
+    rows = [(f"{SHARED_STEPS - k} {of}", run(own, common, k)) for k in SWITCHES]
+    path = out / "6-late-steps-shared.png"
+    strips(rows, columns, "All variants share the noise of the last k steps; k:", path)
+    yield path, "Sharing only the late steps fixes next to nothing: the early steps decide what the picture is of."

@@ -21,11 +21,11 @@ def explain(
       undiffuse explain fashion-mnist
       undiffuse explain runs/emoji --out lecture
     """
-    from undiffuse.explain import draw
+    from undiffuse.explain import draw, work
     from undiffuse.model import load
 
     out = out or Path(f"explain-{Path(model).name}")
-    with bar("drawing", 100) as tick:
-        pictures = draw(load(model), out, count, seed, tick)
-    for path, caption in pictures:
-        say(f"{path}\n    {caption}")
+    loaded = load(model)
+    with bar("drawing", work(loaded, count)) as tick:
+        for path, caption in draw(loaded, out, count, seed, tick):
+            say(f"{path}\n    {caption}")

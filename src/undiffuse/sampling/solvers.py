@@ -27,8 +27,8 @@ def dpm_solver_pp(
 ) -> State:
     """DPM-Solver++ multistep of order 2 (2M) or 3 (3M) (Lu et al. 2022b, algorithm 2 and appendix).
 
-    The last coefficient of 3M is the exact integral; widespread code has half of it, which is of order 2 only. The first
-    two steps are of lower order, which shows at large N: their share of the error falls as N^-2.
+    The last coefficient of 3M is the exact integral; widespread code has half of it, which is of order 2 only. The
+    first two steps are of lower order, which shows at large N: their share of the error falls as N^-2.
     """
     x0 = denoise(state.x, state.t).x0
     past = (Evaluation(state.t, x0, state.x), *state.past)[:order]
