@@ -2,8 +2,8 @@
 
     python benchmarks/recognise.py fashion-mnist samples.npz
 
-Trains a small convolutional network on the data set's training split (4 epochs, about two minutes on 2 cores), then says,
-for its test split and for the samples (`images` and `labels`, as `undiffuse sample --out samples.npz` writes them), how
+Trains a small convolutional network on the data set's training split (4 epochs, about two minutes on 2 cores), then
+says, for its test split and for the samples (`images` and `labels`, as `undiffuse sample --out samples.npz` writes them), how
 many it gives the label they have, by class. The figure for the test split is the ceiling that samples can be held to.
 """
 
@@ -61,7 +61,8 @@ def main(name: str, samples: str) -> None:
     in_test, in_samples = seen(test.images), seen(drawn)
     print(f"{'class':14} {'test':>6} {'samples':>8} {'asked':>6} {'seen':>6}")
     for label, title in enumerate(train.classes):
-        right = [(found[truth == label] == label).mean() for found, truth in ((in_test, test.labels), (in_samples, asked))]
+        pairs = (in_test, test.labels), (in_samples, asked)
+        right = [(found[truth == label] == label).mean() for found, truth in pairs]
         print(f"{title:14} {right[0]:6.1%} {right[1]:8.1%} {(asked == label).sum():6} {(in_samples == label).sum():6}")
     print(f"{'all':14} {(in_test == test.labels).mean():6.1%} {(in_samples == asked).mean():8.1%}")
 

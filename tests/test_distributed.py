@@ -43,6 +43,8 @@ def test_two_processes_train_as_one(tiny: dict[str, Any], tmp_path: Path) -> Non
     values = {**tiny, "training.steps": 8}
     said = two(*arguments(values, tmp_path / "two"))
     assert said.count("trained 8 steps") == 1
+    card = json.loads((checkpoints(tmp_path / "two")[-1] / "model.json").read_text())
+    assert card["training"]["processes"] == 2
     train(values, tmp_path / "one", report=ignore)
     mine, theirs = (load_file(checkpoints(tmp_path / n)[-1] / "training.safetensors") for n in ("one", "two"))
     weights = [name for name in mine if name.startswith("network.")]
@@ -78,6 +80,7 @@ def test_two_processes_sample_as_one(whole: Path, tmp_path: Path) -> None:
 def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Ctrl-C on a terminal reaches the launcher and its processes, who get it from the launcher once more."""
     values = {**tiny, "training.steps": 100_000, "training.checkpoint_every": 50_000, "training.preview_every": 50_000}
+    values |= {"training.batch_size": 256}  # slow enough that the second signal comes before the next step's end
     with subprocess.Popen(
         [*LAUNCH, *arguments(values, tmp_path)],
         stdout=subprocess.PIPE,

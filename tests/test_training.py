@@ -333,7 +333,9 @@ def assert_sound(run: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("values", [{"training.learning_rate": 1e30}, {"training.learning_rate": 1e30, "training.warmup": 30}])
+@pytest.mark.parametrize(
+    "values", [{"training.learning_rate": 1e30}, {"training.learning_rate": 1e30, "training.warmup": 30}]
+)
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Values, tmp_path: Path, values: Values) -> None:
     """The error names the step and the last good checkpoint, which is one; none with broken weights is written."""
     values = {**tiny, "training.checkpoint_every": 1, **values}
@@ -362,7 +364,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
         return loss
 
     monkeypatch.setattr(loop, "make_objective", poisoned)
-    with pytest.raises(UndiffuseError, match="last good checkpoint is .*step-00000003"):
+    with pytest.raises(UndiffuseError, match=r"last good checkpoint is .*step-00000003"):
         train(tiny, tmp_path, report=ignore)
     assert_sound(tmp_path)
 
@@ -405,7 +407,7 @@ def test_a_full_disk_beside_the_checkpoints(
     """Metrics or previews that cannot be written end the run as a failed checkpoint does: in words, resumable."""
     with monkeypatch.context() as patch:
         if what == "metrics":
-            _raise_from(patch, listeners.json, "dumps", 4, FULL)
+            _raise_from(patch, listeners.Listeners, "log", 2, FULL)
         else:
             _raise_from(patch, listeners, "save_grid", 0, UndiffuseError("cannot write x: No space left on device."))
         with pytest.raises(UndiffuseError, match=r"No space left"):

@@ -69,6 +69,8 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     attention = config.attention
     if attention is None:
         attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
+    if any(level >= len(channels) for level in attention):
+        raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
     return config.model_copy(update={"patch": patch, "channels": channels, "attention": attention})
 
 

@@ -5,13 +5,16 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticUndefined
 
 from undiffuse.errors import UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -71,9 +74,11 @@ class Network(_Section):
     """The U-Net."""
 
     patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
-    channels: tuple[int, ...] | None = Field(None, description="width at each level; None: from the image size")
+    channels: tuple[Positive, ...] | None = Field(
+        None, min_length=1, description="width at each level; None: from the image size"
+    )
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
-    attention: tuple[int, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
+    attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
 
 
@@ -113,7 +118,7 @@ class Config(_Section):
     training: Training = Training()
 
 
-MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every", "accumulation")}
+MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every")}
 """Keys that may change when a run is resumed: they say how it is run, not what comes out."""
 
 
@@ -121,47 +126,61 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     """(section.key, type, default, description) of every setting."""
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
-            default = None if inner.default is PydanticUndefined else inner.default
-            kind = str(inner.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-            yield f"{section}.{key}", kind, default, inner.description or ""
+            kind = inner.annotation.__name__ if isinstance(inner.annotation, type) else str(inner.annotation)
+            yield f"{section}.{key}", kind.replace("typing.", ""), inner.default, inner.description or ""
+
+
+def written(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value).replace("null", "none")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """["training.batch_size=64", ...] -> {"training.batch_size": 64}.
 
-    Values are JSON where they parse as JSON, else words; "none" is None. Raises UsageError naming the nearest key.
+    Lists are written 1,2,3; "none" is None; the rest is JSON where it parses as JSON, else words. Raises UsageError for
+    an unknown key, naming the nearest.
     """
-    known = [name for name, *_ in keys()]
+    kinds = {name: kind for name, kind, *_ in keys()}
     parsed: dict[str, Any] = {}
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        name = name.strip()
+        name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise UsageError(f"--set {setting}: write section.key=value, for example training.batch_size=64")
-        base, _, option = name.partition("process.options.")
-        if name not in known and not (base == "" and option):
-            close = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.endswith("." + name)][:1]
-            hint = f"did you mean {close[0]}?" if close else "undiffuse train --help-config lists the keys."
-            raise UsageError(f"--set {name}: no such setting; {hint}")
-        try:
-            parsed[name] = None if text.strip().lower() == "none" else json.loads(text)
-        except ValueError:
-            words = [word.strip() for word in text.split(",")]
-            parsed[name] = _numbers(words) if len(words) > 1 else text.strip()
+        _check_known(name)
+        kind = kinds.get(name, "float")
+        if text.lower() == "none" and "None" in kind:
+            parsed[name] = None
+        elif kind.startswith("tuple"):
+            parsed[name] = [_literal(item.strip()) for item in text.strip("[]()").split(",") if item.strip()]
+        else:
+            parsed[name] = text if kind == "str" else _literal(text)
     return parsed
 
 
-def _numbers(words: list[str]) -> list[Any]:
+def _literal(text: str) -> Any:
     try:
-        return [json.loads(word) for word in words]
+        return json.loads(text)
     except ValueError:
-        return words
+        return text
+
+
+def _check_known(name: str) -> None:
+    known = [key for key, *_ in keys()]
+    if name in known or re.fullmatch(r"process\.options\.\w+", name):
+        return
+    close = difflib.get_close_matches(name, known, 1, 0.5) or [key for key in known if key.endswith("." + name)][:1]
+    hint = f"did you mean {close[0]}?" if close else "undiffuse train --help-config lists the keys."
+    raise UsageError(f"no setting is called {name}; {hint}")
 
 
 def make_config(values: dict[str, Any], base: Config | None = None) -> Config:
     """`base` with the dotted `values` put in. Raises UsageError for the first value that does not fit."""
     tree = (base or Config()).model_dump()
     for name, value in values.items():
+        _check_known(name)
         *path, key = name.split(".")
         node = tree
         for part in path:

@@ -20,13 +20,19 @@ Picture = tuple[Path, str]
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50
-SWITCHES = (0, 10, 20, 30, 40)
+SWITCHES = (0, 0.2, 0.4, 0.6, 0.8)
+
+
+def _at_most(model: Model, steps: int) -> int:
+    """`steps`, or as many as the model's table has."""
+    return min(steps, model.denoiser.process.schedule.steps or steps)
 
 
 def work(model: Model, count: int) -> int:
     """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to."""
     compared = sum(recipe.steps for recipe in _compared(model, 0))
-    return 3 * REVERSE_STEPS + count * (compared + 2 * len(SWITCHES) * SHARED_STEPS)
+    shared = _at_most(model, SHARED_STEPS)
+    return 3 * _at_most(model, REVERSE_STEPS) + count * (compared + 2 * len(SWITCHES) * shared)
 
 
 def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
@@ -70,12 +76,13 @@ def _schedules(model: Model, out: Path) -> Picture:
     others = {"linear (DDPM)": linear(), "cosine (IDDPM)": cosine(), name: schedule}
     inner = t[5:-5]
     snr = {label: (inner.numpy(), s.log_snr(inner).numpy()) for label, s in others.items()}
+    few = _at_most(model, 20)
     grids = {
-        f"{sampler}, {steps} steps": (
-            np.arange(steps),
-            schedule.log_snr(Recipe(sampler, steps).times(model.denoiser.process)[:-1]).numpy(),
+        f"{sampler}, {few} steps": (
+            np.arange(few),
+            schedule.log_snr(Recipe(sampler, few).times(model.denoiser.process)[:-1]).numpy(),
         )
-        for sampler, steps in (("ddim", 20), ("heun", 20), ("dpm++2m", 20))
+        for sampler in ("ddim", "heun", "dpm++2m")
     }
     path = out / "2-schedule.png"
     levels = {"alpha (signal)": (t.numpy(), level.alpha.numpy()), "sigma (noise)": (t.numpy(), level.sigma.numpy())}
@@ -84,19 +91,20 @@ def _schedules(model: Model, out: Path) -> Picture:
 
 
 def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
-    recipe = Recipe("ddpm", REVERSE_STEPS, seed=seed)
+    steps = _at_most(model, REVERSE_STEPS)
+    recipe = Recipe("ddpm", steps, seed=seed)
     seen = []
     for state in states(model, recipe, range(3)):
         seen.append(state)
         tick(3 if state.x0 is not None else 0)
-    shown = np.linspace(1, REVERSE_STEPS, COLUMNS).round().astype(int)
+    shown = np.linspace(1, steps, min(COLUMNS, steps)).round().astype(int)
     rows = []
     for k in range(3):
         previews = [seen[i].x0 for i in shown]
         rows.append(("x_t", np.stack([to_uint8(seen[i].x)[k] for i in shown])))
         rows.append(("predicted x_0", np.stack([to_uint8(x0)[k] for x0 in previews if x0 is not None])))
     path = out / "3-reverse.png"
-    strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {REVERSE_STEPS} steps)", path)
+    strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {steps} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."
 
 
@@ -122,7 +130,9 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tic
 
 def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
     """Shared first steps, and shared last ones: which noise decides what."""
-    recipe = Recipe("ddpm", SHARED_STEPS, seed=seed)
+    steps = _at_most(model, SHARED_STEPS)
+    recipe = Recipe("ddpm", steps, seed=seed)
+    switches = [round(share * steps) for share in SWITCHES]
     process, grid = model.denoiser.process, recipe.times(model.denoiser.process)
     height, width, channels = model.data.shape
     like = torch.empty(0, device=model.device)
@@ -142,12 +152,12 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
         return to_uint8(last.x)
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
-    of = f"of {SHARED_STEPS}"
-    rows = [(f"{k} {of}", run(common, own, k)) for k in SWITCHES]
+    of = f"of {steps}"
+    rows = [(f"{k} {of}", run(common, own, k)) for k in switches]
     path = out / "5-early-steps-shared.png"
     strips(rows, columns, "All variants share the noise of the first k steps; k:", path)
     yield path, "Sharing the early steps fixes what the picture is of; what still varies is what late steps decide."
-    rows = [(f"{SHARED_STEPS - k} {of}", run(own, common, k)) for k in SWITCHES]
+    rows = [(f"{steps - k} {of}", run(own, common, k)) for k in switches]
     path = out / "6-late-steps-shared.png"
     strips(rows, columns, "All variants share the noise of the last k steps; k:", path)
     yield path, "Sharing only the late steps fixes next to nothing: the early steps decide what the picture is of."

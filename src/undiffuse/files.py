@@ -61,19 +61,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+        aside = temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
-                if file.is_file():
-                    _fsync(file)
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
+                _fsync(file)
             temporary.chmod(0o777 & ~_umask())
+            _fsync(temporary)
             if path.exists():
-                shutil.rmtree(path)
+                path.replace(aside := temporary.with_name(temporary.name + "-old"))
             temporary.replace(path)
             _fsync(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left in (temporary, aside):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.denoiser import Denoise
+from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UsageError
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
@@ -139,7 +140,7 @@ def generate_shared(
 
     All of it comes back in the first process; the others get (None, None).
     """
-    state = PartialState()
+    state = PartialState(cpu=shares_a_cpu())
     numbers = np.array_split(np.arange(n), state.num_processes)[state.process_index]
     if labels is None:
         labels = model.labels(np.arange(n))
@@ -169,6 +170,8 @@ def sample(
 
     `class_name`: all of one class; by default the classes come in the data's proportions. The rest as in `Recipe`.
     """
+    if n < 1:
+        raise UsageError(f"n = {n}: draw at least one sample")
     model = model if isinstance(model, Model) else load(model)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
     labels = None if class_name is None else torch.full((n,), model.label(class_name))

@@ -73,15 +73,13 @@ class Model:
         return sum(p.numel() for p in self.network.parameters())
 
     def label(self, name: str | int) -> int:
-        """The class `name` (or its number) as a label. Raises UsageError, with the nearest name, if there is none."""
+        """The class `name` (or, where none is called that, its number) as a label. Raises UsageError if there is none."""
         classes = self.data.classes
-        if isinstance(name, int) or name.isdigit():
-            if int(name) < len(classes):
-                return int(name)
-        else:
-            for index, known in enumerate(classes):
-                if known.lower() == name.lower():
-                    return index
+        for index, known in enumerate(classes):
+            if known.lower() == str(name).lower():
+                return index
+        if str(name).isdigit() and int(name) < len(classes):
+            return int(name)
         if not classes:
             raise UsageError(f"the model {self.name} has no classes")
         close = difflib.get_close_matches(str(name), classes, 1, 0.4)
@@ -125,6 +123,8 @@ def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
         facts = dict(card["data"])
         for key in ("shape", "classes", "class_share"):
             facts[key] = tuple(facts[key])
+        if len(facts["shape"]) != 3:
+            raise ValueError(f"shape {facts['shape']} is not height, width, channels")
         return Config.model_validate(card["config"]), DataFacts(**facts), card["training"]
     except (KeyError, TypeError, ValueError) as error:
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {error}") from error
@@ -137,14 +137,17 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     """
     folder = find(name)
     config, data, training = read_card(folder)
-    network = make_network(config, data.shape[2], len(data.classes) if config.training.conditional else 0)
+    network = make_network(config, data.shape[2], len(data.classes))
     try:
         network.load_state_dict(load_file(folder / "weights.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().requires_grad_(False).to(device)
+    try:
+        network.eval().requires_grad_(False).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"cannot use the device {device}: {str(error).splitlines()[0]}") from None
     return Model(str(name), config, data, make_denoiser(config, network), training)
 
 

@@ -32,14 +32,14 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Seq
             raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
         save_grid(images, out)
     elif suffix == ".npy":
-        with atomic_file(out) as temporary:
-            np.save(temporary, images)
+        with atomic_file(out) as temporary, temporary.open("wb") as file:
+            np.save(file, images)
     elif suffix == ".npz":
-        arrays = {"images": images}
-        if labels is not None:
-            arrays |= {"labels": labels, "classes": np.array(classes)}
-        with atomic_file(out) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        with atomic_file(out) as temporary, temporary.open("wb") as file:
+            if labels is None:
+                np.savez_compressed(file, images=images)
+            else:
+                np.savez_compressed(file, images=images, labels=labels, classes=np.array(classes))
     else:
         for number, image in enumerate(images):
             save_image(image, out / f"{number:06d}.png")

@@ -7,7 +7,12 @@ import typer
 from undiffuse.cli.console import say
 from undiffuse.progress import bar
 
-app = typer.Typer(help="See the data sets there are, and what is in one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="See the data sets there are, and what is in one.",
+    epilog="Examples: undiffuse data list; undiffuse data show emoji",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list")

@@ -30,11 +30,11 @@ def train(
       undiffuse train --out runs/emoji --resume
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
     """
-    from undiffuse.config import keys, parse_settings
+    from undiffuse.config import keys, parse_settings, written
 
     if help_config:
         for name, kind, default, description in keys():
-            say(f"{name} = {default}\n    {description} ({kind})")
+            say(f"{name} = {written(default)}\n    {description} ({kind})")
         return
     values = parse_settings(settings)
     given = {

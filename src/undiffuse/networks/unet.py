@@ -16,9 +16,14 @@ from undiffuse.networks.embedding import Conditioning, zero_
 Resample = Literal["down", "up"] | None
 
 
+def parts(channels: int, width: int) -> int:
+    """Into how many equal parts, of `width` channels or somewhat more, the channels divide."""
+    return next(count for count in range(max(1, channels // width), 0, -1) if channels % count == 0)
+
+
 def norm(channels: int) -> nn.GroupNorm:
-    """Groups of 16 channels (or all of them)."""
-    return nn.GroupNorm(max(1, channels // 16), channels)
+    """Groups of 16 channels or somewhat more."""
+    return nn.GroupNorm(parts(channels, 16), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -54,7 +59,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64):
         super().__init__()
-        self.heads = max(1, channels // head_width)
+        self.heads = parts(channels, head_width)
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_(nn.Conv2d(channels, channels, 1))
 

@@ -4,7 +4,7 @@ RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json tr
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,19 @@ from undiffuse.training.ema import EMA
 
 @dataclass
 class Progress:
-    """Where a run is: steps taken, seconds spent, and how many steps it will be (None until a budget has decided)."""
+    """Where a run is.
+
+    Attributes:
+        step: how many were taken.
+        seconds: how long that took.
+        total: how many there will be; None until a wall-clock budget has decided.
+        pending: losses of the steps since the last row of the metrics.
+    """
 
     step: int = 0
     seconds: float = 0.0
     total: int | None = None
+    pending: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -63,10 +71,18 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
     except (UndiffuseError, SafetensorError) as error:
         saved = checkpoints(run)
         good = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint was written before"
-        raise UndiffuseError(f"{error} {good}; go on with --resume once there is room.") from error
+        what = error if isinstance(error, UndiffuseError) else f"cannot write {folder}: {error}."
+        raise UndiffuseError(f"{what} {good}; go on with --resume once there is room.") from error
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def sweep(run: Path) -> None:
+    """Removes what a killed process left half-written or half-removed."""
+    for left in (*run.glob(".tmp-*"), *run.glob("*/.tmp-*"), *run.glob("checkpoints/step-*")):
+        if left.name.startswith(".tmp-") or not (left / "model.json").exists():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def restore(folder: Path, learner: Learner) -> None:
@@ -88,6 +104,6 @@ def restore(folder: Path, learner: Learner) -> None:
             learner.optimizer.state[parameter] = {key: value.to(device) for key, value in moments[name].items()}
         if learner.scaler and state["scaler"]:
             learner.scaler.load_state_dict(state["scaler"])
-        learner.progress = Progress(state["step"], state["seconds"], state["total"])
+        learner.progress = Progress(state["step"], state["seconds"], state["total"], state["pending"])
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UndiffuseError(f"the checkpoint {folder} is damaged ({error}); remove it and --resume again") from error

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
 from undiffuse.config import MACHINE_KEYS, Config, make_config
+from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
-from undiffuse.model import DataFacts, checkpoints
+from undiffuse.model import DataFacts, checkpoints, read_card
 from undiffuse.progress import bar
 from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import Learner, Progress
@@ -67,7 +70,9 @@ def train(
     """
     run = Path(out)
     config = _configuration(values, run, resume)
-    accelerator = Accelerator(mixed_precision=_precision(config.training.precision))
+    precision = _precision(config.training.precision)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
     with accelerator.main_process_first(), bar("reading the data") as tick:
@@ -79,14 +84,16 @@ def train(
             progress=tick,
         )
     config = _decided(config, data)
-    facts = _data_facts(data)
+    facts = _data_facts(config, data)
     learner = _learner(config, data, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
+    if accelerator.is_main_process:
+        checkpoint.sweep(run)
     saved = checkpoints(run) if resume else []
     if accelerator.is_main_process:
         report(_summary(config, facts, learner, accelerator))
     if saved:
-        if read_json(saved[-1] / "model.json")["data"]["fingerprint"] != data.fingerprint:
+        if read_card(saved[-1])[1].fingerprint != data.fingerprint:
             raise UndiffuseError(
                 f"{config.data.source} has changed since {run} began: its content is not what was learnt"
             )
@@ -94,6 +101,8 @@ def train(
         if accelerator.is_main_process:
             report(f"resumed from {saved[-1]}")
     elif accelerator.is_main_process and not (run / "run.json").exists():
+        if resume:
+            report(f"there is no run in {run} yet: this begins one")
         write_json(run / "run.json", {"settings": values, "config": config.model_dump(mode="json")})
     if config.training.minutes is None:
         learner.progress.total = config.training.steps or DEFAULT_STEPS
@@ -121,7 +130,9 @@ class _Run:
                 self.report(f"already finished at step {progress.step}")
             return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True)
         main = self.accelerator.is_main_process
-        previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
         listeners = (
             Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report) if main else None
         )
@@ -133,15 +144,16 @@ class _Run:
                 agreed = self._agree(step.number)
                 finished = progress.total is not None and step.number >= progress.total
                 stop = finished or agreed > 0
-                if stop or step.number % self.config.training.log_every == 0:
-                    losses = self._check_finite()
-                    self._recent.clear()
+                if finished or step.number % self.config.training.log_every == 0:
+                    self._check_finite()
                     if listeners:
-                        listeners.log(step, losses)
-                if stop or step.number % self.config.training.checkpoint_every == 0:
-                    self._save()
+                        listeners.log(step, progress.pending)
+                    progress.pending.clear()
                 if listeners and (finished or step.number % self.config.training.preview_every == 0):
                     listeners.preview(step.number)
+                # Last, so that a run killed after it has everything that belongs to its steps.
+                if stop or step.number % self.config.training.checkpoint_every == 0:
+                    self._save()
                 if stop:
                     break
         except OSError as error:
@@ -159,7 +171,8 @@ class _Run:
         return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished, main)
 
     def _caught(self, number: int, frame: Any) -> None:
-        if self._signal:  # a second one does not wait for the checkpoint
+        # A second one does not wait for the checkpoint; but torchrun repeats the terminal's by itself.
+        if self._signal and self.accelerator.num_processes == 1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._signal = number
@@ -183,31 +196,32 @@ class _Run:
                 self._save()
         return stop
 
-    def _check_finite(self) -> list[float]:
-        """The losses since the last log. Raises UndiffuseError naming the first step that was not finite."""
+    def _check_finite(self) -> None:
+        """Moves the recent losses to the pending ones; raises UndiffuseError naming the first step that was not finite."""
+        if not self._recent:
+            return
         losses = torch.stack([step.loss for step in self._recent])
         if self.accelerator.num_processes > 1:
             losses = reduce(losses, "mean")
         norms = torch.stack([step.gradient_norm for step in self._recent])
         if self.learner.scaler is not None:  # fp16 skips the steps whose gradient overflowed
             norms = torch.zeros_like(norms)
-        values = losses.tolist()
-        for step, loss, norm in zip(self._recent, values, norms.tolist(), strict=True):
+        for step, loss, norm in zip(self._recent, losses.tolist(), norms.tolist(), strict=True):
             for what, value in (("loss", loss), ("norm of the gradient", norm)):
                 if not math.isfinite(value):
                     raise UndiffuseError(
                         f"the {what} is {value} at step {step.number}; {self._last_good()}. "
                         "Lower training.learning_rate, or look at the data, and begin a new run."
                     )
-        return values
+            self.learner.progress.pending.append(loss)
+        self._recent.clear()
 
     def _last_good(self) -> str:
         saved = checkpoints(self.run)
         return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
     def _save(self) -> None:
-        if self._recent:
-            self._check_finite()
+        self._check_finite()
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.run, self.learner, self.config, self.facts, self._training_facts(), self.config.training.keep
@@ -241,6 +255,7 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
         return make_config(values)
     saved = read_json(record)
     config = Config.model_validate(saved["config"])
+    values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
     asked = make_config(values, config)
     for name in values:
         section, key = name.split(".")[:2]
@@ -274,9 +289,9 @@ def _decided(config: Config, data: datasets.ImageSet) -> Config:
     )
 
 
-def _data_facts(data: datasets.ImageSet) -> DataFacts:
+def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
     share: tuple[float, ...] = ()
-    if data.labels is not None and data.classes:
+    if data.labels is not None and data.classes and config.training.conditional:
         counts = np.bincount(data.labels, minlength=len(data.classes))
         share = tuple((counts / counts.sum()).tolist())
     return DataFacts(
