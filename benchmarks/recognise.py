@@ -3,8 +3,9 @@
     python benchmarks/recognise.py fashion-mnist samples.npz
 
 Trains a small convolutional network on the data set's training split (4 epochs, about two minutes on 2 cores), then
-says, for its test split and for the samples (`images` and `labels`, as `undiffuse sample --out samples.npz` writes them), how
-many it gives the label they have, by class. The figure for the test split is the ceiling that samples can be held to.
+says, for its test split and for the samples (`images` and `labels`, as `undiffuse sample --out samples.npz` writes
+them), how many it gives the label they have, by class. The figure for the test split is the ceiling that samples can
+be held to.
 """
 
 import sys

@@ -96,7 +96,6 @@ def test_unknown_keys_get_the_nearest(setting: str, hint: str) -> None:
         "network.channels=[]",
         "network.attention=5,x",
         "data.channels=2",
-        "data.source=none",
         "process.schedule=cubic",
         "process.options.a.b=1",
         "process.options=3",

@@ -184,10 +184,12 @@ def test_impossible_options_are_refused(options: dict) -> None:
         data.load("emoji", **options)
 
 
-def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_wins_over_a_folder_called_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a run folder called emoji changes no data set; ./emoji is the folder."""
     save_images(tmp_path / "emoji", noise(3, 8, 8, 3))
     monkeypatch.chdir(tmp_path)
-    assert data.load("emoji").shape == (8, 8, 3)
+    assert data.load("emoji").shape == (32, 32, 3)
+    assert data.load("./emoji").shape == (8, 8, 3)
 
 
 def test_cache_is_reused_and_a_changed_file_invalidates_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,9 +236,9 @@ def test_a_resumed_run_keeps_its_settings(whole: Path, name: str, value: Any) ->
 
 
 def test_a_resumed_run_may_repeat_its_settings_and_change_the_machine(tiny: Values, tmp_path: Path) -> None:
-    """The same command line with --resume goes on; logging, checkpoints and micro-batches may change."""
+    """The same command line with --resume goes on; logging and checkpoints may change."""
     in_child(train_in_child, "_between_checkpoints", tiny, tmp_path)
-    machine = {"log_every": 1, "checkpoint_every": 2, "keep": 3, "preview_every": 5, "accumulation": 2}
+    machine = {"log_every": 1, "checkpoint_every": 2, "keep": 3, "preview_every": 5}
     train({**tiny, **{f"training.{key}": value for key, value in machine.items()}}, tmp_path, resume=True)
     assert [folder.name[-2:] for folder in checkpoints(tmp_path)] == ["08", "10", "12"]
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6, *range(7, 13)]
@@ -370,7 +370,7 @@ def budgeted(tiny: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_budget_scales_the_schedule_to_the_clock(budgeted: Path) -> None:
     """At 0.1 s a step, 2.4 s are 24 steps, planned when 60 % are over; the rate ends near 0."""
     assert checkpoints(budgeted)[-1].name == "step-00000024"
-    assert _end(budgeted)["progress"] == {"step": 24, "total": 24, "scaler": None}
+    assert _end(budgeted)["progress"] == {"step": 24, "total": 24, "scaler": None, "pending": []}
     rates = [row["learning_rate"] for row in metrics(budgeted)]
     assert rates[:3] == [1e-3] * 3
     assert rates[-1] == pytest.approx(1e-3 / (0.4 * 24))

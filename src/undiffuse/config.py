@@ -127,7 +127,8 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
             kind = inner.annotation.__name__ if isinstance(inner.annotation, type) else str(inner.annotation)
-            yield f"{section}.{key}", kind.replace("typing.", ""), inner.default, inner.description or ""
+            kind = kind.replace("typing.", "").replace("Optional", "None or ")
+            yield f"{section}.{key}", kind, inner.default, inner.description or ""
 
 
 def written(value: Any) -> str:
@@ -156,7 +157,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         elif kind.startswith("tuple"):
             parsed[name] = [_literal(item.strip()) for item in text.strip("[]()").split(",") if item.strip()]
         else:
-            parsed[name] = text if kind == "str" else _literal(text)
+            parsed[name] = text.strip('"') if kind == "str" else _literal(text)
     return parsed
 
 

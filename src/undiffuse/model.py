@@ -73,7 +73,7 @@ class Model:
         return sum(p.numel() for p in self.network.parameters())
 
     def label(self, name: str | int) -> int:
-        """The class `name` (or, where none is called that, its number) as a label. Raises UsageError if there is none."""
+        """The class `name` (or, where none is called that, its number) as a label, or a UsageError."""
         classes = self.data.classes
         for index, known in enumerate(classes):
             if known.lower() == str(name).lower():

@@ -32,8 +32,8 @@ def load(
 ) -> ImageSet:
     """Reads a data set once, keeps it as memory-mapped uint8 in the cache, and opens it from there ever after.
 
-    source is a name of the catalogue (which wins over a path: write ./name for that), a path, or owner/dataset[@revision]
-    of the hub.
+    source is a name of the catalogue (which wins over a path: write ./name for that), a path, or
+    owner/dataset[@revision] of the hub.
     split is "train", "test" or "all". size, 1 to 4096, is the side of the square every image is brought to; None
     chooses as docs/data.md says. channels is 1 or 3; None gives 1 when every image is stored as grey.
     progress is called with (images done, images in all) while the cache is built.

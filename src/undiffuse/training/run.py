@@ -133,6 +133,7 @@ class _Run:
         previous = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.accelerator.wait_for_everyone()  # before the first file says that it has begun, all can be signalled
         listeners = (
             Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report) if main else None
         )
@@ -197,7 +198,7 @@ class _Run:
         return stop
 
     def _check_finite(self) -> None:
-        """Moves the recent losses to the pending ones; raises UndiffuseError naming the first step that was not finite."""
+        """Moves the recent losses to the pending ones; raises UndiffuseError naming the first that is not finite."""
         if not self._recent:
             return
         losses = torch.stack([step.loss for step in self._recent])
