@@ -58,7 +58,6 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
     """
     wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
     assert isinstance(wrapped, nn.Module)
-    learner.scaler = accelerator.scaler
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]

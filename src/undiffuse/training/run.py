@@ -326,4 +326,6 @@ def _learner(config: Config, data: datasets.ImageSet, accelerator: Accelerator) 
         weight_decay=config.training.weight_decay,
         fused=True,
     )
-    return Learner(network, EMA(list(network.parameters()), config.training.ema), optimizer, None, Progress())
+    return Learner(
+        network, EMA(list(network.parameters()), config.training.ema), optimizer, accelerator.scaler, Progress()
+    )
