@@ -3,7 +3,7 @@
     python benchmarks/throughput.py [--size 28] [--channels 1] [--batch 64] [--repeats 7]
 
 Prints JSON: medians over repeats, alternating with the matrix multiplication so that both see the same machine. FLOPs
-are those torch counts in one forward pass; a training step is taken as three of them, and does the real thing: objective,
+are those torch counts in one forward pass; a training step counts as three of them and does the real thing: objective,
 backward pass, clipping, AdamW and EMA, without the data.
 """
 

@@ -175,6 +175,18 @@ def test_corrupt_files_are_all_named_or_skipped(folder: Path, monkeypatch: pytes
     assert got.skipped == 5
 
 
+def test_a_corrupt_file_is_refused_whichever_split_it_falls_in(folder: Path) -> None:
+    """Each of ten files broken in turn: one of them is held out, and loading the training split refuses it too."""
+    for broken in range(10):
+        for index in range(10):
+            Image.new("L", (8, 8), index).save(folder / f"{index}.png")
+        (folder / f"{broken}.png").write_text("not an image")
+        with pytest.raises(UndiffuseError, match=rf"1 of 10 images[\s\S]*{broken}\.png"):
+            data.load(folder)
+        held_out = data.load(folder, "test", skip_corrupt=True) if broken == 0 else None
+        assert held_out is None or len(held_out) == 1
+
+
 def test_progress_reaches_the_end(folder: Path) -> None:
     for index in range(3):
         Image.new("L", (8, 8)).save(folder / f"{index}.png")

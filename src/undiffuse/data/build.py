@@ -33,24 +33,27 @@ def build(
     """Writes the images at the positions `chosen`, int64 (n,), to the cache folder, atomically.
 
     Size and channels left open are decided over the whole content, so that both splits come out alike. Raises
-    UndiffuseError with one report of every image that cannot be read, unless `skip_corrupt` leaves them out, and when
-    none remain.
+    UndiffuseError with one report of every image that cannot be read, in either split, unless `skip_corrupt` leaves
+    them out, and when none remain.
     """
     size, channels = _decide(content, size, channels)
     with cache.writing(folder) as temporary:
         good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
+        skipped = len(reasons)
+        reasons |= _unreadable_elsewhere(content, chosen)
         if reasons:
-            message = _report(content, reasons, len(chosen))
+            message = _report(content, reasons, content.count)
             if not skip_corrupt or not good.any():
                 raise UndiffuseError(message + ("" if skip_corrupt else "\nUse --skip-corrupt to leave them out."))
             logger.warning("%s\nThey are left out.", message)
-            _compact(temporary / "images.npy", good)
+            if skipped:
+                _compact(temporary / "images.npy", good)
         kept = chosen[good]
         facts = {
             "classes": content.classes,
             "names": [content.names[index] for index in kept] if content.names else [],
             "licence": content.licence,
-            "skipped": len(reasons),
+            "skipped": skipped,
         }
         cache.finish(temporary, None if content.labels is None else content.labels[kept], facts)
 
@@ -85,7 +88,7 @@ def _decode(
         try:
             return policy.fit(content.read(index), size, channels)
         except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on broken files
-            return f"{error}" or type(error).__name__
+            return str(error) or type(error).__name__
 
     good = np.zeros(len(chosen), dtype=bool)
     reasons: dict[int, str] = {}
@@ -103,6 +106,22 @@ def _decode(
     if images is not None:
         images.flush()
     return good, reasons
+
+
+def _unreadable_elsewhere(content: Content, chosen: np.ndarray) -> dict[int, str]:
+    """Why images of the other split cannot be read: a broken folder is refused whichever split is asked for."""
+
+    def attempt(index: int) -> str | None:
+        try:
+            content.read(index)
+        except Exception as error:
+            return str(error) or type(error).__name__
+        return None
+
+    if content.keep_size:  # ready arrays are readable or not as a whole
+        return {}
+    others = np.setdiff1d(np.arange(content.count), chosen)
+    return {index: reason for index, reason in _in_parallel(attempt, others) if reason is not None}
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
