@@ -103,7 +103,7 @@ def test_every_kind_of_output_can_be_read_again(tmp_path: Path, name: str) -> No
     from undiffuse.data import load
 
     out = tmp_path / name
-    output.check(out)
+    output.check(out, 3)
     said = output.write(out, IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
     assert str(out) in said and "5 samples of 8x8" in said
     if out.suffix.lower() == ".png":
@@ -126,10 +126,10 @@ def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path, name
     """An unknown suffix, or a file where a folder is meant."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
-        output.check(tmp_path / name)
+        output.check(tmp_path / name, 3)
 
 
 def test_a_grid_too_large_is_refused(tmp_path: Path) -> None:
     """A grid has a limit, and the message says what to write instead."""
     with pytest.raises(UsageError, match="npz"):
-        output.write(tmp_path / "x.png", np.zeros((4097, 1, 1, 1), np.uint8), None, ())
+        output.check(tmp_path / "x.png", 4097)

@@ -38,7 +38,7 @@ def assert_same_picture(one: np.ndarray, other: np.ndarray) -> None:
     assert (difference > 0).mean() < 0.01
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm-learned"])
 def test_a_sample_alone_is_the_sample_in_a_crowd(model: Model, sampler: str) -> None:
     """Sample k is the same alone, in any batch, at any batch size and in any order."""
     crowd = batch(model, list(range(7)), sampler=sampler)
@@ -47,6 +47,12 @@ def test_a_sample_alone_is_the_sample_in_a_crowd(model: Model, sampler: str) -> 
         assert_same_picture(batch(model, [k], sampler=sampler)[0], crowd[k])
     assert_same_picture(batch(model, list(range(7)), 3, sampler=sampler), crowd)
     assert_same_picture(batch(model, [6, 2, 4], sampler=sampler), crowd[[6, 2, 4]])
+
+
+def test_a_variance_that_was_not_learnt_is_refused(model: Model) -> None:
+    """ddpm-learned needs a model that predicts its variance."""
+    with pytest.raises(UsageError, match="ddpm-large"):
+        batch(model, [0], sampler="ddpm-learned")
 
 
 def test_the_noise_of_a_sample_is_exactly_its_own(model: Model) -> None:

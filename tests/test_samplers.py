@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -175,7 +176,8 @@ def test_ddim_without_noise_is_euler(name: str) -> None:
         np.testing.assert_allclose(last.x.numpy(), exact, rtol=1e-8, atol=1e-9)
 
 
-STEPS: dict[str, Step] = {name: sampler.step for name, sampler in SAMPLERS.items()}
+UNLEARNED = [name for name in SAMPLERS if name != "ddpm-learned"]
+STEPS: dict[str, Step] = {name: SAMPLERS[name].step for name in UNLEARNED}
 STEPS["ddim-0.5"] = partial(ddim, eta=0.5)
 
 
@@ -236,7 +238,25 @@ def test_noise_is_asked_for_only_where_it_is_needed(name: str) -> None:
         assert asked == ([0] if start is None else []) + ([1, 2, 3, 4] if name in NEEDS_NOISE else [])
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("mix", "name"), [(0.0, "ddpm"), (1.0, "ddpm-large")])
+def test_a_learned_variance_reaches_both_ends(mix: float, name: str) -> None:
+    """ddpm-learned with the mix at 0 is ddpm, with the mix at 1 it is ddpm-large: equal to rounding."""
+    process = GaussianProcess(linear(50))
+    inner = gaussian_denoiser(process, as64(0.0), as64(0.5))
+
+    def learned(x: Tensor, t: float | Tensor) -> Prediction:
+        return replace(inner(x, t), variance_mix=torch.full_like(x, mix))
+
+    grid = make_grid("trailing", process.schedule, 7)
+    draws = torch.linspace(-2, 2, 8 * 3, dtype=torch.float64).view(8, 3, 1)
+    ours, plain = (
+        list(trajectory(d, process, grid, SAMPLERS[n].step, draws.__getitem__))[-1].x
+        for d, n in ((learned, "ddpm-learned"), (inner, name))
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", UNLEARNED)
 def test_evaluations_are_as_declared(name: str) -> None:
     """A sampler calls the denoiser `evaluations` times a step, but once for the last; at the state's own time."""
     process, times = GaussianProcess(linear(50)), []
@@ -268,7 +288,7 @@ def test_the_loop_is_lazy() -> None:
     assert calls == [1.0]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", UNLEARNED)
 def test_float32_states_stay_float32(name: str) -> None:
     """float64 coefficients do not raise the precision of the state, and cost only its rounding."""
     process = GaussianProcess(SCHEDULES["vp"])

@@ -1,4 +1,4 @@
-"""undiffuse trains, samples, edits, measures and ships diffusion models.
+"""undiffuse trains, samples and explains diffusion models.
 
     import undiffuse
     images = undiffuse.sample("fashion-mnist", n=16, steps=10)         # uint8 (16, 28, 28, 1)

@@ -7,7 +7,7 @@ from torch import nn
 from undiffuse import process
 from undiffuse.config import Config, Network, Objective, Process
 from undiffuse.denoiser import Denoiser
-from undiffuse.errors import UsageError
+from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import UNet
 from undiffuse.objectives import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, log_normal, variational_bound, weighted_error
 from undiffuse.objectives import Objective as Loss
@@ -77,7 +77,8 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
 def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     """The network for images of `channels`; `config.network` must be decided (`default_network`)."""
     network = config.network
-    assert network.patch and network.channels and network.attention is not None
+    if not network.patch or not network.channels or network.attention is None:
+        raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
     return UNet(
         channels,
         channels * (2 if config.denoiser.learned_variance else 1),

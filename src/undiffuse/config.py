@@ -15,10 +15,11 @@ from undiffuse.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -55,8 +56,10 @@ class Denoiser(_Section):
 class Objective(_Section):
     """The loss."""
 
-    loss: Literal["error", "bound"] = Field("error", description="weighted squared error, or the variational bound")
-    weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "edm"] = Field(
+    loss: Literal["error", "bound"] = Field(
+        "error", description="weighted error, or the variational bound, which has its own times and weights"
+    )
+    weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "flow", "edm"] = Field(
         "edm", description="what an error costs at a noise level; simple is L_simple"
     )
     gamma: float = Field(5.0, gt=0, description="of weighting=min-snr")
@@ -79,7 +82,7 @@ class Network(_Section):
     )
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
     attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
-    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
 
 
 class Training(_Section):
@@ -90,7 +93,7 @@ class Training(_Section):
     batch_size: int = Field(64, ge=1, description="images per step, over all processes and micro-batches")
     learning_rate: float = Field(1e-3, gt=0, description="the peak, of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="of AdamW")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="of AdamW")
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     decay: float = Field(0.4, ge=0, le=1, description="the last share of the run, over which the rate falls to 0")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -118,8 +121,9 @@ class Config(_Section):
     training: Training = Training()
 
 
-MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every")}
-"""Keys that may change when a run is resumed: they say how it is run, not what comes out."""
+MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every", "accumulation")}
+"""Keys that may change when a run is resumed: they say how it is run, not what comes out (but for
+the order of summation)."""
 
 
 def keys() -> Iterator[tuple[str, str, Any, str]]:

@@ -97,8 +97,8 @@ class Prediction:
     Attributes:
         x0: the expected data, E[x_0 | x_t].
         eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
-        variance_mix: in [0, 1], where between the posterior's (0) and the transition's (1) log-variance that of
-            p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15); None where the network did not learn it.
+        variance_mix: where between the posterior's (0) and the transition's (1) log-variance that of
+            p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15; not clipped, as there); None where it was not learnt.
     """
 
     x0: Tensor

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.data import catalogue
 from undiffuse.data import load as load_data
 from undiffuse.errors import UndiffuseError
 from undiffuse.generate import Recipe, generate, states, to_uint8
@@ -46,14 +47,25 @@ def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator
 
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
     """Some images in [-1, 1] and what they are: the data where it can be had, else samples of the model."""
-    try:
-        height, _, channels = model.data.shape
-        images = load_data(model.data.name, size=height, channels=1 if channels == 1 else 3).images
-        picked = np.asarray(images[np.random.RandomState(seed).permutation(len(images))[:count]])
-        what = "data"
-    except UndiffuseError:
+    if (images := _data(model)) is not None:
+        picked, what = np.asarray(images[:: len(images) // count][:count]), "data"
+    else:
         picked, what = next(generate(model, Recipe(seed=seed), range(count))), "samples (the data is not here)"
     return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1, what
+
+
+def _data(model: Model) -> np.ndarray | None:
+    """What the model learnt, if it is on this machine and still the same; nothing is downloaded for a picture."""
+    settings = model.config.data
+    if any(entry.name == settings.source and not entry.available for entry in catalogue()):
+        return None
+    try:
+        data = load_data(
+            settings.source, size=settings.size, channels=settings.channels, skip_corrupt=settings.skip_corrupt
+        )
+    except UndiffuseError:
+        return None
+    return data.images if data.fingerprint == model.data.fingerprint else None
 
 
 def _forward(model: Model, out: Path, seed: int) -> Picture:

@@ -28,7 +28,7 @@ class Recipe:
 
     Attributes:
         sampler: a name in SAMPLERS.
-        steps: N; the evaluations of the network are N times the sampler's evaluations per step (heun: 2 N - 1).
+        steps: N; see `evaluations` for what they cost.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
         grid: a name in GRIDS; None: the one that belongs to the sampler.
         threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
@@ -58,6 +58,11 @@ class Recipe:
             raise UsageError(f"seed = {self.seed} must lie in 0 .. 2^32 - 1")
 
     @property
+    def evaluations(self) -> int:
+        """How often the network is asked for one sample; the step onto the data takes one."""
+        return SAMPLERS[self.sampler].evaluations * (self.steps - 1) + 1
+
+    @property
     def step(self) -> Step:
         """The step rule, eta bound."""
         return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
@@ -71,10 +76,13 @@ class Recipe:
 
     def denoise(self, model: Model, labels: Tensor | None) -> Denoise:
         """The model's denoiser for `labels`, thresholded."""
+        if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
+            raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
         denoise, threshold = model.denoiser.bind(labels), THRESHOLDS[self.threshold]
         return denoise if threshold is None else threshold(denoise, model.denoiser.process)
 
 
+@torch.no_grad()
 def states(
     model: Model, recipe: Recipe, numbers: Sequence[int], labels: Tensor | None = None, grid: Tensor | None = None
 ) -> Iterator[State]:
@@ -92,8 +100,7 @@ def states(
     process, device = model.denoiser.process, model.device
     noise = sample_noise(recipe.seed, numbers, (channels, height, width), torch.empty(0, device=device))
     grid = recipe.times(process) if grid is None else grid
-    with torch.inference_mode():
-        yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, noise)
+    yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, noise)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

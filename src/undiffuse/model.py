@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import Config, make_config
 from undiffuse.denoiser import Denoiser
+from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 
@@ -143,6 +145,8 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
+    if device is None and "LOCAL_RANK" in os.environ:  # one of several processes: each has a GPU of its own
+        device = PartialState(cpu=shares_a_cpu()).device
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         network.eval().requires_grad_(False).to(device)
@@ -178,6 +182,10 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 
 def with_process(model: Model, **settings: Any) -> Model:
-    """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit."""
-    config = make_config({f"process.{key}": value for key, value in settings.items()}, model.config)
-    return dataclasses.replace(model, denoiser=make_denoiser(config, model.network))
+    """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit.
+
+    `settings` are those of `undiffuse.config.Process`, the rest at its defaults.
+    """
+    process = make_config({f"process.{key}": value for key, value in settings.items()}).process
+    config = model.config.model_copy(update={"process": process})
+    return dataclasses.replace(model, config=config, denoiser=make_denoiser(config, model.network))

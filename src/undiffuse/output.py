@@ -12,12 +12,15 @@ from undiffuse.plots import save_grid, save_image
 MOST_IN_A_GRID = 4096
 
 
-def check(out: Path) -> None:
-    """Refuses what cannot be written, before the work: UsageError for an unknown suffix or a missing place."""
-    if out.suffix.lower() not in ("", ".png", ".npz", ".npy") and not out.is_dir():
+def check(out: Path, count: int) -> None:
+    """Refuses what cannot be written, before the work: UsageError for an unknown suffix or too large a grid."""
+    suffix = "" if out.is_dir() else out.suffix.lower()
+    if suffix[1:].isalpha() and suffix not in (".png", ".npz", ".npy"):
         raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
-    if out.suffix == "" and out.exists() and not out.is_dir():
+    if not suffix[1:].isalpha() and out.is_file():
         raise UsageError(f"--out {out} is a file, not a folder")
+    if suffix == ".png" and count > MOST_IN_A_GRID:
+        raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> str:
@@ -28,8 +31,6 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Seq
     suffix = "" if out.is_dir() else out.suffix.lower()
     what = f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}"
     if suffix == ".png":
-        if len(images) > MOST_IN_A_GRID:
-            raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
         save_grid(images, out)
     elif suffix == ".npy":
         with atomic_file(out) as temporary, temporary.open("wb") as file:

@@ -4,10 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -55,7 +51,8 @@ def strips(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title
     """
     sheets = [grid_of(_padded(images, len(columns)), len(columns)) for _, images in rows]
     height, width = rows[0][1].shape[1] + MARGIN, rows[0][1].shape[2] + MARGIN
-    figure, axes = plt.subplots(figsize=(1.6 + 0.62 * len(columns), 0.75 + 0.62 * len(rows) * height / width))
+    figure = Figure(figsize=(1.6 + 0.62 * len(columns), 0.75 + 0.62 * len(rows) * height / width))
+    axes = figure.subplots()
     sheet = np.concatenate(sheets)
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     own = sheets[0].shape[0]
@@ -74,7 +71,8 @@ def _padded(images: np.ndarray, count: int) -> np.ndarray:
 
 def curves(panels: Sequence[tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]], path: str | Path) -> None:
     """Line plots side by side: (title, x label, name -> (x, y)) each."""
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.0), squeeze=False)
+    figure = Figure(figsize=(3.6 * len(panels), 3.0))
+    all_axes = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
         for name, (x, y) in lines.items():
             axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
@@ -88,4 +86,3 @@ def curves(panels: Sequence[tuple[str, str, dict[str, tuple[np.ndarray, np.ndarr
 def _save(figure: Figure, path: str | Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-    plt.close(figure)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 
@@ -12,8 +13,11 @@ def bar(description: str, total: int = 0) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn(description), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    both = sys.stdout.isatty()  # lines printed meanwhile go above the bar, unless they go to a file
     hidden = os.environ.get("RANK", "0") != "0"  # one bar is enough for all processes of a torchrun
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=both
+    ) as progress:
         task = progress.add_task(description, total=total or None)
 
         def tell(amount: int, of: int | None = None) -> None:

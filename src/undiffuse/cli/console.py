@@ -1,5 +1,6 @@
 """What the commands share: how they speak."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -13,5 +14,6 @@ def say(message: str) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on standard error."""
-    typer.echo(f"undiffuse: {message}", err=True)
+    if os.environ.get("RANK", "0") == "0" or code == 1:  # what the user did wrong, every process of a torchrun finds
+        typer.echo(f"undiffuse: {message}", err=True)
     sys.exit(code)

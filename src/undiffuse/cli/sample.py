@@ -1,5 +1,7 @@
 """`undiffuse sample`."""
 
+import math
+import os
 from pathlib import Path
 
 import typer
@@ -12,7 +14,7 @@ def sample(
     model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
     n: int = typer.Option(64, "-n", min=1, help="How many."),
     sampler: str = typer.Option(
-        "dpm++2m", help="ddpm, ddpm-large, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
+        "dpm++2m", help="ddpm, ddpm-large, ddpm-learned, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
     ),
     steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
     eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
@@ -41,7 +43,7 @@ def sample(
 
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
     out = out or Path(f"{Path(model).name}-samples.png")
-    output.check(out)
+    output.check(out, n)
 
     import torch
 
@@ -50,7 +52,9 @@ def sample(
 
     loaded = load(model, device)
     labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
-    with bar("sampling", n * steps) as tick:
+    mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
+    with bar("sampling", mine * steps) as tick:
         images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
     if images is not None:
-        say(output.write(out, images, all_labels, loaded.data.classes))
+        written = output.write(out, images, all_labels, loaded.data.classes)
+        say(f"{written} ({recipe.evaluations} evaluations of the network each)")

@@ -19,7 +19,10 @@ def uniform(schedule: Schedule, u: Tensor) -> Tensor:
 
 
 def log_normal(schedule: Schedule, u: Tensor, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, section 5), cut to the schedule's range."""
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, section 5).
+
+    What falls outside the schedule's range goes to its ends.
+    """
     log_sigma = mean + std * torch.special.ndtri(u)
     return schedule.time(-2 * log_sigma).clamp(schedule.t_min, 1)
 

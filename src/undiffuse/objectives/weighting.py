@@ -39,8 +39,16 @@ def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
 
 
 def sigmoid(log_snr: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - log-SNR) on the error in eps (Kingma & Gao 2023; Hoogeboom et al. 2024)."""
+    """sigmoid(bias - log-SNR) on the error in eps: the factor of Kingma & Gao 2023 and Hoogeboom et al. 2024.
+
+    Their loss also has -d log-SNR / dt, which frees it from the schedule; here the times' distribution decides.
+    """
     return (log_snr + torch.nn.functional.logsigmoid(bias - log_snr)).exp()
+
+
+def flow(log_snr: Tensor) -> Tensor:
+    """The squared error in the velocity eps - x_0 (Lipman et al. 2023): (1 + alpha / sigma)^2."""
+    return (1 + (0.5 * log_snr).exp()) ** 2
 
 
 def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -55,5 +63,6 @@ WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
     "truncated-snr": truncated_snr,
     "min-snr": min_snr,
     "sigmoid": sigmoid,
+    "flow": flow,
     "edm": edm,
 }

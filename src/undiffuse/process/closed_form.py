@@ -20,6 +20,10 @@ class VP(Schedule):
     beta_max: float = 20.0
     t_min: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if not (0 < self.beta_min <= self.beta_max and 0 < self.t_min < 1):
+            raise ValueError("needs 0 < beta_min <= beta_max and 0 < t_min < 1")
+
     def integral(self, t: Time) -> Tensor:
         """B(t) = beta_min t + (beta_max - beta_min) t^2 / 2."""
         t = float64(t)
@@ -78,6 +82,10 @@ class VE(Schedule):
     sigma_max: float = 50.0
     t_min: float = 1e-5
 
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma_min < self.sigma_max and 0 < self.t_min < 1):
+            raise ValueError("needs 0 < sigma_min < sigma_max and 0 < t_min < 1")
+
     @property
     def _log_ratio(self) -> float:
         return 2 * math.log(self.sigma_max / self.sigma_min)
@@ -108,6 +116,8 @@ class EDM(Schedule):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError("needs 0 < sigma_min < sigma_max")
         object.__setattr__(self, "t_min", self.sigma_min / self.sigma_max)
 
     def level(self, t: Time) -> Level:
@@ -129,6 +139,10 @@ class FlowMatching(Schedule):
     """The straight path x_t = (1 - t) x_0 + t eps (Lipman et al. 2023; Liu et al. 2023), no signal left at t = 1."""
 
     t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < 1:
+            raise ValueError("needs 0 < t_min < 1")
 
     def level(self, t: Time) -> Level:
         t = float64(t)

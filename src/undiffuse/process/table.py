@@ -106,7 +106,7 @@ def sigmoid(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Table:
-    """alpha_bar(t) = cos^2(pi/2 (t + offset) / (1 + offset)), betas capped (Nichol & Dhariwal 2021, eq. 17)."""
+    """alpha_bar(t) = f(t) / f(0), f = cos^2(pi/2 (t + offset) / (1 + offset)), betas capped (IDDPM, 2021, eq. 17)."""
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     log_alpha_bar = 2 * torch.cos((t + offset) / (1 + offset) * math.pi / 2).log()
     return Table((-torch.expm1(log_alpha_bar.diff())).clamp(max=beta_max))

@@ -71,6 +71,8 @@ GRIDS: dict[str, Grid] = {
 
 def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
     """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T where it is by index)."""
+    if name not in GRIDS:
+        raise ValueError(f"no grid {name!r}: choose from {', '.join(GRIDS)}")
     grid = GRIDS[name](schedule, _checked(steps))
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
         raise ValueError(f"{steps} steps are too many for the grid {name}: its times are no longer distinct")

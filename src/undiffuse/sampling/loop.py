@@ -18,7 +18,7 @@ Noise = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A step rule, the grid it is used with unless another is asked for, and its evaluations per step."""
+    """A step rule, the grid it is used with unless another is asked for, and its evaluations per step but the last."""
 
     step: Step
     grid: str
@@ -28,6 +28,7 @@ class Sampler:
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ddpm, "trailing"),
     "ddpm-large": Sampler(partial(ddpm, variance="large"), "trailing"),
+    "ddpm-learned": Sampler(partial(ddpm, variance="learned"), "trailing"),
     "ddim": Sampler(ddim, "trailing"),
     "euler": Sampler(ddim, "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
     "heun": Sampler(heun, "karras", evaluations=2),

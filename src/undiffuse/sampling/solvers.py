@@ -107,7 +107,7 @@ def _unified_update(
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
-    """a_m with sum_m a_m r_m^(n-1) = n! h^n phi_{n+1}(-h) / B(h), n = 1..p (Zhao et al. 2023, eq. 9-10).
+    """a_m with sum_m a_m r_m^(n-1) = n! h^n phi_{n+1}(-h) / B(h), n = 1..p (Zhao et al. 2023, section 3).
 
     One node needs no system: any a_1 = 1/2 + O(h) has order 2, and 1/2 is the paper's.
     """

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -88,12 +88,13 @@ def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noi
 
     Two evaluations; one (Euler) onto the data, and from pure noise without signal, where sigma / alpha is infinite.
     """
-    first = ddim(state, s, denoise, process, noise)
+    first = denoise(state.x, state.t)
+    if s == 0:
+        return State(first.x0, s, first.x0)
     at_t, at_s = process.level(state.t), process.level(s)
-    if s == 0 or at_t.alpha == 0:
-        return first
-    assert first.x0 is not None
-    eps = (state.x - at_t.alpha * first.x0) / at_t.sigma
-    second = denoise(first.x, s)
+    euler = at_s.alpha * first.x0 + at_s.sigma * first.eps
+    if at_t.alpha == 0:
+        return State(euler, s, first.x0)
     length = at_s.sigma / at_s.alpha - at_t.sigma / at_t.alpha
-    return replace(first, x=first.x + at_s.alpha * length * 0.5 * (second.eps - eps))
+    second = denoise(euler, s)
+    return State(euler + at_s.alpha * length * 0.5 * (second.eps - first.eps), s, first.x0)

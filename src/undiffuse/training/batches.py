@@ -28,8 +28,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; u, from which the float64 levels follow, stays on the CPU."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        x0, noise = (z.to(device, non_blocking=True) for z in (self.x0, self.noise))
+        labels = None if self.labels is None else self.labels.to(device)
+        x0, noise = (z.to(device) for z in (self.x0, self.noise))
         return Batch(x0, labels, self.u, noise)
 
 

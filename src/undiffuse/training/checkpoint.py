@@ -73,8 +73,8 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
         good = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint was written before"
         what = error if isinstance(error, UndiffuseError) else f"cannot write {folder}: {error}."
         raise UndiffuseError(f"{what} {good}; go on with --resume once there is room.") from error
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in checkpoints(run)[:-keep]:  # renamed first: half-removed, it would still look like a checkpoint
+        shutil.rmtree(old.replace(old.with_name(f".tmp-{old.name}")), ignore_errors=True)
     return folder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def exponent(width: float) -> float:
-    """gamma of the profile t^gamma whose relative standard deviation is `width` (EDM2, appendix C, eq. 126)."""
+    """gamma of the profile t^gamma whose relative standard deviation is `width` (EDM2, appendix C)."""
     squared = width**-2
     roots = np.roots([1, 7, 16 - squared, 12 - squared])
     return float(roots.real.max())
@@ -26,6 +26,6 @@ class EMA:
 
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], step: int) -> None:
-        """Takes in the parameters after `step` steps (from 1): beta = (1 - 1/step)^(gamma + 1) (EDM2, eq. 127)."""
+        """Takes in the parameters after `step` steps (from 1): beta = (1 - 1/step)^(gamma + 1) (EDM2, section 3.1)."""
         beta = (1 - 1 / step) ** (self.gamma + 1)
         torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1 - beta)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-import os
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -57,11 +57,12 @@ class Listeners:
         images = (step.number - before) * self.config.training.batch_size
         rate = images / max(progress.seconds - then, 1e-9)
         self._last = (step.number, progress.seconds)
+        norm = step.gradient_norm.item()
         row = {
             "step": step.number,
             "images": step.number * self.config.training.batch_size,
             "loss": sum(losses) / len(losses),
-            "gradient_norm": step.gradient_norm.item(),
+            "gradient_norm": norm if math.isfinite(norm) else None,  # fp16 skips such a step
             "learning_rate": step.learning_rate,
             "images_per_second": round(rate, 1),
             "seconds": round(progress.seconds, 3),
@@ -69,7 +70,8 @@ class Listeners:
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
-            self._board.add_scalar(name, row[name], step.number)
+            if (value := row[name]) is not None:
+                self._board.add_scalar(name, value, step.number)
         share, left = self._remaining(step.number)
         text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} images/s  {_clock(left)} left"
         self._bar.update(self._task, completed=share, text=text)
@@ -115,7 +117,7 @@ def _open_metrics(path: Path, step: int) -> TextIO:
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with atomic_file(path) as temporary:
-                temporary.write_text("".join(row + os.linesep for row in rows))
+                temporary.write_text("".join(row + "\n" for row in rows))
         return path.open("a")
     except OSError as error:
         raise UndiffuseError(f"cannot write {path}: {error.strerror}. Choose a writable folder.") from error

@@ -1,12 +1,13 @@
 """A run, from a configuration to a trained model: what listens to the steps, and when it ends."""
 
+import contextlib
 import math
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
+from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
@@ -87,26 +89,25 @@ def train(
     facts = _data_facts(config, data)
     learner = _learner(config, data, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
-    if accelerator.is_main_process:
-        checkpoint.sweep(run)
-    saved = checkpoints(run) if resume else []
-    if accelerator.is_main_process:
-        report(_summary(config, facts, learner, accelerator))
-    if saved:
-        if read_card(saved[-1])[1].fingerprint != data.fingerprint:
-            raise UndiffuseError(
-                f"{config.data.source} has changed since {run} began: its content is not what was learnt"
-            )
-        checkpoint.restore(saved[-1], learner)
-        if accelerator.is_main_process:
-            report(f"resumed from {saved[-1]}")
-    elif accelerator.is_main_process and not (run / "run.json").exists():
-        if resume:
-            report(f"there is no run in {run} yet: this begins one")
-        write_json(run / "run.json", {"settings": values, "config": config.model_dump(mode="json")})
-    if config.training.minutes is None:
-        learner.progress.total = config.training.steps or DEFAULT_STEPS
-    return _Run(run, config, data, facts, learner, accelerator, report).go(progress_bar)
+    with _alone(run) if accelerator.is_main_process else contextlib.nullcontext():
+        return _Run(run, config, data, facts, learner, accelerator, report).begin(values, resume).go(progress_bar)
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Holds the run folder for this process. Raises UndiffuseError when another is training in it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".lock", blocking=False):
+            yield
+            (run / ".lock").unlink(missing_ok=True)
+    except Timeout:
+        raise UndiffuseError(f"another process is training in {run}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UndiffuseError(
+            f"cannot write to {run}: {error.strerror or error}; {_last_good(run)}. "
+            "Free some space or choose a writable folder."
+        ) from error
 
 
 @dataclass
@@ -121,24 +122,50 @@ class _Run:
     accelerator: Accelerator
     report: Callable[[str], None]
     _signal: int = 0
+    _saved: int = 0
     _recent: list[Step] = field(default_factory=list)
 
+    def begin(self, values: dict[str, Any], resume: bool) -> "_Run":
+        """Puts the newest checkpoint back, or records that a new run begins."""
+        run, main = self.run, self.accelerator.is_main_process
+        recorded = (run / "run.json").exists()
+        if main and recorded:
+            checkpoint.sweep(run)
+        saved = checkpoints(run)
+        if main:
+            self.report(_summary(self.config, self.facts, self.learner, self.accelerator))
+        if saved:
+            if read_card(saved[-1])[1].fingerprint != self.data.fingerprint:
+                raise UndiffuseError(
+                    f"{self.config.data.source} has changed since {run} began: its content is not what was learnt"
+                )
+            checkpoint.restore(saved[-1], self.learner)
+            if main:
+                self.report(f"resumed from {saved[-1]}")
+        elif main and not recorded:
+            if resume:
+                self.report(f"there is no run in {run} yet: this begins one")
+            write_json(run / "run.json", {"settings": values, "config": self.config.model_dump(mode="json")})
+        if self.config.training.minutes is None:
+            self.learner.progress.total = self.config.training.steps or DEFAULT_STEPS
+        return self
+
     def go(self, progress_bar: bool) -> Outcome:
-        progress = self.learner.progress
+        """Trains to the end, or to a signal."""
+        progress, main = self.learner.progress, self.accelerator.is_main_process
         if progress.total is not None and progress.step >= progress.total:
-            if self.accelerator.is_main_process:
+            if main:
                 self.report(f"already finished at step {progress.step}")
-            return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True)
-        main = self.accelerator.is_main_process
+            return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True, main)
         previous = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.accelerator.wait_for_everyone()  # before the first file says that it has begun, all can be signalled
-        listeners = (
-            Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report) if main else None
-        )
-        began = time.monotonic() - progress.seconds
+        listeners = None
         try:
+            self.accelerator.wait_for_everyone()  # before the first file says that it has begun, all can be signalled
+            if main:
+                listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report)
+            began = time.monotonic() - progress.seconds
             for step in training_steps(self.config, self.data, self.learner, self.accelerator):
                 progress.seconds = time.monotonic() - began
                 self._recent.append(step)
@@ -150,17 +177,15 @@ class _Run:
                     if listeners:
                         listeners.log(step, progress.pending)
                     progress.pending.clear()
-                if listeners and (finished or step.number % self.config.training.preview_every == 0):
-                    listeners.preview(step.number)
+                if finished or step.number % self.config.training.preview_every == 0:
+                    self._check_finite()
+                    if listeners:
+                        listeners.preview(step.number)
                 # Last, so that a run killed after it has everything that belongs to its steps.
                 if stop or step.number % self.config.training.checkpoint_every == 0:
                     self._save()
                 if stop:
                     break
-        except OSError as error:
-            raise UndiffuseError(
-                f"cannot write to {self.run}: {error.strerror or error}; {self._last_good()}"
-            ) from error
         finally:
             if listeners:
                 listeners.close()
@@ -188,12 +213,12 @@ class _Run:
         if several:
             stop = int(gather(torch.tensor([stop], device=self.accelerator.device)).max())
         if training.minutes is not None and progress.total is None:
-            share = torch.tensor(progress.seconds / (60 * training.minutes), device=self.accelerator.device)
+            share = progress.seconds / (60 * training.minutes)
             if several:
-                share = broadcast(share)
+                share = broadcast(torch.tensor(share, device=self.accelerator.device)).item()
             # Up to here the learning rate was constant; from here the run is one of `total` steps, resumed or not.
             if share >= 1 - training.decay:
-                progress.total = max(step + 1, round(step / share.item()))
+                progress.total = max(step + 1, round(step / share))
                 self._save()
         return stop
 
@@ -211,18 +236,17 @@ class _Run:
             for what, value in (("loss", loss), ("norm of the gradient", norm)):
                 if not math.isfinite(value):
                     raise UndiffuseError(
-                        f"the {what} is {value} at step {step.number}; {self._last_good()}. "
+                        f"the {what} is {value} at step {step.number}; {_last_good(self.run)}. "
                         "Lower training.learning_rate, or look at the data, and begin a new run."
                     )
             self.learner.progress.pending.append(loss)
         self._recent.clear()
 
-    def _last_good(self) -> str:
-        saved = checkpoints(self.run)
-        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-
     def _save(self) -> None:
         self._check_finite()
+        if self._saved == self.learner.progress.step:  # a budget's plan may fall on a checkpoint
+            return
+        self._saved = self.learner.progress.step
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.run, self.learner, self.config, self.facts, self._training_facts(), self.config.training.keep
@@ -243,6 +267,11 @@ class _Run:
         }
 
 
+def _last_good(run: Path) -> str:
+    saved = checkpoints(run)
+    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+
+
 def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
     """The run's configuration: new, or the saved one with what a resumed run may change."""
     record = run / "run.json"
@@ -251,6 +280,8 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
     if not record.exists():
         if resume and not values:
             raise UsageError(f"nothing to resume in {run}: it holds no run")
+        if (run / "checkpoints").exists():
+            raise UsageError(f"{run} holds checkpoints but no run of undiffuse: choose another --out")
         if values.get("training.steps") and values.get("training.minutes"):
             raise UsageError("training.steps and training.minutes exclude each other: give one")
         return make_config(values)
@@ -262,7 +293,10 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
         section, key = name.split(".")[:2]
         ours, theirs = (getattr(getattr(c, section), key) for c in (config, asked))
         if ours != theirs and name not in MACHINE_KEYS:
-            raise UsageError(f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings")
+            raise UsageError(
+                f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings. "
+                "Choose another --out for new ones."
+            )
     return asked
 
 
@@ -314,9 +348,10 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 
 
 def _learner(config: Config, data: datasets.ImageSet, accelerator: Accelerator) -> Learner:
-    torch.manual_seed(config.training.seed)
     classes = len(data.classes) if data.labels is not None and config.training.conditional else 0
-    network = make_network(config, data.shape[2], classes).to(accelerator.device)
+    with torch.random.fork_rng():  # the caller's generator is left as it was
+        torch.manual_seed(config.training.seed)
+        network = make_network(config, data.shape[2], classes).to(accelerator.device)
     if config.training.compile:
         network.compile()
     optimizer = torch.optim.AdamW(
