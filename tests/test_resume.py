@@ -80,14 +80,14 @@ def _before_the_rename() -> None:
 
 def _before_pruning() -> None:
     prune = checkpoint.shutil.rmtree
-    checkpoint.shutil.rmtree = lambda path, *a, **k: _die() if path.name.startswith("step") else prune(path, *a, **k)
+    checkpoint.shutil.rmtree = lambda path, *a, **k: _die() if path.name.startswith(".tmp-step") else prune(path, *a, **k)
 
 
 def _amid_pruning() -> None:
     prune = checkpoint.shutil.rmtree
 
     def prune_half(path: Path, *args: Any, **kwargs: Any) -> None:
-        if path.name.startswith("step"):
+        if path.name.startswith(".tmp-step"):
             (path / "weights.safetensors").unlink()
             _die()
         prune(path, *args, **kwargs)
