@@ -80,7 +80,7 @@ def _before_the_rename() -> None:
 
 def _before_pruning() -> None:
     prune = checkpoint.shutil.rmtree
-    checkpoint.shutil.rmtree = lambda path, *a, **k: _die() if path.name.startswith(".tmp-step") else prune(path, *a, **k)
+    checkpoint.shutil.rmtree = lambda path, *a, **k: _die() if ".tmp-step" in path.name else prune(path, *a, **k)
 
 
 def _amid_pruning() -> None:
