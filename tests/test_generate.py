@@ -206,3 +206,11 @@ def test_uint8_puts_channels_last() -> None:
     for dtype in (torch.float32, torch.float64):
         expected = np.arange(120).reshape(2, 3, 4, 5).transpose(0, 2, 3, 1)
         assert np.array_equal(to_uint8(x.to(dtype)), expected)
+
+
+def test_states_leave_the_callers_gradients_alone(model: Model) -> None:
+    """Between two states the caller's own mode holds, and afterwards too; the states need no gradient."""
+    for one, _ in zip(states(model, Recipe(steps=2), [0]), states(model, Recipe(steps=3), [1]), strict=False):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert not one.x.requires_grad
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

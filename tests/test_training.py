@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import checkpoint_state, ignore, in_child, metrics
+from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -476,3 +477,29 @@ def test_a_run_folder_that_becomes_read_only(tiny: Values, tmp_path: Path, monke
         with pytest.raises(UndiffuseError, match=r"Permission denied.*step-00000003"):
             train(tiny, tmp_path, report=ignore)
     assert checkpoint_state(checkpoints(tmp_path)[-1])["progress"]["step"] == 3
+
+
+def test_two_processes_do_not_share_a_run(tiny: Values, tmp_path: Path) -> None:
+    """A run folder belongs to one process at a time; the second is told so, and the first loses nothing."""
+    with FileLock(tmp_path / ".lock"), pytest.raises(UndiffuseError, match="another process is training"):
+        train(tiny, tmp_path, report=ignore)
+    assert train(tiny, tmp_path, report=ignore).finished
+
+
+def test_checkpoints_of_others_are_left_alone(tiny: Values, tmp_path: Path) -> None:
+    """A folder with checkpoints that are not ours is refused, and nothing in it is swept."""
+    other = tmp_path / "checkpoints" / "step-1000" / "pytorch_model.bin"
+    other.parent.mkdir(parents=True)
+    other.write_text("not ours")
+    with pytest.raises(UsageError, match="choose another --out"):
+        train(tiny, tmp_path, report=ignore)
+    assert other.read_text() == "not ours"
+
+
+def test_training_leaves_the_callers_generator_alone(tiny: Values, tmp_path: Path) -> None:
+    """torch's global generator is where it was."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(tiny, tmp_path, report=ignore)
+    assert torch.equal(torch.rand(3), expected)

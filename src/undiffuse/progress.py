@@ -14,7 +14,8 @@ def bar(description: str, total: int = 0) -> Iterator[Callable[..., None]]:
 
     columns = TextColumn(description), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     both = sys.stdout.isatty()  # lines printed meanwhile go above the bar, unless they go to a file
-    hidden = os.environ.get("RANK", "0") != "0"  # one bar is enough for all processes of a torchrun
+    # One bar is enough for all processes of a torchrun, and none is for a file.
+    hidden = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=both
     ) as progress:
