@@ -48,7 +48,7 @@ def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
     """Some images in [-1, 1] and what they are: the data where it can be had, else samples of the model."""
     if (images := _data(model)) is not None:
-        picked, what = np.asarray(images[:: len(images) // count][:count]), "data"
+        picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
         picked, what = next(generate(model, Recipe(seed=seed), range(count))), "samples (the data is not here)"
     return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1, what
