@@ -261,3 +261,17 @@ def test_the_names_of_the_package_are_light_and_real() -> None:
     done = python("import sys, undiffuse; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
     assert all(getattr(undiffuse, name) for name in undiffuse.__all__)
+
+
+def test_demo_writes_and_names_its_pictures(command: Command, tmp_path: Path) -> None:
+    """In the shortest of times: every path it names is there, and every picture opens; a second time it goes on."""
+    code, out, err = command("demo", "--minutes", "0.05", "--out", "demo")
+    assert code == 0, err
+    named = [tmp_path / line.split(":")[0] for line in out.splitlines() if line.startswith("demo/")]
+    assert len(named) == 4 and all(path.exists() for path in named)
+    for path in named:
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert len(np.unique(np.asarray(picture))) > 50
+    code, out, err = command("demo", "--minutes", "0.05", "--out", "demo")
+    assert code == 0 and "already finished" in out, err
