@@ -332,3 +332,20 @@ def test_no_label_is_the_null_label(kind: str) -> None:
     assert (network(x, log_snr, torch.tensor([3, 3])) == unconditional).all()
     for other in (network(x, log_snr, torch.tensor([0, 2])), network(x, log_snr + 0.5)):
         assert ((other - unconditional).abs() > 1e-6).any(1).all()
+
+
+def test_unet_is_the_same_in_either_memory_layout() -> None:
+    """Channels-last weights and input give what contiguous ones give, to float32 rounding; so do the gradients."""
+    torch.manual_seed(0)
+    network = shaken(UNet(3, 3, channels=(16, 32), classes=4))
+    x, log_snr, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.0, 3.0]), torch.tensor([1, 4])
+    expected = network(x, log_snr, labels)
+    expected.square().sum().backward()
+    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    network.to(memory_format=torch.channels_last)
+    ours = network(x.to(memory_format=torch.channels_last), log_snr, labels)
+    ours.square().sum().backward()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
