@@ -122,7 +122,7 @@ class _Run:
     accelerator: Accelerator
     report: Callable[[str], None]
     _signal: int = 0
-    _saved: int = 0
+    _planned: int = 0
     _recent: list[Step] = field(default_factory=list)
 
     def begin(self, values: dict[str, Any], resume: bool) -> "_Run":
@@ -181,8 +181,9 @@ class _Run:
                     self._check_finite()
                     if listeners:
                         listeners.preview(step.number)
-                # Last, so that a run killed after it has everything that belongs to its steps.
-                if stop or step.number % self.config.training.checkpoint_every == 0:
+                # Last, so that a run killed after it has everything that belongs to its steps. A plan is saved at once.
+                due = step.number % self.config.training.checkpoint_every == 0
+                if stop or due or step.number == self._planned:
                     self._save()
                 if stop:
                     break
@@ -219,7 +220,7 @@ class _Run:
             # Up to here the learning rate was constant; from here the run is one of `total` steps, resumed or not.
             if share >= 1 - training.decay:
                 progress.total = max(step + 1, round(step / share))
-                self._save()
+                self._planned = step
         return stop
 
     def _check_finite(self) -> None:
@@ -244,9 +245,6 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
-        if self._saved == self.learner.progress.step:  # a budget's plan may fall on a checkpoint
-            return
-        self._saved = self.learner.progress.step
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.run, self.learner, self.config, self.facts, self._training_facts(), self.config.training.keep
