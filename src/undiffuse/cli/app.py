@@ -50,3 +50,12 @@ def main() -> None:
         fail(f"{type(error).__name__}: {reason[0]} (unexpected: --debug shows where)", 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Ends the threads that talk to the other processes of a torchrun; alive at exit, they may abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
