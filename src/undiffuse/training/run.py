@@ -87,7 +87,7 @@ def train(
         )
     config = _decided(config, data)
     facts = _data_facts(config, data)
-    learner = _learner(config, data, accelerator)
+    learner = _learner(config, facts, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
     with _alone(run) if accelerator.is_main_process else contextlib.nullcontext():
         return _Run(run, config, data, facts, learner, accelerator, report).begin(values, resume).go(progress_bar)
@@ -345,11 +345,10 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
     )
 
 
-def _learner(config: Config, data: datasets.ImageSet, accelerator: Accelerator) -> Learner:
-    classes = len(data.classes) if data.labels is not None and config.training.conditional else 0
+def _learner(config: Config, data: DataFacts, accelerator: Accelerator) -> Learner:
     with torch.random.fork_rng():  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
-        network = make_network(config, data.shape[2], classes).to(accelerator.device)
+        network = make_network(config, data.shape[2], len(data.classes)).to(accelerator.device)
     if config.training.compile:
         network.compile()
     optimizer = torch.optim.AdamW(
