@@ -6,8 +6,11 @@ its data, how it was trained). Nothing in it is executed or unpickled, and nothi
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,14 @@ class Model:
         """How many numbers were learnt."""
         return sum(p.numel() for p in self.network.parameters())
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, hexadecimal, of all that its samples depend on: weights, configuration and class shares."""
+        facts = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share]
+        return hashlib.sha256(
+            (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
+        ).hexdigest()
+
     def label(self, name: str | int) -> int:
         """The class `name` (or, where none is called that, its number) as a label, or a UsageError."""
         classes = self.data.classes
@@ -98,6 +109,15 @@ class Model:
         u = np.modf((samples + 0.5) * 0.6180339887498949)[0]
         labels = np.searchsorted(np.cumsum(self.data.class_share), u, side="right")
         return torch.from_numpy(np.minimum(labels, len(self.data.classes) - 1))
+
+
+def sha256_of_weights(network: nn.Module) -> str:
+    """Of the names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_model(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def strips(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title
     axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _padded(images: np.ndarray, count: int) -> np.ndarray:
@@ -69,8 +70,11 @@ def _padded(images: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([images, blank])
 
 
-def curves(panels: Sequence[tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]], path: str | Path) -> None:
-    """Line plots side by side: (title, x label, name -> (x, y)) each."""
+Panel = tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]
+
+
+def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"] = "") -> None:
+    """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes."""
     figure = Figure(figsize=(3.6 * len(panels), 3.0))
     all_axes = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
@@ -79,10 +83,17 @@ def curves(panels: Sequence[tuple[str, str, dict[str, tuple[np.ndarray, np.ndarr
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log" if log == "xy" else "linear")
+            ticks = sorted({float(place) for x, _ in lines.values() for place in x})
+            axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
+            axes.minorticks_off()
         axes.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes it as PNG, atomically."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     AUGMENT = 5
     CONDITION = 6
     DROPOUT = 7
+    RESAMPLE = 8
+    CHOICE = 9
 
 
 def stream(*key: int) -> np.random.Generator:

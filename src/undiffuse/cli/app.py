@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from undiffuse.cli import data, demo, explain, models, sample, train
+from undiffuse.cli import compare, data, demo, evaluate, explain, models, sample, train
 from undiffuse.cli.console import fail
 from undiffuse.errors import UndiffuseError
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)

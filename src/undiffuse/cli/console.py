@@ -2,14 +2,39 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
+
+from undiffuse.errors import UsageError
 
 
 def say(message: str) -> None:
     """A line for the person, on standard output."""
     typer.echo(message)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the headings, in columns: the first to the left, those of numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    words = len(rows[0]) - 1 if all(len(row[-1]) == 0 or not row[-1][-1].isdigit() for row in rows) else None
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in (0, words) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """ "5,10" -> [5, 10]. Raises UsageError for anything but whole numbers from 1 on."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text}: write whole numbers from 1 on, such as 20 or 5,10,20")
+    return [int(part) for part in parts]
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,0 +1,66 @@
+"""`undiffuse evaluate`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import numbers, say, table
+from undiffuse.progress import bar
+
+SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
+FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
+METRICS_HELP = "all, or from frechet, spatial, kernel, manifold, scores, classes, copying."
+
+
+def evaluate(
+    subject: str = typer.Argument(..., metavar="MODEL|FOLDER|NPZ", help="A model, or samples: a folder, .npz or .npy."),
+    data: str = typer.Option(None, help="The data set to measure against [the one the model learnt]."),
+    split: str = typer.Option("test", help=SPLIT_HELP),
+    n: int = typer.Option(None, "-n", min=10, help="How many samples [2000; of files: all]."),
+    metrics: str = typer.Option("all", help=METRICS_HELP),
+    features: str = typer.Option("auto", help=FEATURES_HELP),
+    sampler: str = typer.Option("dpm++2m", help="As for `undiffuse sample`."),
+    steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
+    eta: float = typer.Option(0.0, help="Of ddim."),
+    seed: int = typer.Option(0, help="Of the samples."),
+    json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
+    report: Path = typer.Option(None, help="The page of figures to write [NAME-evaluation.html]."),
+    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
+) -> None:
+    """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
+
+    \b
+    Examples:
+      undiffuse evaluate fashion-mnist
+      undiffuse evaluate fashion-mnist --sampler ddim --steps 5,10,20,50 --json ddim.json
+      undiffuse evaluate samples.npz --data fashion-mnist
+      undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
+      torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
+    """
+    from undiffuse.files import write_json
+    from undiffuse.generate import Recipe
+    from undiffuse.metrics import evaluate as measured
+    from undiffuse.metrics.report import conditions_line, headings, rows, write_report
+
+    recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
+    report = report or Path(f"{Path(subject).stem}-evaluation.html")
+    done = []
+    for evaluation in measured(
+        subject,
+        data,
+        split=split,
+        n=n,
+        metrics=metrics,
+        features=features,
+        recipes=recipes,
+        device=device,
+        bar=bar,
+    ):
+        done.append(evaluation)
+        say(f"{evaluation.name}: {conditions_line(evaluation)}")
+        say(table([headings(evaluation), *rows(evaluation)]))
+        if json_file:
+            write_json(json_file, [one.to_json() for one in done] if len(recipes) > 1 else evaluation.to_json())
+    if done:
+        write_report(done, report)
+        say(f"{report}: the samples, their nearest neighbours and the conditions")

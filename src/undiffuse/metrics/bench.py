@@ -1,0 +1,120 @@
+"""What every evaluation against one data set shares: its features, their extractor, the floor real images reach."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from undiffuse.data import ImageSet
+from undiffuse.data import load as load_data
+from undiffuse.errors import UsageError
+from undiffuse.metrics.blocks import pick
+from undiffuse.metrics.features import Extractor, find_extractor
+from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.manifold import nearest
+from undiffuse.metrics.measure import FEWEST, GROUPS, Reference, Subject, measure
+from undiffuse.metrics.store import features_of
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+OTHER = {"test": "train", "train": "test"}
+HELD_OUT = 2000
+
+
+def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar that shows nothing."""
+    return nullcontext(lambda *done: None)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """All that evaluations against one data set share: make it once with `bench`, use it for many subjects.
+
+    Attributes:
+        real: images of the other split, for the floor; features come at need.
+        extractor: of features.
+    """
+
+    source: str
+    split: str
+    reference: Reference
+    real: ImageSet
+    extractor: Extractor
+    groups: Sequence[str]
+    facts: dict[str, Any]
+    bar: Bar = no_bar
+
+
+def bench(
+    source: str,
+    shape: tuple[int, int, int],
+    split: str = "test",
+    features: str = "auto",
+    groups: Sequence[str] = tuple(GROUPS),
+    bar: Bar = no_bar,
+) -> Bench:
+    """Readies a data set to measure images of `shape` (H, W, C) against: `split` of it, brought to that shape.
+
+    Raises UsageError for data that cannot be brought to the shape, or a split too small to measure against.
+    """
+    if split not in OTHER:
+        raise UsageError(f"--split {split}: choose test or train; the other one gives the floor and shows copying")
+    if split == "train" and "copying" in groups:
+        groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
+    sets = {name: _shaped(source, name, shape, bar) for name in OTHER}
+    for name, images in sets.items():
+        if len(images) < FEWEST:
+            raise UsageError(f"the {name} split of {source} has {len(images)} images, and {FEWEST} are the least")
+    with bar("training a classifier of the data", 0) as tick:
+        extractor = find_extractor(features, sets["train"], sets["test"], tick)
+    with bar(f"features of {source} ({split})", len(sets[split])) as tick:
+        items = features_of(sets[split].images, extractor, tick)
+    held_out = np.empty(0)
+    if "copying" in groups:
+        held_out = nearest(pick(sets["test"].images, HELD_OUT), sets["train"].images)[0]
+    facts = {
+        "data": source,
+        "split": split,
+        "images": len(sets[split]),
+        "fingerprint": sets[split].fingerprint,
+        "train_fingerprint": sets["train"].fingerprint,
+        "shape": shape,
+        "features": {"name": extractor.name, **extractor.facts},
+    }
+    reference = Reference(items, sets["train"].images, held_out)
+    return Bench(source, split, reference, sets[OTHER[split]], extractor, groups, facts, bar)
+
+
+def _shaped(source: str, split: str, shape: tuple[int, int, int], bar: Bar) -> ImageSet:
+    """A split in the shape of the samples: as it is if it has it, else brought to it."""
+    with bar(f"reading {source} ({split})", 0) as tick:
+        images = load_data(source, split, channels=shape[2], progress=tick)
+        if images.shape != shape and shape[0] == shape[1]:
+            images = load_data(source, split, size=shape[0], channels=shape[2], progress=tick)
+    if images.shape != shape:
+        raise UsageError(f"{source} has images of {by(images.shape)}, the samples are of {by(shape)}")
+    return images
+
+
+def by(shape: tuple[int, int, int]) -> str:
+    """A shape as it is written: 28x28x1."""
+    return "x".join(map(str, shape))
+
+
+@cache
+def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:
+    """The metrics of n real images of the other split (of all, where there are fewer), and how many there were.
+
+    Copying has no floor: it is measured against what real images do.
+    """
+    images = pick(bench.real.images, n)
+    groups = [name for name in bench.groups if name != "copying"]
+    labels = None
+    if bench.real.labels is not None:
+        labels = pick(np.asarray(bench.real.labels), n)
+    with bench.bar(f"features of {len(images)} real images, for the floor", len(images)) as tick:
+        items = features_of(images, bench.extractor, tick)
+    with bench.bar("measuring real against real", len(groups)) as tick:
+        return measure(Subject(items, labels), bench.reference, bench.extractor, groups, tick), len(images)

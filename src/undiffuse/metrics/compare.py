@@ -1,0 +1,178 @@
+"""The same measurement for several models or sets of samples: quality, diversity, speed and their price."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from undiffuse.errors import UsageError
+from undiffuse.generate import Recipe, generate
+from undiffuse.metrics.evaluate import Bar, Evaluation, bench_for, evaluate_subject, no_bar, open_subject
+from undiffuse.metrics.report import number
+from undiffuse.model import Model
+from undiffuse.plots import save_figure
+
+BATCH, REPEATS = 64, 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared: its evaluation, and for a model what samples and training cost.
+
+    seconds: of a sample, in batches of 64 on this machine, the median of repeats taken in turn with the others'.
+    """
+
+    label: str
+    evaluation: Evaluation
+    seconds: float | None = None
+    evaluations: int | None = None
+    parameters: int | None = None
+    training: dict[str, Any] | None = None
+
+
+def parse_contender(text: str, base: Recipe) -> tuple[str, Recipe]:
+    """ "MODEL", "MODEL@ddim" or "MODEL@ddim:10" -> MODEL and how to sample it. Raises UsageError if it is neither."""
+    name, at, how = text.rpartition("@")
+    if not at or "/" in how:
+        return text, base
+    sampler, _, steps = how.partition(":")
+    if steps and not (steps.isdigit() and int(steps) > 0):
+        raise UsageError(f"{text}: write MODEL@sampler:steps, for example fashion-mnist@ddim:10")
+    return name, Recipe(sampler, int(steps) if steps else base.steps, 0.0, base.grid, base.threshold, base.seed)
+
+
+def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int], None] | None = None) -> list[float]:
+    """Medians over repeats, the models taking turns so that all meet the same machine."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(REPEATS):
+        for own, (model, recipe) in zip(times, runs, strict=True):
+            began = time.perf_counter()
+            list(generate(model, recipe, range(BATCH), batch_size=BATCH, tick=tick))
+            own.append((time.perf_counter() - began) / BATCH)
+    return [statistics.median(own) for own in times]
+
+
+def compare(
+    subjects: Sequence[str],
+    data: str | None = None,
+    *,
+    split: str = "test",
+    n: int = 2000,
+    features: str = "auto",
+    recipe: Recipe | None = None,
+    device: str | None = None,
+    bar: Bar = no_bar,
+) -> list[Contender]:
+    """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
+
+    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none.
+    """
+    asked = [parse_contender(text, recipe or Recipe()) for text in subjects]
+    opened = [open_subject(name, device) for name, _ in asked]
+    for subject, (_, how) in zip(opened, asked, strict=True):
+        if isinstance(subject, Model):
+            how.times(subject.denoiser.process)
+        elif n > len(subject):
+            raise UsageError(f"{subject.name} holds {len(subject)} images, fewer than -n {n}: compare as many of each")
+    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
+    evaluations = []
+    for subject, (name, how) in zip(opened, asked, strict=True):
+        evaluation = evaluate_subject(shared, name, subject, how, n)
+        if evaluation is not None:
+            evaluations.append(evaluation)
+    if not evaluations:
+        return []
+    models = [(subject, how) for subject, (_, how) in zip(opened, asked, strict=True) if isinstance(subject, Model)]
+    with bar("timing", REPEATS * BATCH * sum(how.steps for _, how in models)) as tick:
+        times = iter(seconds_per_sample(models, tick))
+    return [
+        Contender(text, evaluation, next(times), how.evaluations, subject.parameters, subject.training)
+        if isinstance(subject, Model)
+        else Contender(text, evaluation)
+        for text, subject, (_, how), evaluation in zip(subjects, opened, asked, evaluations, strict=True)
+    ]
+
+
+COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised")
+
+
+def rows(contenders: Sequence[Contender]) -> list[list[str]]:
+    """Headings and a row for each; the first column is the name. Real images are the last row."""
+    first = contenders[0].evaluation
+    keys = [key for key in COLUMNS if any(key in one.evaluation.values for one in contenders)]
+    titles = {key: value for one in contenders for key, value in one.evaluation.titles.items()}
+    lines = [["", *(titles[key] for key in keys), "ms a sample", "evaluations", "parameters", "trained on"]]
+    for one in contenders:
+        values = one.evaluation.values
+        lines.append(
+            [
+                one.label,
+                *(number(values[key].value) if key in values else "-" for key in keys),
+                "-" if one.seconds is None else f"{1000 * one.seconds:.3g}",
+                "-" if one.evaluations is None else str(one.evaluations),
+                "-" if one.parameters is None else f"{one.parameters / 1e6:.2f}M",
+                "-" if not one.training else _cost(one.training),
+            ]
+        )
+    floor = [number(first.floor[key].value) if key in first.floor else "-" for key in keys]
+    return [*lines, [f"{first.floor_n:,} real images", *floor, "", "", "", ""]]
+
+
+def _cost(training: dict[str, Any]) -> str:
+    images, seconds = training.get("images"), training.get("seconds")
+    if not images or not seconds:
+        return "-"
+    device, threads = training.get("device", ""), training.get("threads")
+    machine = f"{threads} core{'s' if threads != 1 else ''}" if device == "cpu" and threads else device
+    return f"{images:,} images, {seconds / 60:.0f} min, {machine}"
+
+
+def to_json(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+    """Everything measured."""
+    return [
+        {
+            "label": one.label,
+            "seconds_per_sample": one.seconds,
+            "evaluations": one.evaluations,
+            "parameters": one.parameters,
+            "training": one.training,
+            **one.evaluation.to_json(),
+        }
+        for one in contenders
+    ]
+
+
+def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
+    """Quality against speed, diversity as colour: nearer to the lower left and brighter is better.
+
+    Samples without a model have no speed and stand at the right edge.
+    """
+    with_speed = [one.seconds for one in contenders if one.seconds is not None]
+    edge = max(with_speed, default=1e-3) * 3
+    figure = Figure(figsize=(6.4, 4.2))
+    axes = figure.subplots()
+    x = [edge if one.seconds is None else one.seconds for one in contenders]
+    y = [one.evaluation.values["frechet"].value for one in contenders]
+    colours = [one.evaluation.values["recall"].value for one in contenders]
+    points = axes.scatter(x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
+    for place_x, place_y, one in zip(x, y, contenders, strict=True):
+        measure = one.evaluation.values["frechet"]
+        if measure.low is not None and measure.high is not None:
+            axes.plot([place_x] * 2, [max(measure.low, place_y / 4), measure.high], color="gray", zorder=2)
+        label = one.label + (" (speed unknown)" if one.seconds is None else "")
+        axes.annotate(label, (place_x, place_y), xytext=(8, 4), textcoords="offset points", fontsize=8)
+    floor = contenders[0].evaluation.floor["frechet"].value
+    if floor > 0:
+        axes.axhline(floor, linestyle="--", color="gray", label="real images, as many")
+        axes.legend(fontsize=8)
+    axes.loglog()
+    axes.set_xlabel("seconds a sample")
+    axes.set_ylabel(contenders[0].evaluation.titles["frechet"])
+    axes.margins(0.25)
+    axes.grid(alpha=0.3, which="both")
+    figure.colorbar(points, label="recall (diversity)")
+    save_figure(figure, path)

@@ -1,0 +1,202 @@
+"""One evaluation: samples and data in, every number with its interval, its floor and its conditions out."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from undiffuse.data import ImageSet
+from undiffuse.data import load as load_data
+from undiffuse.devices import shares_a_cpu
+from undiffuse.errors import UsageError
+from undiffuse.generate import Recipe
+from undiffuse.metrics.bench import Bar, Bench, bench, by, floor_of, no_bar
+from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title
+from undiffuse.metrics.store import features_of, sample_into_cache
+from undiffuse.model import Model, find, load
+
+DEFAULT_N = 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and under which conditions.
+
+    Attributes:
+        name: of the model or file.
+        n: how many samples.
+        values: metric name (METRICS) -> Measure.
+        floor: the same of `floor_n` real images of the other split: what a perfect model would get.
+        conditions: data, split, fingerprints, features with their preprocessing, sampling: JSON.
+        titles: metric name -> what it is printed as.
+        subject, reference: the images and features themselves, for figures.
+    """
+
+    name: str
+    n: int
+    values: dict[str, Measure]
+    floor: dict[str, Measure]
+    floor_n: int
+    conditions: dict[str, Any]
+    titles: dict[str, str]
+    subject: Subject
+    reference: Reference
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the images, as JSON."""
+        metrics = {
+            key: {
+                "title": self.titles[key],
+                "better": METRICS[key].better,
+                **_as_json(value),
+                "floor": _as_json(self.floor[key]) if key in self.floor else None,
+            }
+            for key, value in self.values.items()
+        }
+        return {
+            "name": self.name,
+            "n": self.n,
+            "floor_n": self.floor_n,
+            "metrics": metrics,
+            "conditions": self.conditions,
+        }
+
+
+def _as_json(measure: Measure) -> dict[str, Any]:
+    interval = None if measure.low is None else [measure.low, measure.high]
+    return {"value": measure.value, "interval": interval}
+
+
+def evaluate_images(
+    bench: Bench,
+    name: str,
+    images: np.ndarray,
+    asked: np.ndarray | None = None,
+    conditions: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Measures uint8 (N, H, W, C) images; `asked` (N,) are the classes they were to be of, where that is known."""
+    if len(images) < FEWEST:
+        raise UsageError(f"{name}: {len(images)} samples are too few to measure, {FEWEST} the least")
+    with bench.bar(f"features of {name}", len(images)) as tick:
+        subject = Subject(features_of(images, bench.extractor, tick), asked)
+    with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
+        values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
+    floor, floor_n = floor_of(bench, len(images))
+    return Evaluation(
+        name,
+        len(images),
+        values,
+        {key: value for key, value in floor.items() if key in values},
+        floor_n,
+        {**bench.facts, **(conditions or {})},
+        {key: title(key, bench.extractor) for key in values},
+        subject,
+        bench.reference,
+    )
+
+
+def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evaluation | None:
+    """Draws n samples (what is missing of them) and measures them; None in all processes but the first."""
+    with bench.bar(f"sampling {model.name}, {recipe.sampler} in {recipe.steps} steps", n * recipe.steps) as tick:
+        samples = sample_into_cache(model, recipe, n, tick)
+    if samples is None:
+        return None
+    labels = model.labels(np.arange(n))
+    asked = None if labels is None or bench.extractor.classes != model.data.classes else labels.numpy()
+    conditions = {
+        "model": {
+            "parameters": model.parameters,
+            "fingerprint": model.fingerprint,
+            "training": model.training,
+            "learnt_this_data": model.data.fingerprint == bench.facts["train_fingerprint"],
+        },
+        "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations},
+    }
+    return evaluate_images(bench, model.name, samples.gathered(), asked, conditions)
+
+
+def open_subject(subject: str, device: str | None = None) -> Model | ImageSet:
+    """A model, or samples: a folder of pictures, .npz or .npy. Raises UsageError for what is neither."""
+    try:
+        find(subject)
+    except UsageError:
+        if not Path(subject).exists():
+            raise
+        return load_data(str(Path(subject).absolute()), "all")
+    return load(subject, device)
+
+
+def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: str | None, **options: Any) -> Bench:
+    """The bench that all subjects can be measured on: `data`, or what the first model among them learnt.
+
+    Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
+    """
+    shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
+    for name, shape in zip(names, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UsageError(f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape")
+    learnt = [subject.data.name for subject in subjects if isinstance(subject, Model)]
+    if data is None and not learnt:
+        raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
+    return bench(data or learnt[0], shapes[0], **options)
+
+
+def evaluate_subject(
+    bench: Bench, name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None
+) -> Evaluation | None:
+    """Measures n samples of a model (2000, if None) or the first n images of a set (all).
+
+    None where another process does. Raises UsageError where a set has fewer.
+    """
+    if isinstance(subject, Model):
+        return evaluate_model(bench, subject, recipe, n or DEFAULT_N)
+    if n and n > len(subject):
+        raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
+    if not PartialState(cpu=shares_a_cpu()).is_main_process:
+        return None
+    n = n or len(subject)
+    asked = subject.labels[:n] if subject.labels is not None and subject.classes == bench.extractor.classes else None
+    return evaluate_images(bench, name, subject.images[:n], asked)
+
+
+def evaluate(
+    subject: str | os.PathLike[str],
+    data: str | None = None,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    metrics: str = "all",
+    features: str = "auto",
+    recipes: Sequence[Recipe] = (Recipe(),),
+    device: str | None = None,
+    bar: Bar = no_bar,
+) -> Iterator[Evaluation]:
+    """Measures a model, once for every recipe, or samples; yields each evaluation as it is done.
+
+    Args:
+        subject: a model, a folder of pictures, .npz or .npy.
+        data: what to measure against; None: what the model learnt.
+        split: test or train.
+        n: how many samples; None: 2000 of a model, all of a file's.
+        metrics: "all" or some of the groups of `undiffuse.metrics.measure`, with commas.
+        features: see `undiffuse.metrics.features.CHOICES`.
+        bar: makes progress bars: (description, total) -> context manager of a tick.
+    """
+    name, groups = str(subject), parse_groups(metrics)
+    opened = open_subject(name, device)
+    if isinstance(opened, Model):
+        for recipe in recipes:  # what cannot be is refused before the work
+            recipe.times(opened.denoiser.process)
+    else:
+        recipes = recipes[:1]
+    made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
+    for recipe in recipes:
+        evaluation = evaluate_subject(made, name, opened, recipe, n)
+        if evaluation is not None:
+            yield evaluation

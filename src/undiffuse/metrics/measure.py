@@ -1,0 +1,161 @@
+"""Every metric by name: what it is called, which way is better, what it needs, how it is computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from undiffuse.errors import UsageError
+from undiffuse.metrics.blocks import pick
+from undiffuse.metrics.features import Extractor
+from undiffuse.metrics.frechet import measure_frechet
+from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.kernel import measure_kernel
+from undiffuse.metrics.manifold import measure_copying, measure_manifold, nearest
+from undiffuse.metrics.scores import class_entropy, inception_score, recognised
+from undiffuse.metrics.store import Extracted
+
+Better = Literal["lower", "higher", None]
+FEWEST = 10
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: `items`, of which `train` (uint8 images) holds what a model may have copied.
+
+    `held_out` are distances of as many images never trained on to their nearest in `train`.
+    """
+
+    items: Extracted
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: its images and features, and the classes (N,) they were asked to be, where they were."""
+
+    items: Extracted
+    asked: np.ndarray | None = None
+
+
+Values = dict[str, Measure]
+
+
+def _frechet(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    return measure_frechet(subject.items.pooled, reference.items.pooled)
+
+
+def _spatial(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    if subject.items.spatial is None or reference.items.spatial is None:
+        return {}
+    return {"spatial_frechet": measure_frechet(subject.items.spatial, reference.items.spatial)["frechet"]}
+
+
+def _kernel(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    return measure_kernel(subject.items.pooled, pick(reference.items.pooled, len(subject.items)))
+
+
+def _manifold(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    return measure_manifold(subject.items.pooled, pick(reference.items.pooled, len(subject.items)))
+
+
+def _scores(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    if subject.items.logits is None:
+        return {}
+    return {"inception_score": inception_score(subject.items.logits)}
+
+
+def _classes(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    if subject.items.logits is None or not extractor.classes:
+        return {}
+    seen = subject.items.logits.argmax(1)
+    values = {"class_entropy": class_entropy(seen, len(extractor.classes))}
+    if subject.asked is not None:
+        values["recognised"] = recognised(seen, subject.asked)
+    return values
+
+
+def _copying(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
+    return measure_copying(nearest(subject.items.images, reference.train)[0], reference.held_out)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value's title, which way is better, and what it measures of the trilemma."""
+
+    title: str
+    better: Better
+    what: str
+
+
+METRICS: dict[str, Metric] = {
+    "frechet": Metric("Frechet distance", "lower", "quality and diversity"),
+    "frechet_limit": Metric("Frechet distance, N -> infinity", "lower", "quality and diversity"),
+    "spatial_frechet": Metric("spatial Frechet distance", "lower", "quality and diversity"),
+    "kernel": Metric("kernel distance", "lower", "quality and diversity"),
+    "precision": Metric("precision", "higher", "quality"),
+    "recall": Metric("recall", "higher", "diversity"),
+    "density": Metric("density", "higher", "quality"),
+    "coverage": Metric("coverage", "higher", "diversity"),
+    "inception_score": Metric("classifier score", "higher", "quality and diversity"),
+    "class_entropy": Metric("class entropy, bits", "higher", "diversity"),
+    "recognised": Metric("recognised as asked", "higher", "quality"),
+    "nearer": Metric("nearer to training data than real", None, "copying; 0.5 without"),
+    "copies": Metric("copies", None, "copying; 0.01 without"),
+}
+FID_TITLES = {
+    "frechet": "FID",
+    "frechet_limit": "FID, N -> infinity",
+    "spatial_frechet": "sFID",
+    "kernel": "KID",
+    "inception_score": "Inception score",
+}
+GROUPS: dict[str, Callable[[Subject, Reference, Extractor], Values]] = {
+    "frechet": _frechet,
+    "spatial": _spatial,
+    "kernel": _kernel,
+    "manifold": _manifold,
+    "scores": _scores,
+    "classes": _classes,
+    "copying": _copying,
+}
+GROUP_HELP = (
+    "frechet (FID with inception), spatial (sFID), kernel (KID), manifold (precision, recall, density, coverage), "
+    "scores (Inception score), classes (entropy, recognised), copying"
+)
+
+
+def title(key: str, extractor: Extractor) -> str:
+    """What a metric is printed as: FID and its like are names for the original Inception network alone."""
+    return FID_TITLES.get(key, METRICS[key].title) if extractor.is_fid else METRICS[key].title
+
+
+def parse_groups(text: str) -> list[str]:
+    """ "frechet,manifold" -> its groups; "all" is all of them. Raises UsageError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(GROUPS)
+    for name in names:
+        if name not in GROUPS:
+            raise UsageError(f"no metrics are called {name!r}: choose all, or from {GROUP_HELP}")
+    if not names:
+        raise UsageError(f"--metrics names none: choose all, or from {GROUP_HELP}")
+    return names
+
+
+def measure(
+    subject: Subject,
+    reference: Reference,
+    extractor: Extractor,
+    groups: Sequence[str],
+    tick: Callable[[int], None] | None = None,
+) -> Values:
+    """The metrics of `groups` that there are for these features. `tick` is told of each group as it is done."""
+    values: Values = {}
+    for name in groups:
+        values |= GROUPS[name](subject, reference, extractor)
+        if tick:
+            tick(1)
+    return values

@@ -1,0 +1,151 @@
+"""An evaluation as a page of HTML with its figures inside: one file to keep, send or put beside a paper."""
+
+import base64
+import html
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undiffuse.files import atomic_file
+from undiffuse.metrics.blocks import pick
+from undiffuse.metrics.evaluate import Evaluation
+from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.manifold import nearest
+from undiffuse.metrics.measure import METRICS
+from undiffuse.plots import curves, grid_of, save_image, strips
+
+SHOWN = 64
+CLOSEST = 12
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}img{image-rendering:pixelated;max-width:100%}
+figure{display:inline-block;margin:0 1.5rem 1rem 0}figcaption{color:#555}
+pre{background:#f6f6f6;padding:1rem;overflow:auto}"""
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent where it can be."""
+    return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2e}"
+
+
+def interval(measure: Measure) -> str:
+    """ "low to high", or nothing."""
+    return "" if measure.low is None or measure.high is None else f"{number(measure.low)} to {number(measure.high)}"
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
+    """For every metric: title, value, interval, real against real, what it says."""
+    better = {"lower": "lower is better", "higher": "higher is better", None: ""}
+    return [
+        (
+            evaluation.titles[key],
+            number(value.value),
+            interval(value),
+            number(evaluation.floor[key].value) if key in evaluation.floor else "",
+            ", ".join(part for part in (METRICS[key].what, better[METRICS[key].better]) if part),
+        )
+        for key, value in evaluation.values.items()
+    ]
+
+
+def headings(evaluation: Evaluation) -> tuple[str, str, str, str, str]:
+    """Of `rows`."""
+    return "metric", f"{evaluation.n:,} samples", "95% interval", f"{evaluation.floor_n:,} real", "measures"
+
+
+def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Writes the page: numbers, samples beside data, nearest neighbours, curves where there are several, conditions.
+
+    The evaluations are of one subject at several numbers of steps, the last shown in full.
+    """
+    last = evaluations[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = _figures(evaluations, Path(folder))
+        body = [
+            f"<h1>{html.escape(last.name)} against {html.escape(last.conditions['data'])}</h1>",
+            f"<p>{html.escape(conditions_line(last))}</p>",
+            _table([headings(last), *rows(last)]),
+            *(
+                f"<figure><img src='{_inline(file)}'><figcaption>{caption}</figcaption></figure>"
+                for file, caption in figures
+            ),
+            "<h2>Conditions</h2>",
+            f"<pre>{html.escape(json.dumps([e.to_json() for e in evaluations], indent=1))}</pre>",
+        ]
+    _write_page(f"{last.name}: evaluation", body, path)
+
+
+def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
+    """In a sentence, what the numbers were measured with; with or without how the samples were drawn."""
+    facts = evaluation.conditions
+    parts = [f"features: {facts['features']['name']}"]
+    if "accuracy" in facts["features"]:
+        parts[0] += f" (accuracy {facts['features']['accuracy']:.1%})"
+    parts.append(f"reference: {facts['images']:,} images of {facts['data']} ({facts['split']})")
+    if sampling and (how := facts.get("sampling")):
+        parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
+    if not facts.get("model", {}).get("learnt_this_data", True):
+        parts.append(f"NOTE: {evaluation.name} learnt other data than this")
+    return "; ".join(parts)
+
+
+def _write_page(title: str, body: Sequence[str], path: Path) -> None:
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join([head, f"<style>{STYLE}</style>", *body, "</html>"]), encoding="utf-8")
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+    lines = []
+    for index, row in enumerate(cells):
+        tag = "td" if index else "th"
+        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
+
+
+def _inline(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path, str]]:
+    last = evaluations[-1]
+    subject, reference = last.subject, last.reference
+    figures = []
+    for name, images in (("samples", subject.items.images[:SHOWN]), ("data", pick(reference.items.images, SHOWN))):
+        scale = max(1, round(40 / images.shape[1]))
+        save_image(grid_of(np.array(images)), folder / f"{name}.png", scale)
+        figures.append((folder / f"{name}.png", name))
+    distances, index = nearest(subject.items.images, reference.train)
+    closest = np.argsort(distances)[:CLOSEST]
+    pairs = [("sample", subject.items.images[closest]), ("nearest in training", reference.train[index[closest]])]
+    columns = [f"{distance:.3f}" for distance in distances[closest]]
+    strips(
+        pairs, columns, "The samples nearest to a training image, and how near (root mean square)", folder / "near.png"
+    )
+    figures.append((folder / "near.png", "What copying would look like: these are the nearest of all samples."))
+    if len(evaluations) > 1:
+        curves(by_steps(evaluations), folder / "steps.png", log="x")
+        figures.append((folder / "steps.png", "By number of steps; dashed: real images."))
+    return figures
+
+
+def by_steps(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Panels for `curves`: metrics against the number of steps, with the floor."""
+    steps = np.array([evaluation.conditions["sampling"]["steps"] for evaluation in evaluations])
+
+    def line(keys: Sequence[str]) -> dict[str, Any]:
+        lines = {}
+        for key in keys:
+            if key in evaluations[-1].values:
+                lines[evaluations[-1].titles[key]] = steps, np.array([e.values[key].value for e in evaluations])
+                if key in evaluations[-1].floor:
+                    floor = np.array([e.floor[key].value for e in evaluations])
+                    lines[f"{evaluations[-1].titles[key]}, real"] = steps, floor
+        return lines
+
+    panels = [("distance", line(["frechet"])), ("quality and diversity", line(["precision", "recall", "coverage"]))]
+    return [(title, "steps", lines) for title, lines in panels if lines]

@@ -1,0 +1,37 @@
+"""What a classifier says of samples: whether it is sure, how many kinds it sees, and whether it sees what was asked."""
+
+import numpy as np
+
+from undiffuse.metrics.intervals import Measure, bootstrap, mean
+
+
+def _entropy(p: np.ndarray, axis: int = -1) -> np.ndarray:
+    """In nats."""
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(axis)
+
+
+def inception_score(logits: np.ndarray) -> Measure:
+    """exp of the mean KL divergence of p(y | x) from p(y) (Salimans et al. 2016): from 1 to the number of classes."""
+    p = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    p /= p.sum(1, keepdims=True)
+    own = _entropy(p)
+
+    def score(counts: np.ndarray) -> float:
+        share = counts / counts.sum()
+        return float(np.exp(_entropy(share @ p) - share @ own))
+
+    return bootstrap(len(p), score, replicates=200)
+
+
+def class_entropy(labels: np.ndarray, classes: int) -> Measure:
+    """The entropy, in bits, of the frequencies of labels (N,): at most log2(classes), 0 for one class alone."""
+
+    def bits(counts: np.ndarray) -> float:
+        return float(_entropy(np.bincount(labels, counts, classes) / counts.sum()) / np.log(2))
+
+    return bootstrap(len(labels), bits, replicates=200)
+
+
+def recognised(labels: np.ndarray, asked: np.ndarray) -> Measure:
+    """The share of samples in which a classifier sees (`labels`, (N,)) the class they were asked to be (`asked`)."""
+    return mean(labels == asked)

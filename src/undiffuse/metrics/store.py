@@ -1,0 +1,163 @@
+"""What evaluation keeps on disk, under the content it belongs to: features of images, samples of models.
+
+Nothing is keyed by a name, a date or a path, so nothing stale can be used; a cache that is deleted is built again.
+Arrays are memory-mapped: memory does not grow with their length.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from undiffuse.data import cache_dir
+from undiffuse.data.cache import HASH_CHUNK, locked, writing
+from undiffuse.devices import shares_a_cpu
+from undiffuse.errors import UndiffuseError
+from undiffuse.files import atomic_file
+from undiffuse.generate import Recipe, generate
+from undiffuse.metrics.features.extractor import Extractor
+from undiffuse.model import Model
+
+FORMAT = 1
+SHARD = 64
+Tick = Callable[[int], None]
+
+
+def _key(*content: Any) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *content], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def sha256_of_array(array: np.ndarray) -> str:
+    """Of the shape and the bytes of an array, read in pieces."""
+    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+    rows = max(1, HASH_CHUNK // max(1, array[:1].nbytes))
+    for first in range(0, len(array), rows):
+        digest.update(np.ascontiguousarray(array[first : first + rows]).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Images uint8 (N, H, W, C) and their features, float32 memory maps of N rows as in `Features`."""
+
+    images: np.ndarray
+    pooled: np.ndarray
+    spatial: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def features_of(images: np.ndarray, extractor: Extractor, tick: Tick | None = None) -> Extracted:
+    """The features of uint8 (N, H, W, C) images, from the cache if these images went through this extractor before.
+
+    `tick` is told how many images more are done. Raises UndiffuseError where a feature is not finite.
+    """
+    folder = cache_dir() / "features" / _key(sha256_of_array(images), extractor.name, extractor.facts)
+    with locked(folder):
+        if not (folder / "pooled.npy").exists():
+            with writing(folder) as temporary:
+                _extract(images, extractor, temporary, tick)
+        elif tick:
+            tick(len(images))
+    parts = {
+        name: np.load(path, mmap_mode="r", allow_pickle=False)
+        for name in ("pooled", "spatial", "logits")
+        if (path := folder / f"{name}.npy").exists()
+    }
+    return Extracted(images, **parts)
+
+
+def _extract(images: np.ndarray, extractor: Extractor, folder: Path, tick: Tick | None) -> None:
+    maps: dict[str, np.memmap] = {}
+    for first in range(0, len(images), extractor.batch_size):
+        rows = slice(first, first + extractor.batch_size)
+        batch = np.array(images[rows])
+        features = extractor.extract(torch.from_numpy(batch))
+        for name, part in features._asdict().items():
+            if part is None:
+                continue
+            if not part.isfinite().all():
+                raise UndiffuseError(
+                    f"the features {extractor.name} of images {first} to {first + len(batch) - 1} are not finite"
+                )
+            if name not in maps:
+                shape = (len(images), part.shape[1])
+                maps[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+            maps[name][rows] = part.numpy()
+        if tick:
+            tick(len(batch))
+    for written in maps.values():
+        written.flush()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The first n samples of a model by a recipe, as they lie in the cache: shards of 64, each whole or absent."""
+
+    folder: Path
+    n: int
+
+    @property
+    def shards(self) -> list[tuple[Path, range]]:
+        """Where each shard is and which samples it holds; the last may hold more than n."""
+        return [(self.folder / f"{first:08d}.npz", range(first, first + SHARD)) for first in range(0, self.n, SHARD)]
+
+    @property
+    def seconds(self) -> float:
+        """How long the network took for the shards, all processes together."""
+        return sum(float(np.load(path, allow_pickle=False)["seconds"]) for path, _ in self.shards)
+
+    def gathered(self) -> np.ndarray:
+        """The images, uint8 (n, H, W, C): a memory map of a file that goes when the process ends."""
+        out: np.ndarray | None = None
+        for path, numbers in self.shards:
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    images = file["images"]
+            except (OSError, ValueError) as error:
+                raise UndiffuseError(
+                    f"cannot read the samples {path}: {error}. Delete them, or, with several machines, set "
+                    "$UNDIFFUSE_CACHE to a folder they all see."
+                ) from error
+            if out is None:
+                with tempfile.TemporaryFile() as file:
+                    out = np.memmap(file, np.uint8, "w+", shape=(self.n, *images.shape[1:]))
+            rows = slice(numbers.start, min(numbers.stop, self.n))
+            out[rows] = images[: rows.stop - rows.start]
+        assert out is not None
+        return out
+
+
+def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = None) -> Samples | None:
+    """Draws what is missing of the first n samples, the shards shared out between the processes of a torchrun.
+
+    Interrupted, it goes on where it was; asked for more later, it draws only those. `tick` is told of every step of
+    every sample, at once for those that are there. None in all processes but the first.
+    """
+    state = PartialState(cpu=shares_a_cpu())
+    facts = dataclasses.asdict(recipe)
+    folder = cache_dir() / "samples" / _key(model.fingerprint, facts)
+    samples = Samples(folder, n)
+    for path, numbers in samples.shards[state.process_index :: state.num_processes]:
+        if path.exists():
+            if tick:
+                tick(len(numbers) * recipe.steps)
+            continue
+        began = time.perf_counter()
+        (images,) = generate(model, recipe, numbers, batch_size=SHARD, tick=tick)
+        seconds = time.perf_counter() - began
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=images, seconds=seconds)
+    state.wait_for_everyone()
+    return samples if state.is_main_process else None
