@@ -21,6 +21,7 @@ install: .venv/installed
 
 .venv/installed-dev: pyproject.toml tools/environment.sh
 	sh tools/environment.sh $(PYTHON) ".[dev]"
+	$(BIN)/pip install -q --no-deps torch-fidelity==0.4.0  # a reference for tests; what it depends on is not wanted
 	touch $@
 
 clean:

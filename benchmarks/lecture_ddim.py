@@ -64,7 +64,7 @@ def main() -> None:
     def panel(title: str, steps: tuple[int, ...], rows: dict) -> tuple:
         return title, "steps", {row: (np.array(steps), np.array(values)) for row, values in rows.items()}
 
-    ours = panel(f"{model.data.name}: Frechet distance, {measured_by.extractor.name}", STEPS, distances)
+    ours = panel(f"{model.data.name}: Frechet distance", STEPS, distances)
     curves([ours, panel("CIFAR-10: FID, Song et al. 2021", CIFAR_STEPS, CIFAR)], options.figure, log="xy")
 
 

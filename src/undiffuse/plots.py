@@ -74,12 +74,18 @@ Panel = tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"] = "") -> None:
-    """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes."""
+    """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes.
+
+    A name that ends in "real" is what the line before it is held to: dashed, in the same colour.
+    """
     figure = Figure(figsize=(3.6 * len(panels), 3.0))
     all_axes = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
         for name, (x, y) in lines.items():
-            axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
+            if name.endswith("real"):
+                axes.plot(x, y, linestyle="--", linewidth=1, color=axes.lines[-1].get_color())
+            else:
+                axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)

@@ -172,7 +172,10 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     axes.loglog()
     axes.set_xlabel("seconds a sample")
     axes.set_ylabel(contenders[0].evaluation.titles["frechet"])
-    axes.margins(0.25)
+    axes.margins(0.35)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     figure.colorbar(points, label="recall (diversity)")
     save_figure(figure, path)
