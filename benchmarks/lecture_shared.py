@@ -57,11 +57,13 @@ def main() -> None:
 
     @torch.inference_mode()
     def draw(shared: int) -> np.ndarray:
+        denoise = recipe.denoise(model, none)
         for state in trajectory(
-            recipe.denoise(model, none), process, grid, recipe.step, lambda k: (first if k < shared else second)(k)
+            denoise, process, grid, recipe.step, lambda step: (first if step < shared else second)(step)
         ):
+            last = state.x
             tick(n)
-        return to_uint8(state.x)
+        return to_uint8(last)
 
     with bar("sampling", (len(SHARES) + 1) * n * (options.steps + 1)) as tick:
         whole = draw(options.steps + 1)

@@ -5,6 +5,7 @@ Names are those of the weights file pt_inception-2015-12-05-6726825d.pth.
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SPATIAL = 7  # channels of mixed_6/conv that ADM's sFID takes: 17 x 17 x 7 = 202
 
 
 def resize_tf1(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, size, size) as TensorFlow 1 does: bilinear, output i at input i * H / size, no half pixels."""
+    """(N, C, H, W) -> (N, C, size, size) as TensorFlow 1 does: bilinear, output i at input i * H / size."""
 
     def weights(length: int) -> Tensor:
         place = torch.arange(size, dtype=torch.float64) * (length / size)
@@ -94,13 +95,13 @@ class InceptionC(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        across, down = partial(Conv, kernel=(1, 7), padding=(0, 3)), partial(Conv, kernel=(7, 1), padding=(3, 0))
         self.branch1x1 = Conv(inputs, 192, 1)
         self.branch7x7_1 = Conv(inputs, width, 1)
-        self.branch7x7_2, self.branch7x7_3 = Conv(width, width, **across), Conv(width, 192, **down)
+        self.branch7x7_2, self.branch7x7_3 = across(width, width), down(width, 192)
         self.branch7x7dbl_1 = Conv(inputs, width, 1)
-        self.branch7x7dbl_2, self.branch7x7dbl_3 = Conv(width, width, **down), Conv(width, width, **across)
-        self.branch7x7dbl_4, self.branch7x7dbl_5 = Conv(width, width, **down), Conv(width, 192, **across)
+        self.branch7x7dbl_2, self.branch7x7dbl_3 = down(width, width), across(width, width)
+        self.branch7x7dbl_4, self.branch7x7dbl_5 = down(width, width), across(width, 192)
         self.branch_pool = Conv(inputs, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,11 +133,11 @@ class InceptionE(nn.Module):
     def __init__(self, inputs: int, last: bool):
         super().__init__()
         self.last = last
-        across, down = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
+        across, down = partial(Conv, kernel=(1, 3), padding=(0, 1)), partial(Conv, kernel=(3, 1), padding=(1, 0))
         self.branch1x1, self.branch3x3_1 = Conv(inputs, 320, 1), Conv(inputs, 384, 1)
-        self.branch3x3_2a, self.branch3x3_2b = Conv(384, 384, **across), Conv(384, 384, **down)
+        self.branch3x3_2a, self.branch3x3_2b = across(384, 384), down(384, 384)
         self.branch3x3dbl_1, self.branch3x3dbl_2 = Conv(inputs, 448, 1), Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a, self.branch3x3dbl_3b = Conv(384, 384, **across), Conv(384, 384, **down)
+        self.branch3x3dbl_3a, self.branch3x3dbl_3b = across(384, 384), down(384, 384)
         self.branch_pool = Conv(inputs, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,8 +182,8 @@ class InceptionV3(nn.Module):
 def inception(path: str | None = None) -> Extractor:
     """The network with the weights of a .pth or .safetensors file; None: torch's hub cache, or a download to it.
 
-    Only the original weights make a number the FID, so others are named. Raises UsageError for a file that is missing or
-    holds something else, UndiffuseError where the download fails.
+    Only the original weights make a number the FID, so others are named. Raises UsageError for a file that is missing
+    or holds something else, UndiffuseError where the download fails.
     """
     original, weights = True, {}
     if path is None:
