@@ -51,13 +51,14 @@ def main() -> None:
             evaluation = evaluate_model(measured_by, model, recipe(steps), options.n)
             if evaluation is None:  # another process of a torchrun writes it down
                 continue
-            table[row].append(evaluation.to_json())
             value, floor = evaluation.values["frechet"], evaluation.floor["frechet"]
+            table[row].append({"steps": steps, **vars(value)})
             print(f"{row:16} {steps:5} steps: {value.value:8.3f} ({value.low:.3f} to {value.high:.3f})", flush=True)
-    write_json(options.json, table)
+    conditions = {key: fact for key, fact in evaluation.conditions.items() if key != "sampling"}
+    write_json(options.json, {"n": options.n, "floor": vars(floor), "rows": table, "conditions": conditions})
     print(f"\nreal against real at {options.n}: {floor.value:.3f}\n\n| | {' | '.join(map(str, STEPS))} |")
     print("|---" * (len(STEPS) + 1) + "|")
-    distances = {row: [cell["metrics"]["frechet"]["value"] for cell in cells] for row, cells in table.items()}
+    distances = {row: [cell["value"] for cell in cells] for row, cells in table.items()}
     for row, values in distances.items():
         print(f"| {row} | {' | '.join(f'{value:.2f}' for value in values)} |")
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ TINY = {
     "network.channels": (8, 16),
     "network.attention": (),
 }
+Command = Callable[..., tuple[int, str, str]]
 TIMING = ("seconds", "images_per_second")
 
 _fork = multiprocessing.get_context("forkserver")
@@ -107,3 +109,24 @@ def in_child(target: Callable[..., None], *args: Any) -> int:
         process.kill()
     assert process.exitcode is not None, "the child hangs"
     return process.exitcode
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs the command in this process and a folder of its own: (exit code, stdout, stderr)."""
+    from undiffuse.cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["undiffuse", *map(str, arguments)])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run

@@ -3,41 +3,18 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Command
 from PIL import Image
 
 import undiffuse
-from undiffuse.cli.app import main
 from undiffuse.config import keys
 from undiffuse.model import built_in
 
-Command = Callable[..., tuple[int, str, str]]
-COMMANDS = ["train", "sample", "explain", "data list", "data show", "models", "demo"]
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process and a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["undiffuse", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return run
+COMMANDS = ["train", "sample", "evaluate", "compare", "explain", "data list", "data show", "models", "demo"]
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

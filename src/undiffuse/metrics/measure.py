@@ -17,7 +17,7 @@ from undiffuse.metrics.scores import class_entropy, inception_score, recognised
 from undiffuse.metrics.store import Extracted
 
 Better = Literal["lower", "higher", None]
-FEWEST = 10
+FEWEST = 6  # the fifth neighbour of one
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Names are those of the weights file pt_inception-2015-12-05-6726825d.pth.
 
 import hashlib
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def resize_tf1(x: Tensor, size: int) -> Tensor:
     """(N, C, H, W) -> (N, C, size, size) as TensorFlow 1 does: bilinear, output i at input i * H / size."""
 
     def weights(length: int) -> Tensor:
-        place = torch.arange(size, dtype=torch.float64) * (length / size)
+        place = (torch.arange(size) * torch.tensor(length / size)).double()  # float32, as there
         low = place.floor().long()
         matrix = torch.zeros(size, length, dtype=torch.float64)
         rows = torch.arange(size)
@@ -182,30 +183,27 @@ class InceptionV3(nn.Module):
 def inception(path: str | None = None) -> Extractor:
     """The network with the weights of a .pth or .safetensors file; None: torch's hub cache, or a download to it.
 
-    Only the original weights make a number the FID, so others are named. Raises UsageError for a file that is missing
-    or holds something else, UndiffuseError where the download fails.
+    Only the original file (by its sha256) makes a number the FID; any other is named. Raises UsageError for a file that
+    is missing or holds something else, UndiffuseError where the download fails.
     """
-    original, weights = True, {}
-    if path is None:
+    file = Path(path).expanduser() if path else Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if path is None and not file.exists():
         try:
-            weights = torch.hub.load_state_dict_from_url(
-                URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
-        except (OSError, RuntimeError) as error:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(file), hash_prefix=SHA256_BEGINS, progress=False)
+        except (OSError, RuntimeError, HTTPException) as error:
             raise UndiffuseError(f"cannot fetch {URL}: {error}. Save it and pass --features inception:FILE") from None
-    else:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise UsageError(f"--features inception:{path}: no such file; it is to be {FILE}")
-        original = hashlib.sha256(file.read_bytes()).hexdigest().startswith(SHA256_BEGINS)
-        try:
-            if file.suffix == ".safetensors":
-                weights = load_file(file)
-            else:
-                weights = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # what a file that is not one of tensors makes of it depends on the file
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"--features inception:{path} is not a file of weights: {reason}") from None
+    if not file.is_file():
+        raise UsageError(f"--features inception:{path}: no such file; it is to be {FILE}")
+    original = hashlib.sha256(file.read_bytes()).hexdigest().startswith(SHA256_BEGINS)
+    try:
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # which one a file makes that is not one of tensors depends on the file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--features inception: {file} is not a file of weights: {reason}") from None
     network = InceptionV3()
     try:
         result = network.load_state_dict(weights, strict=False)
@@ -214,7 +212,7 @@ def inception(path: str | None = None) -> Extractor:
     except (RuntimeError, TypeError, AttributeError) as error:
         wrong = [(str(error).splitlines() or ["not a table of tensors"])[-1].strip()]
     if wrong:
-        raise UsageError(f"--features inception:{path} does not hold {FILE}: {len(wrong)} do not fit, first {wrong[0]}")
+        raise UsageError(f"--features inception: {file} is not {FILE}: {len(wrong)} names do not fit, first {wrong[0]}")
     network.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -229,5 +227,5 @@ def inception(path: str | None = None) -> Extractor:
         "pooled": "mean of the last 2048 maps",
         "spatial": f"first {SPATIAL} channels of mixed_6/conv (17x17)",
     }
-    name = "inception-v3" if original else f"inception-v3 with the weights {Path(path or '').name}"
+    name = "inception-v3" if original else f"inception-v3 with the weights {file.name}"
     return Extractor(name, extract, facts, is_fid=original, batch_size=16)
