@@ -143,6 +143,15 @@ def test_manifolds_of_known_overlap() -> None:
     assert all(measure.value == 0 for measure in far.values())
 
 
+def test_repeated_items_recall_themselves() -> None:
+    """Balls of radius 0 hold what is at their centre, whatever the rounding: collapsed samples are such."""
+    repeated = np.repeat(draw(20, 50, 0), 8, axis=0)
+    assert measure_manifold(repeated, repeated)["recall"].value == 1
+    assert measure_manifold(repeated, repeated[:90])["recall"].value == 1
+    x = draw(200, 5, 0)
+    assert measure_manifold(x, x)["density"].value == pytest.approx(1.2, rel=1e-6)  # itself and 5 neighbours, over 5
+
+
 def test_density_and_coverage_of_the_same_law() -> None:
     """Density 1, coverage 1 - prod_j (M - j) / (N + M - j) for j = 1 .. k (Naeem et al. 2020)."""
     found = [measure_manifold(draw(150, 3, 300 + k), draw(100, 3, 400 + k)) for k in range(30)]

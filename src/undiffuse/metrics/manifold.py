@@ -12,8 +12,10 @@ DENSITY_COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 3.2
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 of (N, D) and (M, D): (N, M)."""
-    return (a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T).clamp_(min=0)
+    """|a_i - b_j|^2 of (N, D) and (M, D): (N, M). What is only rounding is 0, so that equal items are at distance 0."""
+    norms = a.square().sum(1, keepdim=True) + b.square().sum(1)
+    distances = norms - 2 * a @ b.T
+    return distances.masked_fill_(distances < 8 * torch.finfo(a.dtype).eps * norms, 0)
 
 
 def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
@@ -29,7 +31,8 @@ def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) ->
             together = torch.cat([nearest, distances], dim=1)
             nearest = together.topk(min(most, together.shape[1]), largest=False).values
         radii[rows] = nearest
-    return [radii[:, k - 1] for k in neighbours]
+    # The same distance comes out of another block with other rounding, and is still to count as within.
+    return [radii[:, k - 1] * (1 + 1e-9) for k in neighbours]
 
 
 def measure_manifold(samples: np.ndarray, reference: np.ndarray) -> dict[str, Measure]:
