@@ -44,16 +44,18 @@ def main() -> None:
     options = parser.parse_args()
 
     model = load(options.model)
-    measured_by = bench(model.data.name, model.data.shape, groups=("frechet",), bar=bar)
+    measured_by = bench(model.config.data, model.data.shape, groups=("frechet",), bar=bar)
     table: dict[str, list[dict]] = {row: [] for row in ROWS}
     for steps in STEPS:
         for row, recipe in ROWS.items():
             evaluation = evaluate_model(measured_by, model, recipe(steps), options.n)
-            if evaluation is None:  # another process of a torchrun writes it down
+            if evaluation is None:  # the first process of a torchrun writes it down
                 continue
             value, floor = evaluation.values["frechet"], evaluation.floor["frechet"]
             table[row].append({"steps": steps, **vars(value)})
             print(f"{row:16} {steps:5} steps: {value.value:8.3f} ({value.low:.3f} to {value.high:.3f})", flush=True)
+    if evaluation is None:
+        return
     conditions = {key: fact for key, fact in evaluation.conditions.items() if key != "sampling"}
     write_json(options.json, {"n": options.n, "floor": vars(floor), "rows": table, "conditions": conditions})
     print(f"\nreal against real at {options.n}: {floor.value:.3f}\n\n| | {' | '.join(map(str, STEPS))} |")

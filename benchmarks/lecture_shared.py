@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from undiffuse.data import load as load_data
+from undiffuse.build import make_data
+from undiffuse.explain import with_switched_noise
 from undiffuse.files import write_json
-from undiffuse.generate import Recipe, to_uint8
+from undiffuse.generate import Recipe
 from undiffuse.metrics.features import find_extractor
 from undiffuse.metrics.intervals import mean
 from undiffuse.model import load
 from undiffuse.plots import curves
 from undiffuse.progress import bar
-from undiffuse.sampling import sample_noise, trajectory
+from undiffuse.sampling import sample_noise
 
 SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 
@@ -46,26 +47,19 @@ def main() -> None:
     options = parser.parse_args()
 
     model, recipe, n = load(options.model), Recipe("ddpm", options.steps), options.n
-    process, (height, width, channels) = model.denoiser.process, model.data.shape
-    grid = recipe.times(process)
-    extractor = find_extractor("classifier", load_data(model.data.name), load_data(model.data.name, "test"))
+    height, width, channels = model.data.shape
+    train, test = (make_data(model.config.data, split) for split in ("train", "test"))
+    extractor = find_extractor("classifier", train, test)
     none = torch.full((n,), len(model.data.classes)) if model.data.classes else None
     first, second = (
         sample_noise(0, range(start, start + n), (channels, height, width), torch.empty(0, device=model.device))
         for start in (0, n)
     )
 
-    @torch.inference_mode()
     def draw(shared: int) -> np.ndarray:
-        denoise = recipe.denoise(model, none)
-        for state in trajectory(
-            denoise, process, grid, recipe.step, lambda step: (first if step < shared else second)(step)
-        ):
-            last = state.x
-            tick(n)
-        return to_uint8(last)
+        return with_switched_noise(model, recipe, first, second, shared, none, lambda: tick(n))
 
-    with bar("sampling", (len(SHARES) + 1) * n * (options.steps + 1)) as tick:
+    with bar("sampling", (len(SHARES) + 1) * n * options.steps) as tick:
         whole = draw(options.steps + 1)
         others = {share: draw(round(share * options.steps)) for share in SHARES}
     labels = {share: extractor.extract(torch.from_numpy(x)).logits.argmax(1).numpy() for share, x in others.items()}

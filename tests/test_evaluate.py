@@ -59,10 +59,8 @@ def test_the_training_set_is_perfect_and_copied(data: str, images: np.ndarray, p
     (same,) = evaluate(tmp_path / "same.npz", data, split="train", features=plain)
     assert abs(same.values["frechet"].value) < 1e-8
     assert same.values["precision"].value == same.values["recall"].value == same.values["coverage"].value == 1
-    test = load_data(data, "test")
-    if len(test) >= 10:
-        (copied,) = evaluate(tmp_path / "same.npz", data, features=plain, metrics="copying")
-        assert copied.values["copies"].value == copied.values["nearer"].value == 1
+    (copied,) = evaluate(tmp_path / "same.npz", data, features=plain, metrics="copying")
+    assert copied.values["copies"].value == copied.values["nearer"].value == 1
 
 
 def test_samples_go_on_where_they_were(whole: Path) -> None:

@@ -1,11 +1,14 @@
 """From a configuration to the things it names: the one place where names become objects."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from undiffuse import process
-from undiffuse.config import Config, Network, Objective, Process
+from undiffuse.config import Config, Data, Network, Objective, Process
+from undiffuse.data import ImageSet
+from undiffuse.data import load as load_data
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import UNet
@@ -26,6 +29,18 @@ CLOSED_FORMS = {
     "edm": process.EDM,
     "flow": process.FlowMatching,
 }
+
+
+def make_data(config: Data, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
+    """A split of the data that a run learns, read as the run reads it. Raises what `undiffuse.data.load` raises."""
+    return load_data(
+        config.source,
+        split,
+        size=config.size,
+        channels=config.channels,
+        skip_corrupt=config.skip_corrupt,
+        progress=progress,
+    )
 
 
 def make_process(config: Process) -> process.GaussianProcess:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.build import make_data
 from undiffuse.data import catalogue
-from undiffuse.data import load as load_data
 from undiffuse.errors import UndiffuseError
 from undiffuse.generate import Recipe, generate, states, to_uint8
 from undiffuse.model import Model
@@ -60,9 +60,7 @@ def _data(model: Model) -> np.ndarray | None:
     if any(entry.name == settings.source and not entry.available for entry in catalogue()):
         return None
     try:
-        data = load_data(
-            settings.source, size=settings.size, channels=settings.channels, skip_corrupt=settings.skip_corrupt
-        )
+        data = make_data(settings)
     except UndiffuseError:
         return None
     return data.images if data.fingerprint == model.data.fingerprint else None
@@ -140,28 +138,46 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tic
     )
 
 
+@torch.inference_mode()
+def with_switched_noise(
+    model: Model,
+    recipe: Recipe,
+    first: Noise,
+    then: Noise,
+    switch: int,
+    labels: Tensor | None,
+    tick: Callable[[], None],
+) -> np.ndarray:
+    """uint8 (B, H, W, C) samples whose steps before `switch` take the noise of `first`, the others that of `then`.
+
+    Step 0 is the noise they start from. labels: int64 (B,); `tick` is called after every step.
+    """
+    process = model.denoiser.process
+    denoise = recipe.denoise(model, None if labels is None else labels.to(model.device))
+
+    def noise(step: int) -> Tensor:
+        return (first if step < switch else then)(step)
+
+    for state in trajectory(denoise, process, recipe.times(process), recipe.step, noise):
+        last = state
+        if state.x0 is not None:
+            tick()
+    return to_uint8(last.x)
+
+
 def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
     """Shared first steps, and shared last ones: which noise decides what."""
     steps = _at_most(model, SHARED_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]
-    process, grid = model.denoiser.process, recipe.times(model.denoiser.process)
     height, width, channels = model.data.shape
     like = torch.empty(0, device=model.device)
     common = sample_noise(seed, [0] * count, (channels, height, width), like)
     own = sample_noise(seed, range(1, count + 1), (channels, height, width), like)
     labels = model.labels(np.zeros(count))
-    denoise = recipe.denoise(model, None if labels is None else labels.to(model.device))
 
     def run(first: Noise, then: Noise, switch: int) -> np.ndarray:
-        def noise(step: int) -> Tensor:  # step 0 is the noise it starts from
-            return (first if step < switch else then)(step)
-
-        with torch.inference_mode():
-            for state in trajectory(denoise, process, grid, recipe.step, noise):
-                last = state
-                tick(count if state.x0 is not None else 0)
-        return to_uint8(last.x)
+        return with_switched_noise(model, recipe, first, then, switch, labels, lambda: tick(count))
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
     of = f"of {steps}"

@@ -1,7 +1,7 @@
 """Every figure the tool draws. Images are uint8 (N, H, W, C) arrays; figures are PNG files, written atomically."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,29 +70,28 @@ def _padded(images: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([images, blank])
 
 
-Panel = tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]
+Panel = tuple[str, str, Mapping[str, tuple[np.ndarray, ...]]]
 
 
 def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"] = "") -> None:
     """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes.
 
-    A name that ends in "real" is what the line before it is held to: dashed, in the same colour.
+    (x, y, z) has in z what y is held to: dashed, in the same colour.
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.0))
     all_axes = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
-        for name, (x, y) in lines.items():
-            if name.endswith("real"):
-                axes.plot(x, y, linestyle="--", linewidth=1, color=axes.lines[-1].get_color())
-            else:
-                axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
+        for name, (x, y, *held_to) in lines.items():
+            (line,) = axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
+            for z in held_to:
+                axes.plot(x, z, linestyle="--", linewidth=1, color=line.get_color())
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log" if log == "xy" else "linear")
-            ticks = sorted({float(place) for x, _ in lines.values() for place in x})
+            ticks = sorted({float(place) for x, *_ in lines.values() for place in x})
             axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
             axes.minorticks_off()
         axes.legend(fontsize=7)

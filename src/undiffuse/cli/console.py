@@ -16,12 +16,11 @@ def say(message: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the headings, in columns: the first to the left, those of numbers to the right."""
+    """Rows of cells, the first the headings, in columns: words (first and last) to the left, numbers right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    words = len(rows[0]) - 1 if all(len(row[-1]) == 0 or not row[-1][-1].isdigit() for row in rows) else None
     lines = [
         "  ".join(
-            cell.ljust(width) if column in (0, words) else cell.rjust(width)
+            cell.ljust(width) if column in (0, len(widths) - 1) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -40,10 +40,10 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "undiffuse"
 
 
-def folder_for(identity: Any) -> Path:
-    """The cache folder for a JSON value that says everything the content depends on."""
-    key = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
-    return cache_dir() / "data" / key
+def folder_for(kind: str, identity: Any) -> Path:
+    """The cache folder of a kind of thing for a JSON value that says everything the content depends on."""
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_dir() / kind / key
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def load(
         raise UsageError(f"size must be from 1 to {LARGEST_SIZE}, not {size}")
     name = os.fspath(source)
     opened = _source(name)
-    folder = cache.folder_for([opened.identity, split, size, channels, skip_corrupt])
+    folder = cache.folder_for("data", [cache.FORMAT, [opened.identity, split, size, channels, skip_corrupt]])
     stored = cache.read(folder)
     if stored is None:
         with cache.locked(folder):

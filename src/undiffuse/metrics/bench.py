@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from undiffuse.build import make_data
+from undiffuse.config import Data
 from undiffuse.data import ImageSet
-from undiffuse.data import load as load_data
 from undiffuse.errors import UsageError
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.features import Extractor, find_extractor
@@ -28,34 +28,36 @@ def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[
     return nullcontext(lambda *done: None)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Bench:
     """All that evaluations against one data set share: make it once with `bench`, use it for many subjects.
 
     Attributes:
-        real: images of the other split, for the floor; features come at need.
-        extractor: of features.
+        train: what a model may have copied.
+        real: the other split than that measured against, for the floor.
+        floors: what `floor_of` found, by n.
     """
 
-    source: str
-    split: str
     reference: Reference
+    train: np.ndarray
     real: ImageSet
     extractor: Extractor
     groups: Sequence[str]
     facts: dict[str, Any]
     bar: Bar = no_bar
+    floors: dict[int, tuple[dict[str, Measure], int]] = field(default_factory=dict)
 
 
 def bench(
-    source: str,
+    data: Data,
     shape: tuple[int, int, int],
     split: str = "test",
     features: str = "auto",
     groups: Sequence[str] = tuple(GROUPS),
     bar: Bar = no_bar,
 ) -> Bench:
-    """Readies a data set to measure images of `shape` (H, W, C) against: `split` of it, brought to that shape.
+    """Readies a data set to measure images of `shape` (H, W, C) against: `split` of it, read as `data` says and, where
+    that does not have the shape, brought to it.
 
     Raises UsageError for data that cannot be brought to the shape, or a split too small to measure against.
     """
@@ -63,7 +65,8 @@ def bench(
         raise UsageError(f"--split {split}: choose test or train; the other one gives the floor and shows copying")
     if split == "train" and "copying" in groups:
         groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
-    sets = {name: _shaped(source, name, shape, bar) for name in OTHER}
+    source = data.source
+    sets = {name: _shaped(data, name, shape, bar) for name in OTHER}
     for name, images in sets.items():
         if len(images) < FEWEST:
             raise UsageError(f"the {name} split of {source} has {len(images)} images, and {FEWEST} are the least")
@@ -83,18 +86,16 @@ def bench(
         "shape": shape,
         "features": {"name": extractor.name, **extractor.facts},
     }
-    reference = Reference(items, sets["train"].images, held_out)
-    return Bench(source, split, reference, sets[OTHER[split]], extractor, groups, facts, bar)
+    return Bench(Reference(items, held_out), sets["train"].images, sets[OTHER[split]], extractor, groups, facts, bar)
 
 
-def _shaped(source: str, split: str, shape: tuple[int, int, int], bar: Bar) -> ImageSet:
-    """A split in the shape of the samples: as it is if it has it, else brought to it."""
-    with bar(f"reading {source} ({split})", 0) as tick:
-        images = load_data(source, split, channels=shape[2], progress=tick)
+def _shaped(data: Data, split: str, shape: tuple[int, int, int], bar: Bar) -> ImageSet:
+    with bar(f"reading {data.source} ({split})", 0) as tick:
+        images = make_data(data, split, tick)
         if images.shape != shape and shape[0] == shape[1]:
-            images = load_data(source, split, size=shape[0], channels=shape[2], progress=tick)
+            images = make_data(data.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
     if images.shape != shape:
-        raise UsageError(f"{source} has images of {by(images.shape)}, the samples are of {by(shape)}")
+        raise UsageError(f"{data.source} has images of {by(images.shape)}, the samples are of {by(shape)}")
     return images
 
 
@@ -103,12 +104,13 @@ def by(shape: tuple[int, int, int]) -> str:
     return "x".join(map(str, shape))
 
 
-@cache
 def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:
     """The metrics of n real images of the other split (of all, where there are fewer), and how many there were.
 
     Copying has no floor: it is measured against what real images do.
     """
+    if n in bench.floors:
+        return bench.floors[n]
     images = pick(bench.real.images, n)
     groups = [name for name in bench.groups if name != "copying"]
     labels = None
@@ -117,4 +119,5 @@ def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:
     with bench.bar(f"features of {len(images)} real images, for the floor", len(images)) as tick:
         items = features_of(images, bench.extractor, tick)
     with bench.bar("measuring real against real", len(groups)) as tick:
-        return measure(Subject(items, labels), bench.reference, bench.extractor, groups, tick), len(images)
+        values = measure(Subject(items, bench.train, labels), bench.reference, bench.extractor, groups, tick)
+    return bench.floors.setdefault(n, (values, len(images)))

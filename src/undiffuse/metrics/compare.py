@@ -1,5 +1,6 @@
 """The same measurement for several models or sets of samples: quality, diversity, speed and their price."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.evaluate import Bar, Evaluation, bench_for, evaluate_subject, no_bar, open_subject
+from undiffuse.metrics.evaluate import Bar, Evaluation, bench_for, check, evaluate_subject, no_bar, open_subject
 from undiffuse.metrics.report import number
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
@@ -42,7 +43,7 @@ def parse_contender(text: str, base: Recipe) -> tuple[str, Recipe]:
     sampler, _, steps = how.partition(":")
     if steps and not (steps.isdigit() and int(steps) > 0):
         raise UsageError(f"{text}: write MODEL@sampler:steps, for example fashion-mnist@ddim:10")
-    return name, Recipe(sampler, int(steps) if steps else base.steps, 0.0, base.grid, base.threshold, base.seed)
+    return name, dataclasses.replace(base, sampler=sampler, steps=int(steps) if steps else base.steps, eta=0.0)
 
 
 def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int], None] | None = None) -> list[float]:
@@ -73,11 +74,8 @@ def compare(
     """
     asked = [parse_contender(text, recipe or Recipe()) for text in subjects]
     opened = [open_subject(name, device) for name, _ in asked]
-    for subject, (_, how) in zip(opened, asked, strict=True):
-        if isinstance(subject, Model):
-            how.times(subject.denoiser.process)
-        elif n > len(subject):
-            raise UsageError(f"{subject.name} holds {len(subject)} images, fewer than -n {n}: compare as many of each")
+    for subject, (name, how) in zip(opened, asked, strict=True):
+        check(name, subject, how, n)
     shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     evaluations = []
     for subject, (name, how) in zip(opened, asked, strict=True):

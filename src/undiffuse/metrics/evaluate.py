@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from undiffuse.config import Data
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
@@ -84,7 +85,7 @@ def evaluate_images(
     if len(images) < FEWEST:
         raise UsageError(f"{name}: {len(images)} samples are too few to measure, {FEWEST} the least")
     with bench.bar(f"features of {name}", len(images)) as tick:
-        subject = Subject(features_of(images, bench.extractor, tick), asked)
+        subject = Subject(features_of(images, bench.extractor, tick), bench.train, asked)
     with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
         values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
     floor, floor_n = floor_of(bench, len(images))
@@ -141,23 +142,28 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise UsageError(f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape")
-    learnt = [subject.data.name for subject in subjects if isinstance(subject, Model)]
+    learnt = [subject.config.data for subject in subjects if isinstance(subject, Model)]
     if data is None and not learnt:
         raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
-    return bench(data or learnt[0], shapes[0], **options)
+    if data is None:
+        return bench(learnt[0], shapes[0], **options)
+    return bench(Data.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
+
+
+def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
+    """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
+    if isinstance(subject, Model):
+        recipe.times(subject.denoiser.process)
+    elif n and n > len(subject):
+        raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
 
 
 def evaluate_subject(
     bench: Bench, name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None
 ) -> Evaluation | None:
-    """Measures n samples of a model (2000, if None) or the first n images of a set (all).
-
-    None where another process does. Raises UsageError where a set has fewer.
-    """
+    """Measures n samples of a model (2000, if None) or the first n of a set (all); None where another process does."""
     if isinstance(subject, Model):
         return evaluate_model(bench, subject, recipe, n or DEFAULT_N)
-    if n and n > len(subject):
-        raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
     if not PartialState(cpu=shares_a_cpu()).is_main_process:
         return None
     n = n or len(subject)
@@ -190,11 +196,10 @@ def evaluate(
     """
     name, groups = str(subject), parse_groups(metrics)
     opened = open_subject(name, device)
-    if isinstance(opened, Model):
-        for recipe in recipes:  # what cannot be is refused before the work
-            recipe.times(opened.denoiser.process)
-    else:
+    if not isinstance(opened, Model):
         recipes = recipes[:1]
+    for recipe in recipes:
+        check(name, opened, recipe, n)
     made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     for recipe in recipes:
         evaluation = evaluate_subject(made, name, opened, recipe, n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -22,22 +23,25 @@ FEWEST = 6  # the fifth neighbour of one
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: `items`, of which `train` (uint8 images) holds what a model may have copied.
-
-    `held_out` are distances of as many images never trained on to their nearest in `train`.
-    """
+    """What samples are compared with; `held_out` says how near training images come to images never trained on."""
 
     items: Extracted
-    train: np.ndarray
     held_out: np.ndarray
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: its images and features, and the classes (N,) they were asked to be, where they were."""
+    """What is measured: its images and features; `train`, uint8 images that it may have copied; and the classes (N,)
+    they were asked to be, where they were."""
 
     items: Extracted
+    train: np.ndarray
     asked: np.ndarray | None = None
+
+    @cached_property
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far the nearest image of `train` is from each, and which it is."""
+        return nearest(self.items.images, self.train)
 
 
 Values = dict[str, Measure]
@@ -78,7 +82,7 @@ def _classes(subject: Subject, reference: Reference, extractor: Extractor) -> Va
 
 
 def _copying(subject: Subject, reference: Reference, extractor: Extractor) -> Values:
-    return measure_copying(nearest(subject.items.images, reference.train)[0], reference.held_out)
+    return measure_copying(subject.nearest[0], reference.held_out)
 
 
 @dataclass(frozen=True)

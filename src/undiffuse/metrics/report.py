@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from undiffuse.files import atomic_file
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.evaluate import Evaluation
 from undiffuse.metrics.intervals import Measure
-from undiffuse.metrics.manifold import nearest
 from undiffuse.metrics.measure import METRICS
-from undiffuse.plots import curves, grid_of, save_image, strips
+from undiffuse.plots import Panel, curves, grid_of, save_image, strips
 
 SHOWN = 64
 CLOSEST = 12
@@ -119,9 +117,9 @@ def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path
         scale = max(1, round(40 / images.shape[1]))
         save_image(grid_of(np.array(images)), folder / f"{name}.png", scale)
         figures.append((folder / f"{name}.png", name))
-    distances, index = nearest(subject.items.images, reference.train)
+    distances, index = subject.nearest
     closest = np.argsort(distances)[:CLOSEST]
-    pairs = [("sample", subject.items.images[closest]), ("nearest in training", reference.train[index[closest]])]
+    pairs = [("sample", subject.items.images[closest]), ("nearest in training", subject.train[index[closest]])]
     columns = [f"{distance:.3f}" for distance in distances[closest]]
     strips(
         pairs, columns, "The samples nearest to a training image, and how near (root mean square)", folder / "near.png"
@@ -133,19 +131,18 @@ def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path
     return figures
 
 
-def by_steps(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, dict[str, Any]]]:
+def by_steps(evaluations: Sequence[Evaluation]) -> list[Panel]:
     """Panels for `curves`: metrics against the number of steps, with the floor."""
+    last = evaluations[-1]
     steps = np.array([evaluation.conditions["sampling"]["steps"] for evaluation in evaluations])
+    values, floors = [one.values for one in evaluations], [one.floor for one in evaluations]
 
-    def line(keys: Sequence[str]) -> dict[str, Any]:
-        lines = {}
-        for key in keys:
-            if key in evaluations[-1].values:
-                lines[evaluations[-1].titles[key]] = steps, np.array([e.values[key].value for e in evaluations])
-                if key in evaluations[-1].floor:
-                    floor = np.array([e.floor[key].value for e in evaluations])
-                    lines[f"{evaluations[-1].titles[key]}, real"] = steps, floor
-        return lines
+    def line(keys: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
+        return {
+            last.titles[key]: (steps, *(np.array([each[key].value for each in column]) for column in (values, floors)))
+            for key in keys
+            if key in last.values
+        }
 
     panels = [("distance", line(["frechet"])), ("quality and diversity", line(["precision", "recall", "coverage"]))]
     return [(title, "steps", lines) for title, lines in panels if lines]

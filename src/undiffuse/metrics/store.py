@@ -5,21 +5,17 @@ Arrays are memory-mapped: memory does not grow with their length.
 """
 
 import dataclasses
-import hashlib
-import json
 import tempfile
-import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 
-from undiffuse.data import cache_dir
-from undiffuse.data.cache import HASH_CHUNK, locked, writing
+from undiffuse.data.cache import fingerprint, folder_for, locked, writing
 from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
@@ -30,19 +26,6 @@ from undiffuse.model import Model
 FORMAT = 1
 SHARD = 64
 Tick = Callable[[int], None]
-
-
-def _key(*content: Any) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *content], sort_keys=True).encode()).hexdigest()[:32]
-
-
-def sha256_of_array(array: np.ndarray) -> str:
-    """Of the shape and the bytes of an array, read in pieces."""
-    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
-    rows = max(1, HASH_CHUNK // max(1, array[:1].nbytes))
-    for first in range(0, len(array), rows):
-        digest.update(np.ascontiguousarray(array[first : first + rows]).data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,8 @@ def features_of(images: np.ndarray, extractor: Extractor, tick: Tick | None = No
 
     `tick` is told how many images more are done. Raises UndiffuseError where a feature is not finite.
     """
-    folder = cache_dir() / "features" / _key(sha256_of_array(images), extractor.name, extractor.facts)
+    content = fingerprint(images, None, ())
+    folder = folder_for("features", [FORMAT, content, extractor.name, extractor.facts])
     with locked(folder):
         if not (folder / "pooled.npy").exists():
             with writing(folder) as temporary:
@@ -113,11 +97,6 @@ class Samples:
         """Where each shard is and which samples it holds; the last may hold more than n."""
         return [(self.folder / f"{first:08d}.npz", range(first, first + SHARD)) for first in range(0, self.n, SHARD)]
 
-    @property
-    def seconds(self) -> float:
-        """How long the network took for the shards, all processes together."""
-        return sum(float(np.load(path, allow_pickle=False)["seconds"]) for path, _ in self.shards)
-
     def gathered(self) -> np.ndarray:
         """The images, uint8 (n, H, W, C): a memory map of a file that goes when the process ends."""
         out: np.ndarray | None = None
@@ -125,7 +104,7 @@ class Samples:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     images = file["images"]
-            except (OSError, ValueError) as error:
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
                 raise UndiffuseError(
                     f"cannot read the samples {path}: {error}. Delete them, or, with several machines, set "
                     "$UNDIFFUSE_CACHE to a folder they all see."
@@ -146,18 +125,14 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
     every sample, at once for those that are there. None in all processes but the first.
     """
     state = PartialState(cpu=shares_a_cpu())
-    facts = dataclasses.asdict(recipe)
-    folder = cache_dir() / "samples" / _key(model.fingerprint, facts)
-    samples = Samples(folder, n)
+    samples = Samples(folder_for("samples", [FORMAT, model.fingerprint, dataclasses.asdict(recipe)]), n)
     for path, numbers in samples.shards[state.process_index :: state.num_processes]:
         if path.exists():
             if tick:
                 tick(len(numbers) * recipe.steps)
             continue
-        began = time.perf_counter()
         (images,) = generate(model, recipe, numbers, batch_size=SHARD, tick=tick)
-        seconds = time.perf_counter() - began
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=images, seconds=seconds)
+            np.savez(file, images=images)
     state.wait_for_everyone()
     return samples if state.is_main_process else None

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast, gather, reduce
 from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
-from undiffuse.build import default_network, make_denoiser, make_network, make_objective
+from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective
 from undiffuse.config import MACHINE_KEYS, Config, make_config
 from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
@@ -78,13 +78,7 @@ def train(
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
     with accelerator.main_process_first(), bar("reading the data") as tick:
-        data = datasets.load(
-            config.data.source,
-            size=config.data.size,
-            channels=config.data.channels,
-            skip_corrupt=config.data.skip_corrupt,
-            progress=tick,
-        )
+        data = make_data(config.data, progress=tick)
     config = _decided(config, data)
     facts = _data_facts(config, data)
     learner = _learner(config, facts, accelerator)

