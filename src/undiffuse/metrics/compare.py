@@ -1,6 +1,7 @@
 """The same measurement for several models or sets of samples: quality, diversity, speed and their price."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
@@ -154,6 +156,7 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
     x = [edge if one.seconds is None else one.seconds for one in contenders]
+    middle = math.sqrt(min(x) * max(x))
     y = [one.evaluation.values["frechet"].value for one in contenders]
     colours = [one.evaluation.values["recall"].value for one in contenders]
     points = axes.scatter(x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
@@ -162,7 +165,9 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
         if measure.low is not None and measure.high is not None:
             axes.plot([place_x] * 2, [max(measure.low, place_y / 4), measure.high], color="gray", zorder=2)
         label = one.label + (" (speed unknown)" if one.seconds is None else "")
-        axes.annotate(label, (place_x, place_y), xytext=(8, 4), textcoords="offset points", fontsize=8)
+        right = place_x > middle  # there the label goes to the left, where there is room for it
+        beside, side = ((-8, 4), "right") if right else ((8, 4), "left")
+        axes.annotate(label, (place_x, place_y), xytext=beside, textcoords="offset points", ha=side, fontsize=8)
     floor = contenders[0].evaluation.floor["frechet"].value
     if floor > 0:
         axes.axhline(floor, linestyle="--", color="gray", label="real images, as many")
@@ -172,6 +177,7 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     axes.set_ylabel(contenders[0].evaluation.titles["frechet"])
     axes.margins(0.35)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
