@@ -1,5 +1,6 @@
 """Evaluation as a user meets it: the commands, what they keep, what they refuse."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -15,12 +16,14 @@ from undiffuse.data import load as load_data
 from undiffuse.errors import UndiffuseError
 from undiffuse.generate import Recipe, sample
 from undiffuse.metrics import evaluate
+from undiffuse.metrics.evaluate import bench_for
 from undiffuse.metrics.features import Extractor, Features, find_extractor
 from undiffuse.metrics.features.efficientnet import efficientnet
 from undiffuse.metrics.measure import METRICS
 from undiffuse.metrics.report import number
 from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import load
+from undiffuse.plots import save_image
 
 
 @pytest.fixture
@@ -61,6 +64,25 @@ def test_the_training_set_is_perfect_and_copied(data: str, images: np.ndarray, p
     assert same.values["precision"].value == same.values["recall"].value == same.values["coverage"].value == 1
     (copied,) = evaluate(tmp_path / "same.npz", data, features=plain, metrics="copying")
     assert copied.values["copies"].value == copied.values["nearer"].value == 1
+
+
+def test_the_data_is_read_as_the_run_read_it(
+    whole: Path, data: str, images: np.ndarray, plain: str, tmp_path: Path
+) -> None:
+    """A folder with a broken file, learnt with skip_corrupt: evaluation leaves the file out too, and only then."""
+    model = load(whole)
+    for k, image in enumerate(images):
+        save_image(image, tmp_path / "pictures" / f"{k}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+
+    def facts(**settings: object) -> dict:
+        learnt = model.config.data.model_copy(update={"source": str(tmp_path / "pictures"), **settings})
+        changed = dataclasses.replace(model, config=model.config.model_copy(update={"data": learnt}))
+        return bench_for([changed], ["model"], None, features=plain, groups=("frechet",)).facts
+
+    assert facts(skip_corrupt=True)["images"] > 0
+    with pytest.raises(UndiffuseError, match=r"broken\.png"):
+        facts()
 
 
 def test_samples_go_on_where_they_were(whole: Path) -> None:
