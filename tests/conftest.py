@@ -20,6 +20,7 @@ TINY = {
     "training.log_every": 2,
     "training.checkpoint_every": 3,
     "training.preview_every": 6,
+    "training.precision": "fp32",  # the same on every machine
     "network.channels": (8, 16),
     "network.attention": (),
 }

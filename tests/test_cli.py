@@ -14,7 +14,8 @@ import undiffuse
 from undiffuse.config import keys
 from undiffuse.model import built_in
 
-COMMANDS = ["train", "sample", "evaluate", "compare", "explain", "data list", "data show", "models", "demo"]
+COMMANDS = ["train", "sample", "evaluate", "compare", "explain", "data list", "data show", "models", "tune", "import"]
+COMMANDS += ["export", "demo"]
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,17 +1,24 @@
 """From a configuration to the things it names: the one place where names become objects."""
 
+import difflib
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import torch
+from pydantic import ValidationError
 from torch import nn
 
 from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import Denoiser
+from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.networks import UNet
+from undiffuse.networks import UNet, UNet2D
+from undiffuse.networks.unet import parts
+from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, log_normal, variational_bound, weighted_error
 from undiffuse.objectives import Objective as Loss
 
@@ -73,7 +80,8 @@ def make_process(config: Process) -> process.GaussianProcess:
 def default_network(config: Network, size: tuple[int, int]) -> Network:
     """`config` with its Nones decided for images of `size` (height, width)."""
     small = min(size)
-    patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) else 1)
+    unet2d = config.kind == "unet2d"
+    patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) and not unet2d else 1)
     if any(side % patch for side in size):
         raise UsageError(f"network.patch = {patch} does not divide images of {size[0]}x{size[1]}")
     inner = small // patch
@@ -86,7 +94,43 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
         attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
-    return config.model_copy(update={"patch": patch, "channels": channels, "attention": attention})
+    options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
+    if options and not unet2d:
+        raise UsageError("network.options are those of network.kind=unet2d: set that too, or leave them out")
+    decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
+    return config.model_copy(update=decided)
+
+
+def _unet2d_options(
+    patch: int, channels: tuple[int, ...], size: tuple[int, int], given: dict[str, Any]
+) -> dict[str, Any]:
+    """The options with the number of groups decided: 32 as DDPM has them, or groups of 4 channels or more."""
+    if patch != 1:
+        raise UsageError(f"network.patch = {patch}: network.kind=unet2d folds no pixels, its patch is 1")
+    factor = 2 ** (len(channels) - 1)
+    if any(side % factor for side in size):
+        raise UsageError(
+            f"network.channels: {len(channels)} levels of a unet2d need sides that are multiples of {factor}, "
+            f"and these are {size[0]}x{size[1]} pixels; give fewer levels or another data.size"
+        )
+    common = math.gcd(*channels)
+    options = {"norm_num_groups": 32 if common % 32 == 0 else parts(common, 4), **given}
+    make_options(options)
+    return options
+
+
+def make_options(given: dict[str, Any]) -> Options:
+    """`network.options`. Raises UsageError for the first that is unknown, naming the nearest, or does not fit."""
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, Options.model_fields, 1, 0.5)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(Options.model_fields)}."
+            raise UsageError(f"network.options.{name}: a unet2d here has no such option; {hint}") from None
+        raise UsageError(f"network.options.{name} = {first['input']!r}: {first['msg'].lower()}") from None
 
 
 def make_network(config: Config, channels: int, classes: int) -> nn.Module:
@@ -94,9 +138,12 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
+    outputs = channels * (2 if config.denoiser.learned_variance else 1)
+    if network.kind == "unet2d":
+        return _unet2d(config.process, network, channels, outputs, classes)
     return UNet(
         channels,
-        channels * (2 if config.denoiser.learned_variance else 1),
+        outputs,
         patch=network.patch,
         channels=network.channels,
         blocks=network.blocks,
@@ -106,7 +153,37 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     )
 
 
-def make_denoiser(config: Config, network: nn.Module) -> Denoiser:
+def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> nn.Module:
+    assert network.channels and network.attention is not None
+    schedule, options = make_process(config).schedule, make_options(network.options)
+    if schedule.steps is None:
+        raise UsageError(
+            f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
+            "use linear or cosine"
+        )
+    try:
+        return UNet2D(
+            inputs,
+            outputs,
+            step_log_snrs(schedule),
+            channels=network.channels,
+            blocks=network.blocks,
+            attention=network.attention,
+            classes=classes,
+            dropout=network.dropout,
+            options=options,
+        )
+    except ValueError as error:
+        raise UsageError(f"network of kind unet2d: {error}") from None
+
+
+def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
+    """float32 (T + 1,): what a network is told at the steps 0 .. T of a table."""
+    steps = torch.arange((schedule.steps or 0) + 1)
+    return schedule.log_snr(schedule.time_of(steps)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).float()
+
+
+def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
     assert config.denoiser.sigma_data is not None
     denoiser = Denoiser(

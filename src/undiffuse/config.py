@@ -6,13 +6,16 @@
 import difflib
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undiffuse.errors import UsageError
 
+PRESETS = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -76,6 +79,7 @@ class Objective(_Section):
 class Network(_Section):
     """The U-Net."""
 
+    kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
     patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
     channels: tuple[Positive, ...] | None = Field(
         None, min_length=1, description="width at each level; None: from the image size"
@@ -83,6 +87,7 @@ class Network(_Section):
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
     attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
+    options: dict[str, Any] = Field({}, description="of kind=unet2d, by diffusers' names, such as norm_num_groups")
 
 
 class Training(_Section):
@@ -101,7 +106,9 @@ class Training(_Section):
     ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
     conditional: bool = Field(True, description="learn classes where the data has them")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, for unconditional use")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 or fp16 on a GPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32"
+    )
     compile: bool = Field(False, description="torch.compile the network")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     log_every: int = Field(10, ge=1, description="steps between metrics")
@@ -155,7 +162,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {setting}: write section.key=value, for example training.batch_size=64")
         _check_known(name)
-        kind = kinds.get(name, "float")
+        kind = kinds.get(name, "one of several options, or None")
         if text.lower() == "none" and "None" in kind:
             parsed[name] = None
         elif kind.startswith("tuple"):
@@ -174,11 +181,29 @@ def _literal(text: str) -> Any:
 
 def _check_known(name: str) -> None:
     known = [key for key, *_ in keys()]
-    if name in known or re.fullmatch(r"process\.options\.\w+", name):
+    if name in known or re.fullmatch(r"(process|network)\.options\.\w+", name):
         return
     close = difflib.get_close_matches(name, known, 1, 0.5) or [key for key in known if key.endswith("." + name)][:1]
     hint = f"did you mean {close[0]}?" if close else "undiffuse train --help-config lists the keys."
     raise UsageError(f"no setting is called {name}; {hint}")
+
+
+def presets() -> list[str]:
+    """Names of the settings that come with the package, each a file of undiffuse/presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset by dotted name. Raises UsageError for an unknown one."""
+    if name not in presets():
+        raise UsageError(f"no preset {name!r}: choose from {', '.join(presets())}")
+    sections = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    return {f"{section}.{key}": value for section, settings in sections.items() for key, value in settings.items()}
+
+
+def preset_for(minutes: float | None) -> str:
+    """The preset that suits a budget on two cores; without one, "balanced"."""
+    return "balanced" if minutes is None else "fast" if minutes <= 15 else "balanced" if minutes <= 90 else "best"
 
 
 def make_config(values: dict[str, Any], base: Config | None = None) -> Config:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from undiffuse.process import GaussianProcess, Level, Normal, Time, expand, float64
+from undiffuse.process import GaussianProcess, Level, Normal, Time, expand, float64, remembered
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
 
@@ -133,20 +133,25 @@ class Denoiser:
     sigma_data: float = 0.5
     learned_variance: bool = False
 
+    @remembered
     def coefficients(self, t: Time) -> Coefficients:
         """The target's coefficients at t."""
         return TARGETS[self.target](self.process.level(t), self.sigma_data)
 
+    @remembered
+    def input_scale(self, t: Time) -> Tensor:
+        """What brings x_t to unit variance, float64: c_in of Karras et al. 2022, for any alpha."""
+        level = self.process.level(t)
+        return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
+
     def output(self, x_t: Tensor, t: Time, condition: Any = None) -> tuple[Tensor, Tensor | None]:
         """The network's output for x_t, shaped like it, and the learned variance mix, if any."""
-        level = self.process.level(t)
-        c_in = 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
         log_snr = self.process.schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         if log_snr.ndim == 0:
             log_snr = torch.full((len(x_t),), log_snr.item(), device=x_t.device)
         else:
             log_snr = log_snr.to(device=x_t.device, dtype=torch.float32)
-        output = self.network(expand(c_in, x_t) * x_t, log_snr, condition)
+        output = self.network(expand(self.input_scale(t), x_t) * x_t, log_snr, condition)
         if not self.learned_variance:
             return output, None
         output, variance = output.chunk(2, dim=1)

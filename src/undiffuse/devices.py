@@ -1,8 +1,9 @@
-"""What Accelerate must be told about where a process runs."""
+"""What there is to know about where a process runs."""
 
 import os
 
 import torch
+from torch import nn
 
 
 def shares_a_cpu() -> bool:
@@ -11,3 +12,21 @@ def shares_a_cpu() -> bool:
     Accelerate then has to be given cpu=True, or each process takes itself for the only one.
     """
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is computed by the hardware: a GPU that has it or, without one, a CPU that has (others emulate
+    it, at a loss).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """`network` moved to `device`, its weights laid out as convolutions like them there: channels last on a GPU."""
+    network.to(device)
+    if torch.device(device).type == "cuda":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

@@ -90,7 +90,7 @@ def _schedules(model: Model, out: Path) -> Picture:
     grids = {
         f"{sampler}, {few} steps": (
             np.arange(few),
-            schedule.log_snr(Recipe(sampler, few).times(model.denoiser.process)[:-1]).numpy(),
+            schedule.log_snr(Recipe(sampler, few).times(model)[:-1]).numpy(),
         )
         for sampler in ("ddim", "heun", "dpm++2m")
     }
@@ -158,7 +158,7 @@ def with_switched_noise(
     def noise(step: int) -> Tensor:
         return (first if step < switch else then)(step)
 
-    for state in trajectory(denoise, process, recipe.times(process), recipe.step, noise):
+    for state in trajectory(denoise, process, recipe.times(model), recipe.step, noise):
         last = state
         if state.x0 is not None:
             tick()

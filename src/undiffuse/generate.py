@@ -13,11 +13,11 @@ from torch import Tensor
 
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
+from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
-from undiffuse.process import GaussianProcess
-from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, ddim, make_grid, sample_noise, trajectory
+from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, at_log_snrs, ddim, make_grid, sample_noise, trajectory
 
 THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
@@ -30,7 +30,8 @@ class Recipe:
         sampler: a name in SAMPLERS.
         steps: N; see `evaluations` for what they cost.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
-        grid: a name in GRIDS; None: the one that belongs to the sampler.
+        grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the one that belongs to the
+            sampler.
         threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
         seed: of the noise.
     """
@@ -63,14 +64,22 @@ class Recipe:
         return SAMPLERS[self.sampler].evaluations * (self.steps - 1) + 1
 
     @property
+    def key(self) -> str:
+        """What a grid made for a model is filed under (`Model.grids`)."""
+        return f"{self.sampler}:{self.steps}"
+
+    @property
     def step(self) -> Step:
         """The step rule, eta bound."""
         return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
-    def times(self, process: GaussianProcess) -> Tensor:
+    def times(self, model: Model) -> Tensor:
         """The times it visits. Raises UsageError for a number of steps that the grid cannot have."""
+        schedule = model.denoiser.process.schedule
+        if self.grid is None and (made := model.grids.get(self.key)) is not None:
+            return at_log_snrs(schedule, made)
         try:
-            return make_grid(self.grid or SAMPLERS[self.sampler].grid, process.schedule, self.steps)
+            return make_grid(self.grid or SAMPLERS[self.sampler].grid, schedule, self.steps)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -99,7 +108,7 @@ def states(
     height, width, channels = model.data.shape
     process, device = model.denoiser.process, model.device
     noise = sample_noise(recipe.seed, numbers, (channels, height, width), torch.empty(0, device=device))
-    grid = recipe.times(process) if grid is None else grid
+    grid = recipe.times(model) if grid is None else grid
     yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, noise)
 
 
@@ -172,14 +181,17 @@ def sample(
     seed: int = 0,
     class_name: str | int | None = None,
     batch_size: int = 64,
+    engine: str = "auto",
 ) -> np.ndarray:
     """n images as uint8 (n, H, W, C), from a model or the name of one.
 
-    `class_name`: all of one class; by default the classes come in the data's proportions. The rest as in `Recipe`.
+    `class_name`: all of one class; by default the classes come in the data's proportions. `engine` as in
+    `undiffuse.engines.with_engine`. The rest as in `Recipe`.
     """
     if n < 1:
         raise UsageError(f"n = {n}: draw at least one sample")
     model = model if isinstance(model, Model) else load(model)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
+    model = with_engine(model, engine, n * recipe.evaluations)
     labels = None if class_name is None else torch.full((n,), model.label(class_name))
     return np.concatenate(list(generate(model, recipe, range(n), labels=labels, batch_size=batch_size)))

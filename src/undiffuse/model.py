@@ -7,9 +7,10 @@ its data, how it was trained). Nothing in it is executed or unpickled, and nothi
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import Config, make_config
 from undiffuse.denoiser import Denoiser
-from undiffuse.devices import shares_a_cpu
+from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 
@@ -53,6 +54,8 @@ class Model:
         name: where it came from.
         denoiser: its network is in evaluation mode, without gradients.
         training: how it was trained: steps, images seen, seconds, machine, versions.
+        engine: what runs the network (`undiffuse.engines`).
+        grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
     """
 
     name: str
@@ -60,12 +63,15 @@ class Model:
     data: DataFacts
     denoiser: Denoiser
     training: dict[str, Any]
+    engine: str = "torch"
+    grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def network(self) -> nn.Module:
-        """The network."""
-        assert isinstance(self.denoiser.network, nn.Module)
-        return self.denoiser.network
+        """The network itself, whatever runs it."""
+        network = getattr(self.denoiser.network, "module", self.denoiser.network)
+        assert isinstance(network, nn.Module)
+        return network
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +85,8 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of all that its samples depend on: weights, configuration and class shares."""
-        facts = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share]
+        """sha256, hexadecimal, of all that its samples depend on: weights, configuration, class shares and grids."""
+        facts = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share, self.grids]
         return hashlib.sha256(
             (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
         ).hexdigest()
@@ -152,6 +158,20 @@ def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {error}") from error
 
 
+def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
+    """`grids.json` of a model folder, {} where there is none. Raises UndiffuseError where it is damaged."""
+    if not (folder / "grids.json").exists():
+        return {}
+    try:
+        grids = {key: tuple(map(float, entry["log_snr"])) for key, entry in read_json(folder / "grids.json").items()}
+        for key, values in grids.items():
+            if len(values) != int(key.partition(":")[2]) - 1 or any(a >= b for a, b in itertools.pairwise(values)):
+                raise ValueError(f"{key} is not a grid of that many steps")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UndiffuseError(f"{folder}/grids.json is damaged ({error}): delete it, or run undiffuse tune") from error
+    return grids
+
+
 def load(name: str | os.PathLike[str], device: str | torch.device | None = None) -> Model:
     """A model from a run folder (its newest checkpoint), a model folder or a built-in name.
 
@@ -169,10 +189,10 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
         device = PartialState(cpu=shares_a_cpu()).device
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        network.eval().requires_grad_(False).to(device)
+        placed(network.eval().requires_grad_(False), device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use the device {device}: {str(error).splitlines()[0]}") from None
-    return Model(str(name), config, data, make_denoiser(config, network), training)
+    return Model(str(name), config, data, make_denoiser(config, network), training, grids=read_grids(folder))
 
 
 def built_in() -> list[str]:
@@ -208,4 +228,4 @@ def with_process(model: Model, **settings: Any) -> Model:
     """
     process = make_config({f"process.{key}": value for key, value in settings.items()}).process
     config = model.config.model_copy(update={"process": process})
-    return dataclasses.replace(model, config=config, denoiser=make_denoiser(config, model.network))
+    return dataclasses.replace(model, config=config, denoiser=make_denoiser(config, model.denoiser.network))

@@ -4,6 +4,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""(description, total or 0) -> a context in which a function is told of progress."""
+
+
+def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar that shows nothing."""
+    return nullcontext(lambda *done: None)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from undiffuse.cli import compare, data, demo, evaluate, explain, models, sample, train
+from undiffuse.cli import compare, data, demo, evaluate, explain, export, import_, models, sample, train, tune
 from undiffuse.cli.console import fail
 from undiffuse.errors import UndiffuseError
 
@@ -25,7 +25,10 @@ app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)
+app.command("tune")(tune.tune)
 app.command("demo")(demo.demo)
+app.command("import")(import_.import_)
+app.command("export")(export.export)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say, table
+from undiffuse.cli.console import ENGINE_HELP, say, table
 from undiffuse.cli.evaluate import FEATURES_HELP, SPLIT_HELP
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -22,6 +22,7 @@ def compare(
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     figure: Path = typer.Option(Path("trilemma.png"), help="Quality against speed, diversity as colour."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
+    engine: str = typer.Option("auto", help=ENGINE_HELP),
 ) -> None:
     """Measure models and samples side by side: quality, diversity, speed, size and what their training cost.
 
@@ -40,7 +41,9 @@ def compare(
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")
     recipe = Recipe(sampler, steps, seed=seed)
-    contenders = measured(subjects, data, split=split, n=n, features=features, recipe=recipe, device=device, bar=bar)
+    contenders = measured(
+        subjects, data, split=split, n=n, features=features, recipe=recipe, device=device, engine=engine, bar=bar
+    )
     if not contenders:  # another process of a torchrun tells
         return
     say(conditions_line(contenders[0].evaluation, sampling=False))

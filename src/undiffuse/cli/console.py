@@ -9,6 +9,8 @@ import typer
 
 from undiffuse.errors import UsageError
 
+ENGINE_HELP = "auto, torch, compile or onnxruntime [the last where it is installed and pays]."
+
 
 def say(message: str) -> None:
     """A line for the person, on standard output."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import numbers, say, table
+from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
 from undiffuse.progress import bar
 
 SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
@@ -26,6 +26,7 @@ def evaluate(
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     report: Path = typer.Option(None, help="The page of figures to write [NAME-evaluation.html]."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
+    engine: str = typer.Option("auto", help=ENGINE_HELP),
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
@@ -54,6 +55,7 @@ def evaluate(
         features=features,
         recipes=recipes,
         device=device,
+        engine=engine,
         bar=bar,
     ):
         done.append(evaluation)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli.console import ENGINE_HELP, say
 from undiffuse.progress import bar
 
 
@@ -27,6 +27,7 @@ def sample(
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; changes the memory, not the samples."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
+    engine: str = typer.Option("auto", help=ENGINE_HELP),
 ) -> None:
     """Draw samples from MODEL.
 
@@ -47,14 +48,15 @@ def sample(
 
     import torch
 
+    from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
     from undiffuse.model import load
 
-    loaded = load(model, device)
+    loaded = with_engine(load(model, device), engine, n * recipe.evaluations, bar)
     labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
         images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
     if images is not None:
         written = output.write(out, images, all_labels, loaded.data.classes)
-        say(f"{written} ({recipe.evaluations} evaluations of the network each)")
+        say(f"{written} ({recipe.evaluations} evaluations of the network each, by {loaded.engine})")

@@ -12,6 +12,7 @@ def train(
     out: Path = typer.Option(None, "--out", "-o", help="The run folder, new (or, with --resume, old) [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
+    preset: str = typer.Option(None, help="fast, balanced, best or ddpm (docs/recipes.md) [by --minutes]."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
@@ -30,13 +31,14 @@ def train(
       undiffuse train --out runs/emoji --resume
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
     """
-    from undiffuse.config import keys, parse_settings, written
+    from undiffuse.config import keys, parse_settings, preset_for, written
+    from undiffuse.config import preset as settings_of
 
     if help_config:
         for name, kind, default, description in keys():
             say(f"{name} = {written(default)}\n    {description} ({kind})")
         return
-    values = parse_settings(settings)
+    asked = parse_settings(settings)
     given = {
         "data.source": data,
         "data.size": size,
@@ -46,9 +48,11 @@ def train(
         "training.steps": steps,
         "training.seed": seed,
     }
-    values |= {name: value for name, value in given.items() if value is not None}
+    asked |= {name: value for name, value in given.items() if value is not None}
     if not resume:
-        values.setdefault("data.source", "emoji")
+        asked.setdefault("data.source", "emoji")
+        preset = preset or preset_for(asked.get("training.minutes"))
+    values = (settings_of(preset) if preset else {}) | asked
     out = out or Path("runs") / Path(values.get("data.source", "emoji")).stem
 
     import sys

@@ -1,7 +1,6 @@
 """What every evaluation against one data set shares: its features, their extractor, the floor real images reach."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +16,10 @@ from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.manifold import nearest
 from undiffuse.metrics.measure import FEWEST, GROUPS, Reference, Subject, measure
 from undiffuse.metrics.store import features_of
+from undiffuse.progress import Bar, no_bar
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 OTHER = {"test": "train", "train": "test"}
 HELD_OUT = 2000
-
-
-def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[..., None]]:
-    """A progress bar that shows nothing."""
-    return nullcontext(lambda *done: None)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.evaluate import Bar, Evaluation, bench_for, check, evaluate_subject, no_bar, open_subject
+from undiffuse.metrics.evaluate import Evaluation, bench_for, check, evaluate_subject, open_subject
 from undiffuse.metrics.report import number
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
+from undiffuse.progress import Bar, no_bar
 
 BATCH, REPEATS = 64, 3
 
@@ -68,6 +70,7 @@ def compare(
     features: str = "auto",
     recipe: Recipe | None = None,
     device: str | None = None,
+    engine: str = "auto",
     bar: Bar = no_bar,
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
@@ -78,6 +81,10 @@ def compare(
     opened = [open_subject(name, device) for name, _ in asked]
     for subject, (name, how) in zip(opened, asked, strict=True):
         check(name, subject, how, n)
+    opened = [
+        with_engine(subject, engine, n * how.evaluations, bar) if isinstance(subject, Model) else subject
+        for subject, (_, how) in zip(opened, asked, strict=True)
+    ]
     shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     evaluations = []
     for subject, (name, how) in zip(opened, asked, strict=True):

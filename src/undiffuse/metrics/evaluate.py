@@ -14,13 +14,15 @@ from undiffuse.config import Data
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
+from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
-from undiffuse.metrics.bench import Bar, Bench, bench, by, floor_of, no_bar
+from undiffuse.metrics.bench import Bench, bench, by, floor_of
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title
 from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import Model, find, load
+from undiffuse.progress import Bar, no_bar
 
 DEFAULT_N = 2000
 
@@ -117,7 +119,7 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
             "training": model.training,
             "learnt_this_data": model.data.fingerprint == bench.facts["train_fingerprint"],
         },
-        "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations},
+        "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations, "engine": model.engine},
     }
     return evaluate_images(bench, model.name, samples.gathered(), asked, conditions)
 
@@ -153,7 +155,7 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
 def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
     """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
     if isinstance(subject, Model):
-        recipe.times(subject.denoiser.process)
+        recipe.times(subject)
     elif n and n > len(subject):
         raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
 
@@ -181,6 +183,7 @@ def evaluate(
     features: str = "auto",
     recipes: Sequence[Recipe] = (Recipe(),),
     device: str | None = None,
+    engine: str = "auto",
     bar: Bar = no_bar,
 ) -> Iterator[Evaluation]:
     """Measures a model, once for every recipe, or samples; yields each evaluation as it is done.
@@ -192,6 +195,7 @@ def evaluate(
         n: how many samples; None: 2000 of a model, all of a file's.
         metrics: "all" or some of the groups of `undiffuse.metrics.measure`, with commas.
         features: see `undiffuse.metrics.features.CHOICES`.
+        engine: see `undiffuse.engines.with_engine`.
         bar: makes progress bars: (description, total) -> context manager of a tick.
     """
     name, groups = str(subject), parse_groups(metrics)
@@ -200,6 +204,8 @@ def evaluate(
         recipes = recipes[:1]
     for recipe in recipes:
         check(name, opened, recipe, n)
+    if isinstance(opened, Model):
+        opened = with_engine(opened, engine, (n or DEFAULT_N) * sum(recipe.evaluations for recipe in recipes), bar)
     made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     for recipe in recipes:
         evaluation = evaluate_subject(made, name, opened, recipe, n)

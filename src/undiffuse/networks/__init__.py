@@ -2,5 +2,6 @@
 
 from undiffuse.networks.mlp import MLP
 from undiffuse.networks.unet import UNet
+from undiffuse.networks.unet2d import UNet2D
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "UNet", "UNet2D"]

@@ -2,7 +2,7 @@
 
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess, Normal, expand
-from undiffuse.process.schedule import Level, Schedule, Time, float64
+from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
 from undiffuse.process.table import Table, cosine, linear, quadratic, scaled_linear, sigmoid, zero_terminal_snr
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "float64",
     "linear",
     "quadratic",
+    "remembered",
     "scaled_linear",
     "sigmoid",
     "zero_terminal_snr",

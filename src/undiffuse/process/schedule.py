@@ -7,19 +7,45 @@ Time runs from t = 0, exactly the data (alpha = 1, sigma = 0), to t = 1, (almost
 Everything is float64 on the CPU: a schedule is evaluated at a handful of scalars, and its ends need the digits.
 """
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 Time = float | Tensor
 """A time, or one per sample."""
+MOST_REMEMBERED = 10_000
 
 
 def float64(value: Time | list[float]) -> Tensor:
     """`value` as a float64 tensor on the CPU (a 0-dim one for a float)."""
     return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+
+
+def remembered(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
+    """A method of a schedule that computes each float time once: a sampler asks for the same few, many times a step.
+
+    What it returns is shared between callers. Not for a schedule that changes.
+    """
+
+    @functools.wraps(method)
+    def asked(schedule: Any, t: Time) -> T:
+        if not isinstance(t, float):
+            return method(schedule, t)
+        known = schedule.__dict__.setdefault("_remembered", {})
+        key = method.__qualname__, t
+        if key not in known:
+            if len(known) >= MOST_REMEMBERED:
+                known.clear()
+            known[key] = method(schedule, t)
+        return known[key]
+
+    return asked
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,7 @@ class Level:
     alpha: Tensor
     sigma: Tensor
 
-    @property
+    @functools.cached_property
     def log_snr(self) -> Tensor:
         """ln(alpha^2 / sigma^2): +inf at data, -inf where no signal is left."""
         return 2 * (self.alpha.log() - self.sigma.log())

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from undiffuse.process.schedule import Level, Schedule, Time, float64
+from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
 
 
 class Table(Schedule):
@@ -50,6 +50,7 @@ class Table(Schedule):
         below = position.floor().clamp(max=self.steps - 1)
         return below.long(), position - below
 
+    @remembered
     def level(self, t: Time) -> Level:
         i, w = self._segment(t)
         return Level(
@@ -57,6 +58,7 @@ class Table(Schedule):
             torch.lerp(self.noise_variance[i], self.noise_variance[i + 1], w).sqrt(),
         )
 
+    @remembered
     def log_snr(self, t: Time) -> Tensor:
         return self.level(t).log_snr
 

@@ -6,7 +6,7 @@ and valid for every N up to its T; the rules by noise level (`karras`, `log_snr`
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +77,11 @@ def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
         raise ValueError(f"{steps} steps are too many for the grid {name}: its times are no longer distinct")
     return grid
+
+
+def at_log_snrs(schedule: Schedule, values: Sequence[float]) -> Tensor:
+    """The grid of N steps that visits N - 1 log-SNRs, increasing, between pure noise and the data."""
+    return torch.cat([float64([1.0]), schedule.time(float64(list(values))), float64([0.0])])
 
 
 def _checked(steps: int) -> int:

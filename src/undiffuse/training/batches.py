@@ -4,6 +4,9 @@ The global batch is laid out by position; a process takes its share of positions
 the run does not depend on how many of either there are, and a resumed one needs no saved generator.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,10 +30,30 @@ class Batch:
     noise: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; u, from which the float64 levels follow, stays on the CPU."""
-        labels = None if self.labels is None else self.labels.to(device)
-        x0, noise = (z.to(device) for z in (self.x0, self.noise))
-        return Batch(x0, labels, self.u, noise)
+        """The batch on `device`, without waiting for it to arrive; u, from which the float64 levels follow, stays."""
+
+        def moved(z: Tensor) -> Tensor:
+            return z.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else z.to(device)
+
+        return Batch(moved(self.x0), None if self.labels is None else moved(self.labels), self.u, moved(self.noise))
+
+
+def batches(
+    config: Config, data: ImageSet, step: int, shares: Sequence[slice], device: torch.device
+) -> Iterator[Batch]:
+    """The micro-batches from `step` on, for ever: `shares` of each global batch, in turn.
+
+    For a GPU another thread makes the next one meanwhile; the cores of a CPU have enough to do as it is.
+    """
+    places = ((number, share) for number in itertools.count(step) for share in shares)
+    if device.type == "cpu":
+        for place in places:
+            yield make_batch(config, data, *place)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(make_batch, config, data, *next(places))
+        for place in places:
+            ready, following = following, thread.submit(make_batch, config, data, *place)
+            yield ready.result().to(device)
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from undiffuse.config import Config, Training
 from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Purpose, torch_generator
-from undiffuse.training.batches import make_batch
+from undiffuse.training.batches import batches
 from undiffuse.training.checkpoint import Learner
 
 
@@ -62,6 +62,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device = learner.progress, accelerator.device
+    ready = batches(config, data, progress.step, shares, device)
     learner.network.train()
     while True:
         number = progress.step
@@ -70,7 +71,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
             group["lr"] = rate
         total = torch.zeros((), device=device)
         for share in shares:
-            batch = make_batch(config, data, number, share).to(device)
+            batch = next(ready)
             if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
                 torch.manual_seed(
                     torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective
 from undiffuse.config import MACHINE_KEYS, Config, make_config
-from undiffuse.devices import shares_a_cpu
+from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, read_card
@@ -74,12 +74,12 @@ def train(
     config = _configuration(values, run, resume)
     precision = _precision(config.training.precision)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=shares_a_cpu())
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
     with accelerator.main_process_first(), bar("reading the data") as tick:
         data = make_data(config.data, progress=tick)
-    config = _decided(config, data)
+    config = _decided(config, data, precision)
     facts = _data_facts(config, data)
     learner = _learner(config, facts, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
@@ -294,16 +294,14 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
 
 def _precision(asked: str) -> str:
     if asked == "auto":
-        if not torch.cuda.is_available():
-            return "no"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
     if asked == "fp16" and not torch.cuda.is_available():
         raise UsageError("training.precision=fp16 needs a GPU; on this machine use fp32 or bf16")
-    return "no" if asked == "fp32" else asked
+    return asked
 
 
-def _decided(config: Config, data: datasets.ImageSet) -> Config:
-    """`config` with what depends on the data decided."""
+def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
+    """`config` with what depends on the data and the machine decided."""
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
         some = np.asarray(data.images[:: max(1, len(data) // 2000)], dtype=np.float64) / 127.5 - 1
@@ -312,6 +310,7 @@ def _decided(config: Config, data: datasets.ImageSet) -> Config:
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
             "network": default_network(config.network, data.shape[:2]),
+            "training": config.training.model_copy(update={"precision": precision}),
         }
     )
 
@@ -342,7 +341,7 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 def _learner(config: Config, data: DataFacts, accelerator: Accelerator) -> Learner:
     with torch.random.fork_rng():  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
-        network = make_network(config, data.shape[2], len(data.classes)).to(accelerator.device)
+        network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
     if config.training.compile:
         network.compile()
     optimizer = torch.optim.AdamW(

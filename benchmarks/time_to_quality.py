@@ -1,0 +1,212 @@
+"""How good is each after the same minutes of training? undiffuse, diffusers and denoising-diffusion-pytorch.
+
+    python benchmarks/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 1000]
+
+Trains each in turn on all cores, unconditionally, in the wall-clock time of its training steps alone; draws n samples
+in 20 evaluations of the network (and in 10 and 50 from the last) and measures their Frechet distance to the test
+images in the features of undiffuse's classifier, with its interval. In the peers' favour: their data already lies in
+memory; their learning rate is the better of the recommended one and 1e-3 after a minute of each; of their averaged and
+their trained weights those with the smaller loss are sampled. What is already in OUT is not done again.
+Writes OUT/time-to-quality.json and .png.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import BATCH, PEERS, Peer
+from safetensors.torch import load_file, save_file
+
+from undiffuse.data import load as load_data
+from undiffuse.files import read_json, write_json
+from undiffuse.metrics import evaluate
+from undiffuse.plots import curves
+
+RATES = (None, 1e-3)
+PILOT = 60.0
+
+
+def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Batches of images in [-1, 1], for ever."""
+    generator = np.random.default_rng(seed)
+    while True:
+        picked = np.array(images[generator.integers(len(images), size=size)])
+        yield torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:
+    """(seconds so far, loss) of each step until the time is over. A step of more than five medians was not one: the
+    process was paused, and it counts as a median.
+    """
+    torch.manual_seed(0)
+    now, recent = 0.0, []
+    for x0 in batches(images, BATCH, 0):
+        began = time.perf_counter()
+        loss = float(peer.step(x0))
+        took = time.perf_counter() - began
+        recent = [*recent[-20:], took]
+        now += took if took < 5 * (median := statistics.median(recent)) else median
+        yield now, loss
+        if now >= seconds:
+            return
+
+
+@torch.no_grad()
+def held_out_loss(peer: Peer, weights: dict[str, torch.Tensor], images: np.ndarray) -> float:
+    """The mean loss of the peer's own objective with other weights, on images it has not learnt, the same for all."""
+    probe = copy.deepcopy(peer.network.state_dict())
+    peer.network.load_state_dict(weights)
+    torch.manual_seed(1)
+    losses = [float(peer.loss(x0)) for x0, _ in zip(batches(images, 250, 1), range(8), strict=False)]
+    peer.network.load_state_dict(probe)
+    return statistics.fmean(losses)
+
+
+def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray, test: np.ndarray) -> None:
+    """Leaves OUT/NAME-MINUTES.safetensors and .json."""
+    if all((out / f"{name}-{m:g}.json").exists() for m in minutes):
+        return
+    pilots = {}
+    for rate in RATES:
+        torch.manual_seed(0)
+        losses = [loss for _, loss in steps(PEERS[name](images.shape[1], images.shape[3], rate), images, PILOT)]
+        pilots[rate] = statistics.fmean(losses[-len(losses) // 3 :])
+        print(f"{name}: rate {rate or 'recommended'}: loss {pilots[rate]:.4f} after {PILOT:g} s", flush=True)
+    torch.manual_seed(0)
+    peer = PEERS[name](images.shape[1], images.shape[3], min(RATES, key=lambda rate: pilots[rate]))
+    left = sorted(minutes)
+    for number, (now, _) in enumerate(steps(peer, images, 60 * left[-1]), 1):
+        if now < 60 * left[0]:
+            continue
+        choices = {"averaged": peer.average().state_dict(), "trained": peer.network.state_dict()}
+        losses = {which: held_out_loss(peer, weights, test) for which, weights in choices.items()}
+        best = min(losses, key=lambda which: losses[which])
+        weights = {key: value.clone().contiguous() for key, value in choices[best].items()}
+        save_file(weights, out / f"{name}-{left[0]:g}.safetensors")
+        facts = {"seconds": now, "steps": number, "images": number * BATCH, "weights": best, "losses": losses}
+        write_json(
+            out / f"{name}-{left[0]:g}.json",
+            {
+                **facts,
+                **peer.facts,
+                "batch": BATCH,
+                "parameters": sum(p.numel() for p in peer.network.parameters()),
+                "pilot losses": {str(rate or "recommended"): loss for rate, loss in pilots.items()},
+            },
+        )
+        print(f"{name}: {left[0]:g} minutes: {facts}", flush=True)
+        left.pop(0)
+
+
+def sample_peer(name: str, out: Path, minutes: float, evaluations: int, n: int, shape: tuple[int, int, int]) -> Path:
+    """Leaves OUT/NAME-MINUTES-EVALUATIONS.npz."""
+    path = out / f"{name}-{minutes:g}-{evaluations}.npz"
+    if not path.exists():
+        peer = PEERS[name](shape[0], shape[2])
+        network = peer.average() if name == "denoising-diffusion-pytorch" else peer.network
+        network.load_state_dict(load_file(out / f"{name}-{minutes:g}.safetensors"))
+        torch.manual_seed(0)
+        np.savez(path, images=peer.sample(network.eval(), n, evaluations))
+    return path
+
+
+def ours(out: Path, data: str, minutes: float, settings: list[str]) -> dict[str, Any]:
+    """Trains `undiffuse train DATA --minutes MINUTES`, unconditionally, into OUT/undiffuse-MINUTES."""
+    from undiffuse.config import parse_settings
+    from undiffuse.model import checkpoints, read_card
+    from undiffuse.training import train
+
+    run = out / f"undiffuse-{minutes:g}"
+    if not (run / "done").exists():
+        values = {"data.source": data, "training.minutes": minutes, "training.conditional": False}
+        train(values | parse_settings(settings), run, resume=(run / "run.json").exists())
+        (run / "done").touch()
+    return read_card(checkpoints(run)[-1])[2]
+
+
+def measured(path: Path, data: str, n: int) -> dict[str, Any]:
+    """The Frechet distance, with its interval, precision and recall of samples."""
+    (evaluation,) = evaluate(str(path), data, n=n, metrics="frechet,manifold")
+    metrics = evaluation.to_json()["metrics"]
+    return {
+        key: {k: metrics[key][k] for k in ("value", "interval", "floor")} for key in ("frechet", "precision", "recall")
+    }
+
+
+def main() -> None:
+    """Trains, samples, measures and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--minutes", default="5,10,20")
+    parser.add_argument("--ours", default="2,5,10,20")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--only", choices=["undiffuse", *PEERS], help="train this one alone, and stop there")
+    parser.add_argument("--set", action="append", default=[], help="a setting of undiffuse train")
+    options = parser.parse_args()
+    out, data, n = options.out, options.data, options.n
+    out.mkdir(parents=True, exist_ok=True)
+    minutes = [float(m) for m in options.minutes.split(",")]
+    our_minutes = [float(m) for m in options.ours.split(",")]
+    images, test = (np.asarray(load_data(data, split).images) for split in ("train", "test"))
+
+    for name in PEERS:
+        if options.only in (None, name):
+            train_peer(name, out, minutes, images, test)
+    facts = {}
+    if options.only in (None, "undiffuse"):
+        facts = {m: ours(out, data, m, options.set) for m in our_minutes}
+    if options.only:
+        return
+
+    results: dict[str, Any] = {"data": data, "n": n, "threads": torch.get_num_threads(), "undiffuse": {}}
+    for name in PEERS:
+        results[name] = {}
+        for m in minutes:
+            found = dict(read_json(out / f"{name}-{m:g}.json"))
+            for evaluations in (20,) if m < minutes[-1] else (10, 20, 50):
+                path = sample_peer(name, out, m, evaluations, n, images.shape[1:])
+                found[f"in {evaluations} evaluations"] = measured(path, data, n)
+            results[name][f"{m:g}"] = found
+            print(name, m, json.dumps(found), flush=True)
+    for m, training in facts.items():
+        found = {"training": training}
+        for evaluations in (20,) if m < our_minutes[-1] else (10, 20, 50):
+            found[f"in {evaluations} evaluations"] = measured_model(out / f"undiffuse-{m:g}", data, n, evaluations)
+        results["undiffuse"][f"{m:g}"] = found
+        print("undiffuse", m, json.dumps(found), flush=True)
+    write_json(out / "time-to-quality.json", results)
+    draw(results, out / "time-to-quality.png")
+
+
+def measured_model(run: Path, data: str, n: int, evaluations: int) -> dict[str, Any]:
+    """The same of n samples of a run of undiffuse, with its default sampler."""
+    from undiffuse import sample
+
+    path = run / f"{evaluations}.npz"
+    if not path.exists():
+        np.savez(path, images=sample(str(run), n, steps=evaluations))
+    return measured(path, data, n)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Frechet distance against minutes of training, one line for each."""
+    lines = {
+        name: (
+            [float(m) for m in results[name]],
+            [found["in 20 evaluations"]["frechet"]["value"] for found in results[name].values()],
+        )
+        for name in ("undiffuse", *PEERS)
+    }
+    curves([("Frechet distance after training, 20 evaluations", "minutes", "distance", lines)], path)
+
+
+if __name__ == "__main__":
+    main()

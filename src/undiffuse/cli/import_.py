@@ -1,0 +1,28 @@
+"""`undiffuse import`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli.console import say
+
+
+def import_(
+    folder: Path = typer.Argument(..., help="A folder of diffusers: a DDPM or DDIM pipeline, or a UNet2DModel."),
+    out: Path = typer.Option(..., "--out", "-o", help="The model folder to write."),
+) -> None:
+    """Make a model of undiffuse from a FOLDER of diffusers. Pickled weights (.bin) are never opened.
+
+    \b
+    Examples:
+      undiffuse import ~/ddpm-cifar10-32 --out models/cifar
+      undiffuse sample models/cifar --sampler ddim --steps 50
+    """
+    from undiffuse.interop.diffusers import import_diffusers
+    from undiffuse.model import read_card
+
+    written = import_diffusers(folder, out)
+    config, data, _ = read_card(written)
+    height, width, channels = data.shape
+    say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")
+    say(f"next: undiffuse sample {written}")

@@ -1,0 +1,80 @@
+"""What runs a network when it is used: PyTorch as it is, compiled, or ONNX Runtime on the CPU.
+
+ONNX Runtime was measured beside OpenVINO (docs/measured.md) and kept: faster in batches of 1 and of 64, in float32.
+"""
+
+import dataclasses
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from undiffuse.data.cache import folder_for, locked, writing
+from undiffuse.errors import UsageError
+from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, open_session
+from undiffuse.model import Model
+from undiffuse.progress import Bar, no_bar
+
+ENGINES = ("auto", "torch", "compile", "onnxruntime")
+FORMAT = 1
+WORTH = 30_000
+"""How many evaluations of the network save what turning it into ONNX costs (once for a model, some seconds)."""
+
+
+def available() -> tuple[str, ...]:
+    """The engines that can be asked for on this machine."""
+    return ENGINES[1:] if all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")) else ENGINES[1:3]
+
+
+def with_engine(model: Model, engine: str = "auto", evaluations: int | None = None, bar: Bar = no_bar) -> Model:
+    """`model` with its network run by `engine`; its fingerprint, weights and parameters stay what they are.
+
+    Args:
+        engine: a name in ENGINES. "auto": ONNX Runtime, where it is installed, the model is on the CPU, and it was
+            turned into ONNX before or will be evaluated often enough for that to pay; else PyTorch.
+        evaluations: of the network at single images, how many are to come; None: many.
+
+    Raises UsageError for an engine that is not there.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    if model.engine == engine:
+        return model
+    folder = folder_for("onnx", [FORMAT, model.fingerprint, torch.__version__])
+    if engine == "auto":
+        pays = evaluations is None or evaluations >= WORTH or folder.exists()
+        usable = model.device.type == "cpu" and model.engine == "torch" and "onnxruntime" in available()
+        if not (pays and usable):
+            return model
+        engine = "onnxruntime"
+    network: nn.Module
+    if engine == "onnxruntime":
+        if model.device.type != "cpu":
+            raise UsageError("the engine onnxruntime runs on the CPU: add --device cpu, or choose torch or compile")
+        if engine not in available():
+            raise UsageError(f"the engine onnxruntime {MISSING}")
+        with locked(folder):
+            if not folder.exists():
+                with bar("turning the network into ONNX, once", 0), writing(folder) as temporary:
+                    export_onnx(model, temporary / "network.onnx")
+        session = open_session(folder / "network.onnx", torch.get_num_threads())
+        network = OnnxNetwork(model.network, session, len(model.data.classes))
+    elif engine == "compile":
+        network = Compiled(model.network)
+    else:
+        network = model.network
+    return dataclasses.replace(model, denoiser=dataclasses.replace(model.denoiser, network=network), engine=engine)
+
+
+class Compiled(nn.Module):
+    """`module`, compiled: with CUDA graphs on a GPU, where an evaluation is otherwise many small launches."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        cuda = next(module.parameters()).is_cuda
+        self.run = torch.compile(module, mode="reduce-overhead" if cuda else "default")
+
+    def forward(self, *inputs: torch.Tensor | None) -> torch.Tensor:
+        output = self.run(*inputs)
+        return output.clone()  # a CUDA graph writes every output to the same place

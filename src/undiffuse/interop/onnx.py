@@ -1,0 +1,132 @@
+"""A network as an ONNX file: what other engines, languages and browsers run.
+
+The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model of
+classes, `labels` (B,) int64 (one past the last: no class) in, `output` (B, C', H, W) out, for any B. How x follows from
+x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration that says which way.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import atomic_file
+from undiffuse.model import Model
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between the file's outputs and PyTorch's, relative to their root mean square; rounding gives about 1e-6."""
+
+MISSING = 'needs onnx and onnxruntime: pip install "undiffuse[onnx]"'
+
+
+def inputs(model: Model, batch: int) -> dict[str, Tensor]:
+    """Made-up inputs of the network, by name, in the order that it takes them."""
+    height, width, channels = model.data.shape
+    generator = torch.Generator().manual_seed(batch)
+    made = {
+        "x": torch.randn(batch, channels, height, width, generator=generator),
+        "log_snr": 4 * torch.randn(batch, generator=generator),
+    }
+    if model.data.classes:
+        made["labels"] = torch.arange(batch) % (len(model.data.classes) + 1)
+    return made
+
+
+def write_onnx(model: Model, path: Path) -> None:
+    """The network of `model`, which is on the CPU, as `path`. Raises UsageError where the exporter is missing."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (what the exporter of PyTorch is written with)
+    except ImportError:
+        raise UsageError(f"the ONNX format {MISSING}") from None
+    made = inputs(model, 2)
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    level = (log := logging.getLogger("torch.onnx")).level
+    log.setLevel(logging.ERROR)  # it warns of libraries that it could do without
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model.network,
+                tuple(made.values()),
+                dynamo=True,
+                dynamic_shapes=tuple({0: batch} for _ in made),
+                input_names=list(made),
+                output_names=["output"],
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)
+    assert program is not None
+    metadata = {
+        "undiffuse": json.dumps(model.config.model_dump(mode="json")),
+        "classes": json.dumps(model.data.classes),
+        "licence": model.data.licence,
+    }
+    proto = program.model_proto
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    with atomic_file(path) as temporary:
+        onnx.save(proto, str(temporary))
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """The file in ONNX Runtime, on the CPU. Raises UsageError where that is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError(f"the engine onnxruntime {MISSING}") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def largest_difference(model: Model, session: Any) -> float:
+    """Of the session's outputs from PyTorch's, relative to their root mean square, over several batch sizes."""
+    worst = 0.0
+    for batch in (1, 2, 5):
+        made = inputs(model, batch)
+        with torch.inference_mode():
+            expected = model.network(*made.values())
+        (found,) = session.run(None, {name: value.numpy() for name, value in made.items()})
+        difference = (torch.from_numpy(found) - expected).abs().max() / expected.square().mean().sqrt()
+        worst = max(worst, difference.item())
+    return worst
+
+
+def export_onnx(model: Model, path: Path) -> float:
+    """Writes the network as `path`, runs it beside PyTorch and returns the largest relative difference.
+
+    Raises UndiffuseError, and leaves nothing behind, where the two do not agree.
+    """
+    if model.device.type != "cpu":
+        raise UsageError("export from the CPU: add --device cpu")
+    with atomic_file(path) as temporary:
+        write_onnx(model, temporary)
+        difference = largest_difference(model, open_session(temporary, torch.get_num_threads()))
+        if not difference < LARGEST_DIFFERENCE:
+            raise UndiffuseError(
+                f"the ONNX network differs from PyTorch's by {difference:.1e} of its output: {path} was not written"
+            )
+    return difference
+
+
+class OnnxNetwork(nn.Module):
+    """`module`, run by ONNX Runtime: the same call, the same outputs to rounding."""
+
+    def __init__(self, module: nn.Module, session: Any, classes: int):
+        super().__init__()
+        self.module, self.session, self.classes = module, session, classes
+
+    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+        feed = {"x": x.float().numpy(), "log_snr": log_snr.numpy()}
+        if self.classes:
+            feed["labels"] = (torch.full((len(x),), self.classes) if labels is None else labels).numpy()
+        return torch.from_numpy(self.session.run(None, feed)[0])

@@ -1,0 +1,64 @@
+"""Time grids made for one model, kept in its folder and used from then on."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from undiffuse.engines import with_engine
+from undiffuse.errors import UsageError
+from undiffuse.files import read_json, write_json
+from undiffuse.generate import Recipe, states
+from undiffuse.model import find, load
+from undiffuse.progress import Bar, no_bar
+from undiffuse.sampling import SAMPLERS, make_grid, sample_noise, search_grid
+
+FINE = Recipe("dpm++3m", 100)
+TRIALS = 30  # at most, for each step
+SEED = 2**32 - 1  # not one that people draw with: nothing is tuned to samples that are looked at
+
+
+def tune(
+    name: str | os.PathLike[str],
+    sampler: str = Recipe.sampler,
+    steps: Sequence[int] = (5, 8, 10),
+    *,
+    samples: int = 128,
+    device: str | None = None,
+    engine: str = "auto",
+    bar: Bar = no_bar,
+) -> dict[str, Any]:
+    """Searches a grid for every number of steps and writes `grids.json` into the model's folder, beside older ones.
+
+    Returns what it wrote: "sampler:steps" -> its log-SNRs and the differences before and after, of `samples` samples
+    from those of a fine trajectory (`undiffuse.sampling.search.difference`). Raises UsageError for a random sampler.
+    """
+    folder = find(name)
+    recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
+    if sampler.startswith("ddpm"):
+        raise UsageError(f"{sampler} is random: a grid can be searched for ddim, euler, heun, dpm++ and unipc")
+    model = with_engine(load(name, device), engine, bar=bar)
+    numbers = range(samples)
+    height, width, channels = model.data.shape
+    noise = sample_noise(SEED, numbers, (channels, height, width), torch.empty(0, device=model.device))
+    with bar("a fine trajectory", samples * FINE.steps) as tick:
+        for state in states(model, FINE, numbers):
+            target = state.x
+            tick(samples)
+    process = model.denoiser.process
+    labels = model.labels(np.arange(samples))
+    if labels is not None:
+        labels = labels.to(model.device)
+    found: dict[str, Any] = {}
+    for recipe in recipes:
+        denoise, start = recipe.denoise(model, labels), process.prior_scale() * noise(0)
+        grid = make_grid(SAMPLERS[sampler].grid, process.schedule, recipe.steps)
+        trials = TRIALS * recipe.steps
+        with bar(f"searching {sampler} in {recipe.steps} steps", trials) as tick:
+            log_snr, differences = search_grid(denoise, process, recipe.step, grid, start, target, trials, tick)
+        found[recipe.key] = {"log_snr": log_snr, "before": differences[0], "after": differences[-1], "samples": samples}
+    path = folder / "grids.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | found)
+    return found

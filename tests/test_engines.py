@@ -1,0 +1,143 @@
+"""What runs a network must not change what it says."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+from torch import nn
+
+from undiffuse import engines
+from undiffuse.devices import placed
+from undiffuse.engines import available, with_engine
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.generate import Recipe, sample, states
+from undiffuse.interop import onnx
+from undiffuse.model import Model, load
+
+needs_onnx = pytest.mark.skipif("onnxruntime" not in available(), reason="onnx, onnxscript or onnxruntime is missing")
+
+
+@pytest.fixture(scope="module")
+def model(whole: Path) -> Model:
+    """A trained model with classes."""
+    return load(whole)
+
+
+@pytest.fixture(scope="module")
+def fast(model: Model) -> Model:
+    """The same, run by ONNX Runtime."""
+    return with_engine(model, "onnxruntime")
+
+
+@needs_onnx
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_onnx_runtime_says_what_pytorch_says(model: Model, fast: Model, batch: int) -> None:
+    """At any batch size, with classes and without: to the rounding of float32 sums of some thousand terms."""
+    x, log_snr = torch.randn(batch, 1, 16, 16), torch.linspace(-20, 20, batch)
+    for labels in (None, torch.arange(batch) % 4):
+        with torch.no_grad():
+            expected, found = (m.denoiser.network(x, log_snr, labels) for m in (model, fast))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+def test_an_engine_changes_neither_the_model_nor_its_samples(model: Model, fast: Model) -> None:
+    assert (fast.engine, fast.fingerprint, fast.parameters) == ("onnxruntime", model.fingerprint, model.parameters)
+    recipe = Recipe(steps=8)
+    ends = [list(states(m, recipe, range(6)))[-1].x for m in (model, fast)]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-3)
+    images = [sample(model, 6, steps=8, engine=engine).astype(int) for engine in ("torch", "onnxruntime")]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+@needs_onnx
+def test_going_back_to_torch_is_exact(model: Model, fast: Model) -> None:
+    back = with_engine(fast, "torch")
+    assert back.engine == "torch" and back.denoiser.network is model.network
+
+
+@needs_onnx
+def test_auto_turns_a_network_into_onnx_when_that_pays_and_then_keeps_to_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    assert with_engine(model, "auto", evaluations=100).engine == "torch"
+    assert with_engine(model, "auto", evaluations=engines.WORTH).engine == "onnxruntime"
+    assert with_engine(model, "auto", evaluations=1).engine == "onnxruntime"
+
+
+def test_without_onnx_auto_is_torch_and_asking_says_what_to_install(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    assert with_engine(model).engine == "torch"
+    with pytest.raises(UsageError, match=r"pip install .undiffuse\[onnx\]"):
+        with_engine(model, "onnxruntime")
+    with pytest.raises(UsageError, match="choose from"):
+        with_engine(model, "tensorrt")
+
+
+@needs_onnx
+def test_export_writes_a_file_that_says_what_it_is(command: Command, whole: Path, tmp_path: Path) -> None:
+    code, out, err = command("export", whole, "--format", "onnx", "--out", tmp_path / "network.onnx")
+    assert code == 0, err
+    assert "network.onnx" in out
+    session = onnx.open_session(tmp_path / "network.onnx", 1)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["dark", "grey", "bright"]
+    assert json.loads(metadata["undiffuse"])["denoiser"]["target"] == "edm"
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
+        ("x", [1, 16, 16]),
+        ("log_snr", []),
+        ("labels", []),
+    ]
+
+
+@needs_onnx
+def test_a_file_that_disagrees_with_pytorch_is_not_written(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 1e-12)
+    with pytest.raises(UndiffuseError, match="differs from PyTorch"):
+        onnx.export_onnx(model, tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_network_says_what_pytorch_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled without a compiler of C++, which not every machine has; what is ours is how it is called."""
+    real: Any = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, mode: real(module, backend="eager"))
+    compiled = with_engine(model, "compile")
+    assert compiled.fingerprint == model.fingerprint
+    x, log_snr = torch.randn(2, 1, 16, 16), torch.zeros(2)
+    for labels in (None, torch.tensor([0, 3])):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                compiled.denoiser.network(x, log_snr, labels), model.network(x, log_snr, labels), rtol=0, atol=0
+            )
+
+
+def test_weights_are_laid_out_for_the_device(model: Model) -> None:
+    """On the CPU as they come; channels last, as on a GPU, gives the same outputs."""
+    conv = placed(nn.Conv2d(4, 4, 3), "cpu").weight
+    assert conv.is_contiguous()
+    x, log_snr = torch.randn(2, 1, 16, 16), torch.zeros(2)
+    with torch.no_grad():
+        expected = model.network(x, log_snr)
+        network = load(model.name).network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.testing.assert_close(network(x, log_snr), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fingerprint_knows_the_grids(model: Model) -> None:
+    """They decide samples, which are cached by it."""
+    tuned = dataclasses.replace(model, grids={"dpm++2m:3": (-2.0, 2.0)})
+    assert tuned.fingerprint != model.fingerprint

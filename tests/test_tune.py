@@ -1,0 +1,107 @@
+"""Time grids made for a model."""
+
+import itertools
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from torch import Tensor
+
+from undiffuse.denoiser import Denoise, Prediction
+from undiffuse.errors import UndiffuseError
+from undiffuse.generate import Recipe
+from undiffuse.model import load
+from undiffuse.process import GaussianProcess, Time, cosine
+from undiffuse.sampling import at_log_snrs, ddim, dpm_solver_pp, make_grid, search_grid, trajectory
+from undiffuse.sampling.search import bands, difference, energy_distance
+
+
+def bimodal(process: GaussianProcess, width: float = 0.1) -> Denoise:
+    """The exact denoiser of data that is N(-1, width^2) or N(1, width^2) in every element, half and half."""
+
+    def denoise(x_t: Tensor, t: Time) -> Prediction:
+        level = process.level(t)
+        alpha, sigma = level.alpha.item(), level.sigma.item()
+        variance = alpha**2 * width**2 + sigma**2
+        mean = torch.tanh(alpha * x_t / variance)
+        x0 = mean + alpha * width**2 / variance * (x_t - alpha * mean)
+        # E[x_0 | x_t] = sum over modes of weight (m + gain (x_t - alpha m)), and the weights' mean is tanh.
+        return Prediction(x0, x0).with_x0(x0, x_t, level)
+
+    return denoise
+
+
+def test_energy_distance_is_that_of_two_normals() -> None:
+    """X ~ N(0, 1), Y ~ N(m, 1): X - Y ~ N(-m, 2), whose mean absolute value is a folded normal's mean."""
+    m = 1.5
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4000, 1, generator=generator, dtype=torch.float64) + mean for mean in (0.0, m))
+
+    def folded(mean: float) -> float:  # E|Z| for Z ~ N(mean, 2)
+        return 2 / math.sqrt(math.pi) * math.exp(-(mean**2) / 4) + mean * math.erf(mean / 2)
+
+    expected = 2 * (folded(m) - folded(0)) / folded(0)
+    assert energy_distance(x, y) == pytest.approx(expected, rel=0.05)
+
+
+def test_equal_sets_are_at_distance_zero_and_blurred_ones_are_not() -> None:
+    x = torch.randn(32, 3, 17, 12)
+    assert abs(difference(x, x)) < 1e-12
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    assert difference(blurred, x) > 0.1
+
+
+def test_bands_lose_nothing() -> None:
+    """The finest scales and the coarse rest add up to the image, odd sides included."""
+    x = torch.randn(2, 1, 17, 12, dtype=torch.float64)
+    fine, middle, coarse = bands(x)
+    up = torch.nn.functional.interpolate(coarse.view(2, 1, 5, 3), size=(9, 6)) + middle.view(2, 1, 9, 6)
+    again = torch.nn.functional.interpolate(up, size=(17, 12)) + fine.view_as(x)
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("step", [ddim, dpm_solver_pp])
+def test_a_searched_grid_is_better_and_reports_what_it_does(step: object) -> None:
+    """On a density with a known denoiser; its own trajectory, run anew, ends where the search said."""
+    process = GaussianProcess(cosine())
+    denoise = bimodal(process)
+    start = torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    fine = make_grid("log-snr", process.schedule, 400)
+    target = list(trajectory(denoise, process, fine, step, lambda n: start))[-1].x  # type: ignore[arg-type]
+    grid = make_grid("log-snr", process.schedule, 5)
+    log_snrs, differences = search_grid(denoise, process, step, grid, start, target)  # type: ignore[arg-type]
+    assert differences[-1] < 0.5 * differences[0]
+    assert all(a > b for a, b in itertools.pairwise(differences))
+    found = at_log_snrs(process.schedule, log_snrs)
+    assert len(found) == 6 and found[0] == 1 and found[-1] == 0 and (found.diff() < 0).all()
+    end = list(trajectory(denoise, process, found, step, lambda n: start))[-1].x  # type: ignore[arg-type]
+    assert difference(end, target) == pytest.approx(differences[-1], rel=1e-6)
+
+
+def test_tune_writes_grids_that_sampling_uses(command: Command, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = load(run)
+    code, out, err = command("tune", run, "--steps", "1,3", "--samples", "8")
+    assert code == 0, err
+    assert "dpm++2m:3" in out
+    model = load(run)
+    schedule = model.denoiser.process.schedule
+    times = Recipe(steps=3).times(model)
+    assert schedule.log_snr(times[1:-1]).tolist() == pytest.approx(list(model.grids["dpm++2m:3"]), abs=1e-6)
+    assert torch.equal(Recipe(steps=3, grid="log-snr").times(model), Recipe(steps=3).times(before))
+    assert torch.equal(Recipe(steps=4).times(model), Recipe(steps=4).times(before))
+    code, _, err = command("tune", run, "--sampler", "ddpm")
+    assert code == 2 and "random" in err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"dpm++2m:3": {"log_snr": [1.0]}}', '{"dpm++2m:3": {"log_snr": [2, 1]}}'])
+def test_a_damaged_file_of_grids_is_named(whole: Path, tmp_path: Path, content: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (sorted(run.glob("checkpoints/*"))[-1] / "grids.json").write_text(content)
+    with pytest.raises(UndiffuseError, match=r"grids\.json is damaged"):
+        load(run)
