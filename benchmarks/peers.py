@@ -108,8 +108,8 @@ def diffusers(size: int, channels: int, rate: float | None = None, widths: tuple
 
 
 def denoising_diffusion_pytorch(size: int, channels: int, rate: float | None = None, width: int = 32) -> Peer:
-    """lucidrains' denoising-diffusion-pytorch: its Unet and GaussianDiffusion with the options of its README (pred_v and
-    a sigmoid schedule, by default; flash attention), the optimiser and average of its Trainer.
+    """lucidrains' denoising-diffusion-pytorch: its Unet and GaussianDiffusion with the options of its README (flash
+    attention; pred_v and a sigmoid schedule by default), the optimiser and average of its Trainer.
     """
     # It imports torchvision for a folder of images, which is not used here, and whose wheel brings CUDA: an empty
     # stand-in will do, for the moment of the import.

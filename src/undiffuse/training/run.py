@@ -33,6 +33,7 @@ from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import Step, positions, training_steps
+from undiffuse.training.muon import make_optimizer
 
 DEFAULT_STEPS = 20_000
 AGREE_EVERY = 10  # steps between the moments at which several processes agree on clock and signals
@@ -344,13 +345,10 @@ def _learner(config: Config, data: DataFacts, accelerator: Accelerator) -> Learn
         network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
     if config.training.compile:
         network.compile()
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=config.training.learning_rate,
-        betas=config.training.betas,
-        weight_decay=config.training.weight_decay,
-        fused=True,
-    )
     return Learner(
-        network, EMA(list(network.parameters()), config.training.ema), optimizer, accelerator.scaler, Progress()
+        network,
+        EMA(list(network.parameters()), config.training.ema),
+        make_optimizer(config.training, network),
+        accelerator.scaler,
+        Progress(),
     )

@@ -1,0 +1,70 @@
+"""Muon against singular values, AdamW and its own definition."""
+
+import pytest
+import torch
+from torch import nn
+
+from undiffuse.config import Training
+from undiffuse.training.muon import QUINTIC, Muon, make_optimizer, orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 90), (2, 70, 24)])
+def test_singular_vectors_are_kept_and_values_are_those_of_the_iterated_quintic(shape: tuple[int, ...]) -> None:
+    """Against the singular value decomposition: U p(S) V^T, with p iterated on the numbers themselves."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    values = s / (x.norm(dim=(1, 2)) + 1e-7)[:, None]
+    for _ in range(5):
+        a, b, c = QUINTIC
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(orthogonalised(x), u @ torch.diag_embed(values) @ vh, rtol=0, atol=1e-10)
+    assert (values > 0.3).all() and (values < 1.3).all()
+
+
+def test_single_precision_is_enough() -> None:
+    """Matrices as gradients are, with singular values over four decades."""
+    generator = torch.Generator().manual_seed(1)
+    u = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(576, 64, generator=generator, dtype=torch.float64)).Q
+    x = (u * torch.logspace(0, -4, 64, dtype=torch.float64)) @ v.mT
+    difference = orthogonalised(x.float()[None])[0] - orthogonalised(x[None])[0]
+    assert difference.abs().max() < 1e-3
+
+
+def test_a_first_step_has_the_root_mean_square_of_the_learning_rate_times_a_fifth() -> None:
+    """Semi-orthogonal (A, B) has the root mean square 1 / sqrt(max(A, B)); within what the quintic leaves."""
+    weight = nn.Parameter(torch.zeros(32, 8, 3, 3))
+    weight.grad = torch.randn(32, 8, 3, 3, generator=torch.Generator().manual_seed(2))
+    Muon([weight], [], lr=0.01).step()
+    assert weight.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
+
+
+def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 32)
+    networks = [nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    config = Training(learning_rate=0.01, weight_decay=0.1)
+    ours = make_optimizer(config, networks[0])
+    first, norm, last = networks[1]
+    theirs = torch.optim.AdamW(
+        [first.bias, *norm.parameters(), *last.parameters()], lr=0.01, betas=config.betas, weight_decay=0.1
+    )
+    for _ in range(3):
+        first.weight.data.copy_(networks[0][0].weight.data)  # so that both have the same gradients
+        for network, optimizer in zip(networks, (ours, theirs), strict=True):
+            network.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    for name, parameter in networks[0].named_parameters():
+        if name != "0.weight":
+            torch.testing.assert_close(parameter, networks[1].get_parameter(name), rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_without_matrices_and_one_with_nothing_else_both_learn() -> None:
+    for network in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
+        optimizer = make_optimizer(Training(), network)
+        before = network.weight.detach().clone()
+        network.weight.grad = torch.randn_like(network.weight)
+        optimizer.step()
+        assert (network.weight != before).any()
