@@ -8,7 +8,7 @@ caches of kernels changes the times of the next. A figure is a median over repea
 --only measures some sections anew and keeps the others that OUT.json holds. Writes OUT.json and OUT.png.
 
 FLOPs are those torch counts in one forward pass, attention included; a training step counts as three of them. For
-undiffuse it is the real step: make_batch, objective, backward, clipping, AdamW and EMA. The peers' batches lie ready.
+undiffuse it is the real step: make_batch, objective, backward, clipping, optimiser, EMA. The peers' batches lie ready.
 """
 
 import argparse
@@ -57,6 +57,7 @@ from undiffuse.training.batches import make_batch
 from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
+from undiffuse.training.muon import make_optimizer
 
 SIZE, CHANNELS, OUR_BATCH = 28, 1, 64
 OURS = "undiffuse"
@@ -257,7 +258,7 @@ class Trainer:
     Attributes:
         facts: what its rates depend on.
         step: one whole optimiser step on a batch.
-        bare: forward, backward and AdamW on a batch that lies ready.
+        bare: forward, backward and optimiser on a batch that lies ready.
         evaluation: the network alone on a batch.
         parts: what else the step does, each alone.
     """
@@ -312,13 +313,13 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
     data = ImageSet("noise", "train", noise_images(1024, size), None, (), (), "", "")
     network = make_network(config, CHANNELS, 0)
     parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    optimizer = make_optimizer(config.training, network)
     ema = EMA(parameters, config.training.ema)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     steps = training_steps(config, data, Learner(network, ema, optimizer, None, Progress()), accelerator)
     ready = make_batch(config, data, 0, slice(None))
     log_snr = torch.randn(batch)
-    own = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    own = make_optimizer(config.training, network)
 
     def bare() -> None:
         (network(ready.x0, log_snr) - ready.noise).square().mean().backward()

@@ -85,7 +85,8 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     if any(side % patch for side in size):
         raise UsageError(f"network.patch = {patch} does not divide images of {size[0]}x{size[1]}")
     inner = small // patch
-    channels = config.channels or ((64, 128) if inner <= 16 else (64, 128, 192))
+    usual = (64, 128) if inner <= 16 else (64, 128, 192)
+    channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in usual)
     if inner < 2 ** (len(channels) - 1):
         raise UsageError(f"network.channels has {len(channels)} levels, too many for {size[0]}x{size[1]} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.

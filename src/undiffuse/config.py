@@ -82,8 +82,9 @@ class Network(_Section):
     kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
     patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
     channels: tuple[Positive, ...] | None = Field(
-        None, min_length=1, description="width at each level; None: from the image size"
+        None, min_length=1, description="channels at each level; None: from the image size"
     )
+    width: float = Field(1.0, gt=0, le=16, description="what the channels from the image size are multiplied with")
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
     attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")

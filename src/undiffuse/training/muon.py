@@ -45,7 +45,7 @@ def make_optimizer(config: Training, network: nn.Module) -> torch.optim.Optimize
     }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), fused=True, **options)
-    weights = (layer.weight for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    weights = (layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d))
     matrices = {id(w): w for w in weights if min(len(w), w[0].numel()) >= SMALLEST}
     return Muon(list(matrices.values()), [p for p in network.parameters() if id(p) not in matrices], **options)
 
