@@ -119,14 +119,15 @@ def sample_peer(name: str, out: Path, minutes: float, evaluations: int, n: int, 
 
 def ours(out: Path, data: str, minutes: float, settings: list[str]) -> dict[str, Any]:
     """Trains `undiffuse train DATA --minutes MINUTES`, unconditionally, into OUT/undiffuse-MINUTES."""
-    from undiffuse.config import parse_settings
+    from undiffuse.config import parse_settings, preset, preset_for
     from undiffuse.model import checkpoints, read_card
     from undiffuse.training import train
 
     run = out / f"undiffuse-{minutes:g}"
     if not (run / "done").exists():
         values = {"data.source": data, "training.minutes": minutes, "training.conditional": False}
-        train(values | parse_settings(settings), run, resume=(run / "run.json").exists())
+        values = preset(preset_for(minutes)) | values | parse_settings(settings)
+        train(values, run, resume=(run / "run.json").exists())
         (run / "done").touch()
     return read_card(checkpoints(run)[-1])[2]
 

@@ -21,6 +21,7 @@ TINY = {
     "training.checkpoint_every": 3,
     "training.preview_every": 6,
     "training.precision": "fp32",  # the same on every machine
+    "training.learning_rate": 1e-3,
     "network.channels": (8, 16),
     "network.attention": (),
 }

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from undiffuse.cli.app import main
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
-from undiffuse.training import checkpoint, listeners, loop, run, train
+from undiffuse.training import batches, checkpoint, listeners, run, train
 
 Values = dict[str, Any]
 
@@ -29,14 +29,14 @@ def _die(*args: Any, **kwargs: Any) -> None:
 
 
 def _before_step(number: int, act: Callable[[], None] = _die) -> None:
-    make = loop.make_batch
+    make = batches.make_batch
 
     def make_or_act(config: Any, data: Any, step: int, positions: slice) -> Any:
         if step == number:
             act()
         return make(config, data, step, positions)
 
-    loop.make_batch = make_or_act
+    batches.make_batch = make_or_act
 
 
 def _in_first_step() -> None:
