@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from undiffuse.build import default_network, make_denoiser, make_objective, make_process
-from undiffuse.config import MACHINE_KEYS, Config, Network, keys, make_config, parse_settings
+from undiffuse.build import default_network, make_denoiser, make_network, make_objective, make_process
+from undiffuse.config import (
+    MACHINE_KEYS,
+    Config,
+    Network,
+    keys,
+    make_config,
+    parse_settings,
+    preset,
+    preset_for,
+    presets,
+)
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.training import train
 
@@ -211,3 +221,36 @@ def test_errors_are_both_usage_and_value_errors() -> None:
     """Callers may catch what fits them."""
     assert issubclass(UsageError, UndiffuseError) and issubclass(UsageError, ValueError)
     assert (UndiffuseError.exit_code, UsageError.exit_code) == (1, 2)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
+    """Every key is known, every value valid, the whole buildable; and it says something."""
+    config = make_config(preset(name))
+    assert config != Config()
+    network = default_network(config.network, (28, 28))
+    config = config.model_copy(update={"network": network})
+    config = config.model_copy(update={"denoiser": config.denoiser.model_copy(update={"sigma_data": 1.0})})
+    make_denoiser(config, make_network(config, 1, 10)), make_objective(config)
+
+
+def test_wider_presets_are_wider() -> None:
+    """The width multiplies the channels that the image size suggests."""
+    widths = [
+        default_network(make_config(preset(name)).network, (28, 28)).channels for name in ("fast", "balanced", "best")
+    ]
+    assert widths == [(48, 96), (64, 128), (96, 192)]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "name"), [(None, "balanced"), (1, "fast"), (15, "fast"), (60, "balanced"), (91, "best")]
+)
+def test_the_budget_chooses_the_preset(minutes: float | None, name: str) -> None:
+    """As docs/recipes.md says."""
+    assert preset_for(minutes) == name
+
+
+def test_an_unknown_preset_is_named() -> None:
+    """With those there are."""
+    with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast"):
+        preset("quick")

@@ -17,7 +17,18 @@ from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
-from undiffuse.sampling import GRIDS, SAMPLERS, State, Step, at_log_snrs, ddim, make_grid, sample_noise, trajectory
+from undiffuse.sampling import (
+    GRIDS,
+    SAMPLERS,
+    State,
+    Step,
+    at_log_snrs,
+    ddim,
+    default_sampler,
+    make_grid,
+    sample_noise,
+    trajectory,
+)
 
 THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
@@ -27,7 +38,7 @@ class Recipe:
     """How to sample.
 
     Attributes:
-        sampler: a name in SAMPLERS.
+        sampler: a name in SAMPLERS; "auto": `default_sampler` of the steps, or ddim where there is an eta.
         steps: N; see `evaluations` for what they cost.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
         grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the one that belongs to the
@@ -36,7 +47,7 @@ class Recipe:
         seed: of the noise.
     """
 
-    sampler: str = "dpm++2m"
+    sampler: str = "auto"
     steps: int = 20
     eta: float = 0.0
     grid: str | None = None
@@ -44,6 +55,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.sampler == "auto":
+            object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
         for what, name, known in (
             ("sampler", self.sampler, SAMPLERS),
             ("grid", self.grid or "trailing", GRIDS),

@@ -37,8 +37,9 @@ def tune(
     """
     folder = find(name)
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
-    if sampler.startswith("ddpm"):
-        raise UsageError(f"{sampler} is random: a grid can be searched for ddim, euler, heun, dpm++ and unipc")
+    for recipe in recipes:
+        if recipe.sampler.startswith("ddpm"):
+            raise UsageError(f"{recipe.sampler} is random: grids are searched for ddim, euler, heun, dpm++ and unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)
     height, width, channels = model.data.shape
@@ -54,9 +55,9 @@ def tune(
     found: dict[str, Any] = {}
     for recipe in recipes:
         denoise, start = recipe.denoise(model, labels), process.prior_scale() * noise(0)
-        grid = make_grid(SAMPLERS[sampler].grid, process.schedule, recipe.steps)
+        grid = make_grid(SAMPLERS[recipe.sampler].grid, process.schedule, recipe.steps)
         trials = TRIALS * recipe.steps
-        with bar(f"searching {sampler} in {recipe.steps} steps", trials) as tick:
+        with bar(f"searching {recipe.sampler} in {recipe.steps} steps", trials) as tick:
             log_snr, differences = search_grid(denoise, process, recipe.step, grid, start, target, trials, tick)
         found[recipe.key] = {"log_snr": log_snr, "before": differences[0], "after": differences[-1], "samples": samples}
     path = folder / "grids.json"

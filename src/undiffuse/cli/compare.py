@@ -16,7 +16,7 @@ def compare(
     split: str = typer.Option("test", help=SPLIT_HELP),
     n: int = typer.Option(2000, "-n", min=10, help="How many samples of each."),
     features: str = typer.Option("auto", help=FEATURES_HELP),
-    sampler: str = typer.Option("dpm++2m", help="Where @ names none."),
+    sampler: str = typer.Option("auto", help="Where @ names none."),
     steps: int = typer.Option(20, min=1, help="Where @ names none."),
     seed: int = typer.Option(0, help="Of the samples."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),

@@ -19,7 +19,7 @@ def evaluate(
     n: int = typer.Option(None, "-n", min=10, help="How many samples [2000; of files: all]."),
     metrics: str = typer.Option("all", help=METRICS_HELP),
     features: str = typer.Option("auto", help=FEATURES_HELP),
-    sampler: str = typer.Option("dpm++2m", help="As for `undiffuse sample`."),
+    sampler: str = typer.Option("auto", help="As for `undiffuse sample`."),
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
     eta: float = typer.Option(0.0, help="Of ddim."),
     seed: int = typer.Option(0, help="Of the samples."),

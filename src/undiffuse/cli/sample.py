@@ -14,7 +14,8 @@ def sample(
     model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
     n: int = typer.Option(64, "-n", min=1, help="How many."),
     sampler: str = typer.Option(
-        "dpm++2m", help="ddpm, ddpm-large, ddpm-learned, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
+        "auto",
+        help="auto (by the steps), ddpm, ddpm-large, ddpm-learned, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3.",
     ),
     steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
     eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),

@@ -8,7 +8,9 @@ from undiffuse.progress import bar
 
 def tune(
     model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
-    sampler: str = typer.Option("dpm++2m", help="ddim, euler, heun, dpm++2m, dpm++3m, unipc or unipc3."),
+    sampler: str = typer.Option(
+        "auto", help="auto (by the steps), ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
+    ),
     steps: str = typer.Option("5,8,10", help="The numbers of steps to find times for."),
     samples: int = typer.Option(128, min=1, help="How many trajectories are compared."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),

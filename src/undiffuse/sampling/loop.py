@@ -39,6 +39,11 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+def default_sampler(steps: int) -> str:
+    """The best for a number of steps, as measured (docs/measured.md, benchmarks/samplers.py)."""
+    return "dpm++2m"
+
+
 def trajectory(
     denoise: Denoise, process: GaussianProcess, grid: Tensor, step: Step, noise: Noise, start: Tensor | None = None
 ) -> Iterator[State]:
