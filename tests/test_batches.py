@@ -37,6 +37,7 @@ def test_a_thread_makes_the_batches_that_there_would_be_without_it(first: int, m
 
 def test_an_error_in_the_thread_is_the_error_of_the_step() -> None:
     config = make_config({"training.batch_size": 8})
-    data = ImageSet("none", "train", np.zeros((0, 4, 4, 1), np.uint8), None, (), (), "", "")
-    with pytest.raises(ZeroDivisionError):
+    images = np.zeros((40, 4, 4), np.uint8)  # an axis is missing
+    data = ImageSet("flat", "train", images, None, (), (), "", "")
+    with pytest.raises(ValueError, match="axes"):
         next(batches(config, data, 0, [slice(0, 8)], torch.device("meta")))

@@ -82,7 +82,7 @@ BAD_USE = [
     "sample {run} --steps 0",
     "sample {run} -n 0",
     "sample {run} --class nonsense",
-    "sample {run} --eta 0.5",
+    "sample {run} --sampler heun --eta 0.5",
     "sample {run} --seed -1",
     "sample {run} --sampler ddpm --steps 5000",
     "sample {run} --out x.jpg",
