@@ -13,7 +13,6 @@ Writes OUT/time-to-quality.json and .png.
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,10 +24,14 @@ import torch
 from peers import BATCH, PEERS, Peer
 from safetensors.torch import load_file, save_file
 
+from undiffuse import sample
+from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics import evaluate
+from undiffuse.model import checkpoints, read_card
 from undiffuse.plots import curves
+from undiffuse.training import train
 
 RATES = (None, 1e-3)
 PILOT = 60.0
@@ -118,19 +121,14 @@ def sample_peer(name: str, out: Path, minutes: float, evaluations: int, n: int, 
     return path
 
 
-def ours(out: Path, data: str, minutes: float, settings: list[str]) -> dict[str, Any]:
+def ours(out: Path, data: str, minutes: float, settings: list[str]) -> None:
     """Trains `undiffuse train DATA --minutes MINUTES`, unconditionally, into OUT/undiffuse-MINUTES."""
-    from undiffuse.config import parse_settings, preset, preset_for
-    from undiffuse.model import checkpoints, read_card
-    from undiffuse.training import train
-
     run = out / f"undiffuse-{minutes:g}"
     if not (run / "done").exists():
         values = {"data.source": data, "training.minutes": minutes, "training.conditional": False}
         values = preset(preset_for(minutes)) | values | parse_settings(settings)
         train(values, run, resume=(run / "run.json").exists())
         (run / "done").touch()
-    return read_card(checkpoints(run)[-1])[2]
 
 
 def measured(path: Path, data: str, n: int) -> dict[str, Any]:
@@ -142,56 +140,67 @@ def measured(path: Path, data: str, n: int) -> dict[str, Any]:
     }
 
 
+def measure_peer(name: str, out: Path, data: str, n: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What OUT holds of a peer, by minutes."""
+    results = {}
+    times = sorted(float(path.stem.rpartition("-")[2]) for path in out.glob(f"{name}-*.json"))
+    for minutes in times:
+        results[f"{minutes:g}"] = found = dict(read_json(out / f"{name}-{minutes:g}.json"))
+        for evaluations in (20,) if minutes < times[-1] else (20, 50):
+            path = sample_peer(name, out, minutes, evaluations, n, shape)
+            found[f"in {evaluations} evaluations"] = measured(path, data, n)
+    return results
+
+
+def measure_ours(out: Path, data: str, n: int) -> dict[str, Any]:
+    """What OUT holds of undiffuse, by minutes."""
+    results = {}
+    runs = {float(path.parent.name.rpartition("-")[2]): path.parent for path in out.glob("undiffuse-*/done")}
+    for minutes, run in sorted(runs.items()):
+        config, _, training = read_card(checkpoints(run)[-1])
+        found: dict[str, Any] = {"training": training, "precision": config.training.precision}
+        for evaluations in (10, 20):
+            found[f"in {evaluations} evaluations"] = measured_model(run, data, n, evaluations)
+        results[f"{minutes:g}"] = found
+    return results
+
+
 def main() -> None:
     """Trains, samples, measures and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--minutes", default="5,10,20")
-    parser.add_argument("--ours", default="2,5,10,20")
+    parser.add_argument("--minutes", default="5,10,20", help="of the peers")
+    parser.add_argument("--ours", default="2,5,10,20", help="minutes of undiffuse")
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--only", choices=["undiffuse", *PEERS], help="train this one alone, and stop there")
+    parser.add_argument("--measure", action="store_true", help="train nothing: measure what OUT holds")
     parser.add_argument("--set", action="append", default=[], help="a setting of undiffuse train")
     options = parser.parse_args()
     out, data, n = options.out, options.data, options.n
     out.mkdir(parents=True, exist_ok=True)
-    minutes = [float(m) for m in options.minutes.split(",")]
-    our_minutes = [float(m) for m in options.ours.split(",")]
     images, test = (np.asarray(load_data(data, split).images) for split in ("train", "test"))
-
-    for name in PEERS:
+    for name in () if options.measure else PEERS:
         if options.only in (None, name):
-            train_peer(name, out, minutes, images, test)
-    facts = {}
-    if options.only in (None, "undiffuse"):
-        facts = {m: ours(out, data, m, options.set) for m in our_minutes}
+            train_peer(name, out, [float(m) for m in options.minutes.split(",")], images, test)
+    for minutes in () if options.measure or options.only in PEERS else options.ours.split(","):
+        ours(out, data, float(minutes), options.set)
     if options.only:
         return
-
-    results: dict[str, Any] = {"data": data, "n": n, "threads": torch.get_num_threads(), "undiffuse": {}}
+    results: dict[str, Any] = {"data": data, "n": n, "threads": torch.get_num_threads()}
+    results["undiffuse"] = measure_ours(out, data, n)
     for name in PEERS:
-        results[name] = {}
-        for m in minutes:
-            found = dict(read_json(out / f"{name}-{m:g}.json"))
-            for evaluations in (20,) if m < minutes[-1] else (20, 50):
-                path = sample_peer(name, out, m, evaluations, n, images.shape[1:])
-                found[f"in {evaluations} evaluations"] = measured(path, data, n)
-            results[name][f"{m:g}"] = found
-            print(name, m, json.dumps(found), flush=True)
-    for m, training in facts.items():
-        found = {"training": training}
-        for evaluations in (10, 20):
-            found[f"in {evaluations} evaluations"] = measured_model(out / f"undiffuse-{m:g}", data, n, evaluations)
-        results["undiffuse"][f"{m:g}"] = found
-        print("undiffuse", m, json.dumps(found), flush=True)
+        results[name] = measure_peer(name, out, data, n, images.shape[1:])
     write_json(out / "time-to-quality.json", results)
     draw(results, out / "time-to-quality.png")
+    for name in ("undiffuse", *PEERS):
+        for minutes, found in results[name].items():
+            distance = found["in 20 evaluations"]["frechet"]["value"]
+            print(f"{name:30} {minutes:>4} minutes: {distance:.2f}")
 
 
 def measured_model(run: Path, data: str, n: int, evaluations: int) -> dict[str, Any]:
     """The same of n samples of a run of undiffuse, with its default sampler."""
-    from undiffuse import sample
-
     path = run / f"{evaluations}.npz"
     if not path.exists():
         np.savez(path, images=sample(str(run), n, steps=evaluations))
@@ -207,7 +216,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         )
         for name in ("undiffuse", *PEERS)
     }
-    curves([("Frechet distance after training, 20 evaluations", "minutes", "distance", lines)], path)
+    curves([("Frechet distance after training, 20 evaluations", "minutes", lines)], path, log="xy")
 
 
 if __name__ == "__main__":

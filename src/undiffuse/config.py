@@ -190,6 +190,12 @@ def _check_known(name: str) -> None:
     raise UsageError(f"no setting is called {name}; {hint}")
 
 
+def read_config(saved: dict[str, Any]) -> Config:
+    """A configuration as files hold it. Raises ValueError, as pydantic does, for one that is none."""
+    training = {"optimizer": "adamw", **saved["training"]}  # what there was before there was a choice
+    return Config.model_validate({**saved, "training": training})
+
+
 def presets() -> list[str]:
     """Names of the settings that come with the package, each a file of undiffuse/presets."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_network
-from undiffuse.config import Config, make_config
+from undiffuse.config import Config, make_config, read_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
@@ -153,7 +153,7 @@ def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
             facts[key] = tuple(facts[key])
         if len(facts["shape"]) != 3:
             raise ValueError(f"shape {facts['shape']} is not height, width, channels")
-        return Config.model_validate(card["config"]), DataFacts(**facts), card["training"]
+        return read_config(card["config"]), DataFacts(**facts), card["training"]
     except (KeyError, TypeError, ValueError) as error:
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {error}") from error
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective
-from undiffuse.config import MACHINE_KEYS, Config, make_config
+from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
@@ -279,7 +279,7 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
             raise UsageError("training.steps and training.minutes exclude each other: give one")
         return make_config(values)
     saved = read_json(record)
-    config = Config.model_validate(saved["config"])
+    config = read_config(saved["config"])
     values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
     asked = make_config(values, config)
     for name in values:
