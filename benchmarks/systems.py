@@ -95,10 +95,12 @@ def facts_of(network: nn.Module, mflop: float, batch: int, **others: Any) -> Fig
 
 
 def our_config(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = None) -> Config:
-    """The default configuration, decided; `width`: channels (width, 2 width) instead of the default's."""
+    """The default configuration, decided; `width`: channels (width, 2 width) and, like the peers, AdamW: for comparison
+    at equal FLOPs.
+    """
     values = preset("balanced") | {"denoiser.sigma_data": 0.5, "training.batch_size": batch}
     if width:
-        values["network.channels"] = (width, 2 * width)
+        values |= {"network.channels": (width, 2 * width), "training.optimizer": "adamw"}
     config = make_config(values)
     return config.model_copy(update={"network": default_network(config.network, (size, size))})
 

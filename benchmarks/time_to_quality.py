@@ -6,13 +6,12 @@ Trains each in turn on all cores, unconditionally, in the wall-clock time of its
 in 20 evaluations of the network (undiffuse also in 10, the peers after the last also in 50) and measures their Frechet
 distance to the test images in the features of undiffuse's classifier, with its interval. In the peers' favour: their
 data already lies in memory; their learning rate is the better of the recommended one and 1e-3 after a minute of each;
-of their averaged and their trained weights those with the smaller loss are sampled. What is already in OUT is not done
+both their averaged and their trained weights are measured, and the better counts. What is already in OUT is not done
 again.
-Writes OUT/time-to-quality.json and .png.
+Writes OUT/time-to-quality.json, .png and -samples.png.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from peers import BATCH, PEERS, Peer
 from safetensors.torch import load_file, save_file
 
@@ -30,7 +30,7 @@ from undiffuse.data import load as load_data
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics import evaluate
 from undiffuse.model import checkpoints, read_card
-from undiffuse.plots import curves
+from undiffuse.plots import curves, save_figure
 from undiffuse.training import train
 
 RATES = (None, 1e-3)
@@ -62,19 +62,8 @@ def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[floa
             return
 
 
-@torch.no_grad()
-def held_out_loss(peer: Peer, weights: dict[str, torch.Tensor], images: np.ndarray) -> float:
-    """The mean loss of the peer's own objective with other weights, on images it has not learnt, the same for all."""
-    probe = copy.deepcopy(peer.network.state_dict())
-    peer.network.load_state_dict(weights)
-    torch.manual_seed(1)
-    losses = [float(peer.loss(x0)) for x0, _ in zip(batches(images, 250, 1), range(8), strict=False)]
-    peer.network.load_state_dict(probe)
-    return statistics.fmean(losses)
-
-
-def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray, test: np.ndarray) -> None:
-    """Leaves OUT/NAME-MINUTES.safetensors and .json."""
+def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray) -> None:
+    """Leaves OUT/NAME-MINUTES.json, and beside it the weights: averaged and as they were trained."""
     if all((out / f"{name}-{m:g}.json").exists() for m in minutes):
         return
     pilots = {}
@@ -89,12 +78,10 @@ def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray, t
     for number, (now, _) in enumerate(steps(peer, images, 60 * left[-1]), 1):
         if now < 60 * left[0]:
             continue
-        choices = {"averaged": peer.average().state_dict(), "trained": peer.network.state_dict()}
-        losses = {which: held_out_loss(peer, weights, test) for which, weights in choices.items()}
-        best = min(losses, key=lambda which: losses[which])
-        weights = {key: value.clone().contiguous() for key, value in choices[best].items()}
-        save_file(weights, out / f"{name}-{left[0]:g}.safetensors")
-        facts = {"seconds": now, "steps": number, "images": number * BATCH, "weights": best, "losses": losses}
+        for which, network in (("averaged", peer.average()), ("trained", peer.network)):
+            weights = {key: value.clone().contiguous() for key, value in network.state_dict().items()}
+            save_file(weights, out / f"{name}-{left[0]:g}-{which}.safetensors")
+        facts = {"seconds": now, "steps": number, "images": number * BATCH}
         write_json(
             out / f"{name}-{left[0]:g}.json",
             {
@@ -109,13 +96,13 @@ def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray, t
         left.pop(0)
 
 
-def sample_peer(name: str, out: Path, minutes: float, evaluations: int, n: int, shape: tuple[int, int, int]) -> Path:
-    """Leaves OUT/NAME-MINUTES-EVALUATIONS.npz."""
-    path = out / f"{name}-{minutes:g}-{evaluations}.npz"
+def sample_peer(name: str, weights: Path, evaluations: int, n: int, shape: tuple[int, int, int]) -> Path:
+    """n samples of a peer with these weights, left beside them as .npz."""
+    path = weights.with_name(f"{weights.stem}-{evaluations}.npz")
     if not path.exists():
         peer = PEERS[name](shape[0], shape[2])
         network = peer.average() if name == "denoising-diffusion-pytorch" else peer.network
-        network.load_state_dict(load_file(out / f"{name}-{minutes:g}.safetensors"))
+        network.load_state_dict(load_file(weights))
         torch.manual_seed(0)
         np.savez(path, images=peer.sample(network.eval(), n, evaluations))
     return path
@@ -147,8 +134,13 @@ def measure_peer(name: str, out: Path, data: str, n: int, shape: tuple[int, int,
     for minutes in times:
         results[f"{minutes:g}"] = found = dict(read_json(out / f"{name}-{minutes:g}.json"))
         for evaluations in (20,) if minutes < times[-1] else (20, 50):
-            path = sample_peer(name, out, minutes, evaluations, n, shape)
-            found[f"in {evaluations} evaluations"] = measured(path, data, n)
+            kinds = {
+                path.stem.rpartition("-")[2]: measured(sample_peer(name, path, evaluations, n, shape), data, n)
+                for path in sorted(out.glob(f"{name}-{minutes:g}-*.safetensors"))
+            }
+            best = min(kinds, key=lambda kind: kinds[kind]["frechet"]["value"])
+            found[f"in {evaluations} evaluations"] = {**kinds[best], "weights": best, "measured": sorted(kinds)}
+            found["samples"] = f"{name}-{minutes:g}-{best}-20.npz"
     return results
 
 
@@ -161,7 +153,7 @@ def measure_ours(out: Path, data: str, n: int) -> dict[str, Any]:
         found: dict[str, Any] = {"training": training, "precision": config.training.precision}
         for evaluations in (10, 20):
             found[f"in {evaluations} evaluations"] = measured_model(run, data, n, evaluations)
-        results[f"{minutes:g}"] = found
+        results[f"{minutes:g}"] = {**found, "samples": f"{run.name}/20.npz"}
     return results
 
 
@@ -179,10 +171,10 @@ def main() -> None:
     options = parser.parse_args()
     out, data, n = options.out, options.data, options.n
     out.mkdir(parents=True, exist_ok=True)
-    images, test = (np.asarray(load_data(data, split).images) for split in ("train", "test"))
+    images = np.asarray(load_data(data, "train").images)
     for name in () if options.measure else PEERS:
         if options.only in (None, name):
-            train_peer(name, out, [float(m) for m in options.minutes.split(",")], images, test)
+            train_peer(name, out, [float(m) for m in options.minutes.split(",")], images)
     for minutes in () if options.measure or options.only in PEERS else options.ours.split(","):
         ours(out, data, float(minutes), options.set)
     if options.only:
@@ -193,6 +185,7 @@ def main() -> None:
         results[name] = measure_peer(name, out, data, n, images.shape[1:])
     write_json(out / "time-to-quality.json", results)
     draw(results, out / "time-to-quality.png")
+    picture(results, out)
     for name in ("undiffuse", *PEERS):
         for minutes, found in results[name].items():
             distance = found["in 20 evaluations"]["frechet"]["value"]
@@ -217,6 +210,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for name in ("undiffuse", *PEERS)
     }
     curves([("Frechet distance after training, 20 evaluations", "minutes", lines)], path, log="xy")
+
+
+def picture(results: dict[str, Any], out: Path, count: int = 16) -> None:
+    """OUT/time-to-quality-samples.png: a row of the first samples of each, in 20 evaluations."""
+    rows = [(name, m, found["samples"]) for name in (*PEERS, "undiffuse") for m, found in results[name].items()]
+    figure = Figure(figsize=(11, 0.62 * len(rows)))
+    for axes, (name, minutes, path) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        images = np.load(out / path, allow_pickle=False)["images"][:count]
+        axes.imshow(np.concatenate(list(images[..., 0]), 1), cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(f"{name}\n{minutes} minutes", rotation=0, ha="right", va="center", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+    save_figure(figure, out / "time-to-quality-samples.png")
 
 
 if __name__ == "__main__":
