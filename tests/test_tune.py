@@ -85,15 +85,15 @@ def test_tune_writes_grids_that_sampling_uses(command: Command, whole: Path, tmp
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     before = load(run)
-    code, out, err = command("tune", run, "--steps", "1,3", "--samples", "8")
+    code, out, err = command("tune", run, "--sampler", "dpm++2m", "--steps", "1,3", "--samples", "8")
     assert code == 0, err
     assert "dpm++2m:3" in out
     model = load(run)
     schedule = model.denoiser.process.schedule
-    times = Recipe(steps=3).times(model)
+    times = Recipe("dpm++2m", 3).times(model)
     assert schedule.log_snr(times[1:-1]).tolist() == pytest.approx(list(model.grids["dpm++2m:3"]), abs=1e-6)
-    assert torch.equal(Recipe(steps=3, grid="log-snr").times(model), Recipe(steps=3).times(before))
-    assert torch.equal(Recipe(steps=4).times(model), Recipe(steps=4).times(before))
+    assert torch.equal(Recipe("dpm++2m", 3, grid="log-snr").times(model), Recipe("dpm++2m", 3).times(before))
+    assert torch.equal(Recipe("dpm++2m", 4).times(model), Recipe("dpm++2m", 4).times(before))
     code, _, err = command("tune", run, "--sampler", "ddpm")
     assert code == 2 and "random" in err
 
