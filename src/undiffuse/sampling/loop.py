@@ -40,7 +40,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def default_sampler(steps: int) -> str:
-    """The best for a number of steps, as measured (docs/benchmarks.md): unipc below 8, then dpm++2m, which is as good."""
+    """The best for a number of steps, as measured (docs/benchmarks.md): unipc below 8, from there on dpm++2m."""
     return "unipc" if steps < 8 else "dpm++2m"
 
 
