@@ -27,9 +27,10 @@ from torch import Tensor
 
 from undiffuse.denoiser import Denoiser, Prediction
 from undiffuse.networks import MLP, UNet
-from undiffuse.process import EDM, VE, VP, FlowMatching, GaussianProcess, SubVP, cosine, linear
+from undiffuse.process import EDM, VE, VP, FlowMatching, GaussianProcess, SubVP, Time, cosine, linear
 from undiffuse.randomness import Purpose, normal, stream, torch_generator
 from undiffuse.sampling import SAMPLERS, Step, ddim, ddpm, heun, make_grid, sample_noise, trajectory
+from undiffuse.sampling import steps as step_rules
 
 MEAN, STD = as64(0.0, -0.4, 0.7, 2.0), as64(1.0, 0.05, 0.3, 1.7)  # of the data, each element its own
 ETAS = [0.0, 0.3, 0.5, 1.0]
@@ -119,6 +120,28 @@ def test_heun_output_on_gaussian_data(name: str) -> None:
         *_, last = trajectory(gaussian_denoiser(process, MEAN, STD), process, grid, heun, torch.empty, start)
         exact = karras_heun(start.numpy(), levels(process, grid), x0_of)
         np.testing.assert_allclose(last.x.numpy(), exact, rtol=1e-9, atol=1e-9)
+
+
+def test_heun_forgets_what_was_believed_in_pure_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cosine table begins at sigma / alpha = 2e4. An error of a network in x_0 there must fade as alpha_s does, and
+    a trapezoid from there to the second time would multiply it instead.
+    """
+    process = GaussianProcess(TABLES["cosine"](1000))
+    start = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    denoise, grid = mixture_denoiser(process), make_grid("karras", process.schedule, 10)
+
+    def mistaken(x_t: Tensor, t: Time) -> Prediction:
+        prediction = denoise(x_t, t)
+        return prediction.with_x0(prediction.x0 + 0.1 * (t == 1.0), x_t, process.level(t))
+
+    def difference() -> float:
+        *_, right = trajectory(denoise, process, grid, heun, torch.empty, start)
+        *_, wrong = trajectory(mistaken, process, grid, heun, torch.empty, start)
+        return (right.x - wrong.x).abs().mean().item()
+
+    assert difference() < 0.005
+    monkeypatch.setattr(step_rules, "PURE_NOISE", float("inf"))
+    assert difference() > 0.02
 
 
 def test_ddpm_of_many_steps_has_the_variance_of_the_data() -> None:
@@ -259,7 +282,7 @@ def test_a_learned_variance_reaches_both_ends(mix: float, name: str) -> None:
 @pytest.mark.parametrize("name", UNLEARNED)
 def test_evaluations_are_as_declared(name: str) -> None:
     """A sampler calls the denoiser `evaluations` times a step, but once for the last; at the state's own time."""
-    process, times = GaussianProcess(linear(50)), []
+    process, times = GaussianProcess(SCHEDULES["edm"]), []
     inner = gaussian_denoiser(process, as64(0.0), as64(0.5))
 
     def denoise(x: Tensor, t: float | Tensor) -> Prediction:

@@ -23,7 +23,7 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.metrics.features.extractor import Extractor
 from undiffuse.model import Model
 
-FORMAT = 1
+FORMAT = 2
 SHARD = 64
 Tick = Callable[[int], None]
 

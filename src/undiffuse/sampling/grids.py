@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from undiffuse.process import Schedule, float64
+from undiffuse.sampling.steps import PURE_NOISE
 
 Grid = Callable[[Schedule, int], Tensor]
 """(schedule, N) -> float64 (N + 1,)."""
 
-USEFUL = (0.002, 80.0)
+USEFUL = (0.002, PURE_NOISE)
 """The range of sigma / alpha over which steps by noise level are spread (Karras et al. 2022, table 1): with less noise
 8-bit data is as good as clean, with more nothing of it shows. Schedules that go further (the cosine table, down to a
 log-SNR of -20) would spend half of their steps there."""

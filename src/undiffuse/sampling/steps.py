@@ -40,6 +40,8 @@ class Evaluation(NamedTuple):
     x: Tensor
 
 
+PURE_NOISE = 80.0
+"""sigma / alpha from which nothing of the data shows (sigma_max of Karras et al. 2022, table 1)."""
 Step = Callable[[State, float, Denoise, GaussianProcess, Callable[[], Tensor]], State]
 
 
@@ -86,14 +88,15 @@ def ddim(
 def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
-    Two evaluations; one (Euler) onto the data, and from pure noise without signal, where sigma / alpha is infinite.
+    Two evaluations; one (Euler) onto the data, and from pure noise: with sigma / alpha in the thousands, or infinite, a
+    trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all along.
     """
     first = denoise(state.x, state.t)
     if s == 0:
         return State(first.x0, s, first.x0)
     at_t, at_s = process.level(state.t), process.level(s)
     euler = at_s.alpha * first.x0 + at_s.sigma * first.eps
-    if at_t.alpha == 0:
+    if at_t.sigma > PURE_NOISE * at_t.alpha:
         return State(euler, s, first.x0)
     length = at_s.sigma / at_s.alpha - at_t.sigma / at_t.alpha
     second = denoise(euler, s)
