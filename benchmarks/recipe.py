@@ -57,7 +57,7 @@ def main() -> None:
         "images": model.training["images"],
         "steps": outcome.step,
         "parameters": model.parameters,
-        "precision": model.config.training.precision,
+        "trained_in": model.config.training.precision,
         **{key: metrics[key]["value"] for key in ("frechet", "precision", "recall")},
         "interval": metrics["frechet"]["interval"],
     }

@@ -1,11 +1,11 @@
 """Time grids made for one model, kept in its folder and used from then on."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
@@ -13,7 +13,7 @@ from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe, states
 from undiffuse.model import find, load
 from undiffuse.progress import Bar, no_bar
-from undiffuse.sampling import SAMPLERS, make_grid, sample_noise, search_grid
+from undiffuse.sampling import SAMPLERS, search_grid
 
 FINE = Recipe("dpm++3m", 100)
 TRIALS = 30  # at most, for each step
@@ -42,10 +42,10 @@ def tune(
             raise UsageError(f"{recipe.sampler} is random: grids are searched for ddim, euler, heun, dpm++ and unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)
-    height, width, channels = model.data.shape
-    noise = sample_noise(SEED, numbers, (channels, height, width), torch.empty(0, device=model.device))
     with bar("a fine trajectory", samples * FINE.steps) as tick:
-        for state in states(model, FINE, numbers):
+        trajectory = states(model, FINE, numbers)
+        start = target = next(trajectory).x
+        for state in trajectory:
             target = state.x
             tick(samples)
     process = model.denoiser.process
@@ -54,8 +54,8 @@ def tune(
         labels = labels.to(model.device)
     found: dict[str, Any] = {}
     for recipe in recipes:
-        denoise, start = recipe.denoise(model, labels), process.prior_scale() * noise(0)
-        grid = make_grid(SAMPLERS[recipe.sampler].grid, process.schedule, recipe.steps)
+        denoise = recipe.denoise(model, labels)
+        grid = dataclasses.replace(recipe, grid=SAMPLERS[recipe.sampler].grid).times(model)
         trials = TRIALS * recipe.steps
         with bar(f"searching {recipe.sampler} in {recipe.steps} steps", trials) as tick:
             log_snr, differences = search_grid(denoise, process, recipe.step, grid, start, target, trials, tick)

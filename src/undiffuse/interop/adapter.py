@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.build import make_denoiser, make_network
-from undiffuse.config import Config
+from undiffuse.config import read_config
 from undiffuse.errors import UsageError
 from undiffuse.process import expand
 
@@ -42,7 +42,7 @@ class Adapter(ModelMixin, ConfigMixin):
         out_channels: int,
     ):
         super().__init__()
-        config = Config.model_validate(card["config"])
+        config = read_config(card["config"])
         self.network = make_network(config, in_channels, len(card["data"]["classes"]))
         self.denoiser = make_denoiser(config, self.network)
 

@@ -126,8 +126,7 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
     """
     state = PartialState(cpu=shares_a_cpu())
     # Engines differ in the last digits, which can turn a pixel's rounding: what is cached says which it was.
-    engine = [] if model.engine == "torch" else [model.engine]
-    identity = [FORMAT, model.fingerprint, dataclasses.asdict(recipe), *engine]
+    identity = [FORMAT, model.fingerprint, dataclasses.asdict(recipe), model.engine]
     samples = Samples(folder_for("samples", identity), n)
     for path, numbers in samples.shards[state.process_index :: state.num_processes]:
         if path.exists():
