@@ -120,13 +120,22 @@ def test_simple_loss_is_the_error_in_eps(name: str) -> None:
         assert loss == pytest.approx(np.mean((noise[k].numpy() - said) ** 2), rel=1e-12)
 
 
+def bound_times(process: GaussianProcess, steps: int) -> Tensor:
+    """A table's i / T; of a continuous schedule 0, and then evenly from t_min to 1."""
+    if process.schedule.steps:
+        return torch.arange(steps + 1, dtype=torch.float64) / steps
+    low = process.schedule.t_min
+    return as64(0.0, *(low + (1 - low) * i / (steps - 1) for i in range(steps)))
+
+
 def bound_of(process: GaussianProcess, x0_of: Callable, variance: str, steps: int | None = None) -> Callable:
     """variational_bound for the denoiser x0_of: (x0, index, noise) -> (B,)."""
-    total = steps or process.schedule.steps
+    total = steps or process.schedule.steps or 1000
+    times = bound_times(process, total)
 
     def bound(x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         denoiser = Denoiser(network_for("x0", process, x0_of, 0.5), process, "x0", 0.5)
-        t = (index + 1).double() / total
+        t = times[index + 1]
         return variational_bound(denoiser, x0, t, (index.double() + 0.5) / total, noise, variance, steps)
 
     return bound
@@ -140,7 +149,7 @@ def test_bound_terms_are_differences_of_snr(name: str) -> None:
     index = torch.arange(1, 20)
     x0_of = guess if name != "zero-snr" else lambda x, alpha, sigma: torch.tanh(x)
     loss = bound_of(process, x0_of, "small", None if SCHEDULES[name].steps else steps)(x0, index, noise)
-    at = levels(process, torch.arange(21, dtype=torch.float64) / 20)
+    at = levels(process, bound_times(process, 20))
     for k, i in enumerate(index.tolist()):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = at[i], at[i + 1]
         x0_hat = x0_of(alpha_t * x0[k] + sigma_t * noise[k], as64(alpha_t), as64(sigma_t))
@@ -215,7 +224,7 @@ def test_whole_bound_of_gaussian_data(name: str) -> None:
     )
     terms = bound(x0[which][:, None], index, torch.from_numpy(nodes)[node][:, None]).view(20, 3, 3) / steps
     ours = (terms * torch.from_numpy(weights)).sum(2).sum(0)
-    at = levels(process, torch.arange(21, dtype=torch.float64) / 20)
+    at = levels(process, bound_times(process, 20))
     for k, x in enumerate(x0.tolist()):
         expected = 0.0
         for i in range(1, 20):

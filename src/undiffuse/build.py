@@ -14,12 +14,21 @@ from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
-from undiffuse.objectives import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, log_normal, variational_bound, weighted_error
+from undiffuse.objectives import (
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+    TimeSampler,
+    continuous_bound,
+    hybrid,
+    log_normal,
+    variational_bound,
+    weighted_error,
+)
 from undiffuse.objectives import Objective as Loss
 
 TABLES = {
@@ -53,12 +62,18 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
 def make_process(config: Process) -> process.GaussianProcess:
     """The forward process. Raises UsageError for settings that do not belong together."""
     name = config.schedule
-    if (name == "betas") != (config.betas is not None):
-        raise UsageError("process.schedule=betas and process.betas=[...] belong together: give both or neither")
+    for table, numbers in (("betas", config.betas), ("log_snrs", config.log_snrs)):
+        schedule_of = table.removesuffix("s").replace("_", "-") if table == "log_snrs" else table
+        if (name == schedule_of) != (numbers is not None):
+            raise UsageError(
+                f"process.schedule={schedule_of} and process.{table}=[...] belong together: give both or neither"
+            )
     schedule: process.Schedule
     try:
         if config.betas is not None:
             schedule = process.Table(config.betas)
+        elif config.log_snrs is not None:
+            schedule = process.LogSNR(config.log_snrs, **config.options)
         elif name in TABLES:
             schedule = TABLES[name](config.steps, **config.options)
         else:
@@ -139,7 +154,8 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
-    outputs = channels * (2 if config.denoiser.learned_variance else 1)
+    of_levels = config.denoiser.target == LEVELS
+    outputs = channels * (VALUES if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
     return UNet(
@@ -151,6 +167,9 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
         attention=network.attention,
         classes=classes,
         dropout=network.dropout,
+        head=network.head,
+        # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
+        fourier=tuple(2**n * math.pi * (config.denoiser.sigma_data or 1) for n in network.fourier),
     )
 
 
@@ -187,6 +206,8 @@ def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
     assert config.denoiser.sigma_data is not None
+    if config.denoiser.target == LEVELS and config.denoiser.learned_variance:
+        raise UsageError("denoiser.target=levels says all there is of a pixel: leave denoiser.learned_variance out")
     denoiser = Denoiser(
         network,
         make_process(config.process),
@@ -195,7 +216,8 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         config.denoiser.learned_variance,
     )
     try:
-        denoiser.coefficients(1.0)
+        if config.denoiser.target != LEVELS:
+            denoiser.coefficients(1.0)
     except ValueError as error:
         raise UsageError(f"denoiser.target with process.schedule={config.process.schedule}: {error}") from None
     return denoiser
@@ -211,14 +233,20 @@ def make_times(config: Objective) -> TimeSampler:
 def make_objective(config: Config) -> Loss:
     """The loss. Raises UsageError where it does not go with the rest of the configuration."""
     objective = config.objective
-    learned = config.denoiser.learned_variance
-    if learned != (objective.loss == "bound" and objective.variance == "learned"):
+    learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")
+    if config.denoiser.learned_variance != learned:
         raise UsageError(
-            "denoiser.learned_variance=true, objective.loss=bound and objective.variance=learned belong together: "
-            "only the bound teaches a variance"
+            "denoiser.learned_variance=true belongs to objective.loss=hybrid, or to objective.loss=bound with "
+            "objective.variance=learned: only the bound teaches a variance"
         )
+    if objective.loss == "error" and config.denoiser.target == LEVELS:
+        raise UsageError("denoiser.target=levels is learnt by a bound: set objective.loss=continuous-bound or bound")
     if objective.loss == "bound":
         return partial(variational_bound, variance=objective.variance)
+    if objective.loss == "hybrid":
+        return hybrid
+    if objective.loss == "continuous-bound":
+        return continuous_bound
     numbers: dict[str, dict[str, float | None]] = {
         "min-snr": {"gamma": objective.gamma},
         "sigmoid": {"bias": objective.bias},

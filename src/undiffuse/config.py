@@ -40,10 +40,22 @@ class Process(_Section):
     """The forward process."""
 
     schedule: Literal[
-        "linear", "cosine", "scaled-linear", "sigmoid", "quadratic", "betas", "vp", "sub-vp", "ve", "edm", "flow"
+        "linear",
+        "cosine",
+        "scaled-linear",
+        "sigmoid",
+        "quadratic",
+        "betas",
+        "vp",
+        "sub-vp",
+        "ve",
+        "edm",
+        "flow",
+        "log-snr",
     ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
     steps: int = Field(1000, ge=1, description="T, for a table")
     betas: tuple[float, ...] | None = Field(None, description="your own table, with schedule=betas")
+    log_snrs: tuple[float, ...] | None = Field(None, description="log-SNRs at even times, with schedule=log-snr")
     zero_terminal_snr: bool = Field(False, description="rescale a table so that no signal is left at t = 1")
     options: dict[str, float] = Field({}, description="numbers of the schedule, such as beta_max or sigma_max")
 
@@ -51,16 +63,18 @@ class Process(_Section):
 class Denoiser(_Section):
     """What the network predicts."""
 
-    target: Literal["eps", "x0", "v", "score", "flow", "edm"] = Field("edm", description="the network's output")
+    target: Literal["eps", "x0", "v", "score", "flow", "edm", "levels"] = Field(
+        "edm", description="the network's output; levels: the odds of a pixel's 256 values"
+    )
     sigma_data: float | None = Field(None, gt=0, description="root mean square of the data; None: measured")
-    learned_variance: bool = Field(False, description="predict the reverse variance too (train with loss=bound)")
+    learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
 
 
 class Objective(_Section):
     """The loss."""
 
-    loss: Literal["error", "bound"] = Field(
-        "error", description="weighted error, or the variational bound, which has its own times and weights"
+    loss: Literal["error", "bound", "hybrid", "continuous-bound"] = Field(
+        "error", description="weighted error; the variational bound in T steps or in continuous time; IDDPM's L_hybrid"
     )
     weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "flow", "edm"] = Field(
         "edm", description="what an error costs at a noise level; simple is L_simple"
@@ -74,6 +88,7 @@ class Objective(_Section):
     draw: Literal["independent", "antithetic", "low-discrepancy"] = Field(
         "low-discrepancy", description="how the times of one batch depend on each other"
     )
+    importance: bool = Field(False, description="learn to draw each time as often as its losses vary")
 
 
 class Network(_Section):
@@ -87,6 +102,8 @@ class Network(_Section):
     width: float = Field(1.0, gt=0, le=16, description="what the channels from the image size are multiplied with")
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
     attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
+    head: Natural = Field(0, description="channels per pixel of a last layer at full resolution; 0: none")
+    fourier: tuple[Natural, ...] = Field((), description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
     options: dict[str, Any] = Field({}, description="of kind=unet2d, by diffusers' names, such as norm_num_groups")
 

@@ -82,6 +82,10 @@ TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
 }
 
 
+LEVELS = "levels"
+VALUES = 256  # of 8 bits
+
+
 def _needs_signal(level: Level, target: str) -> None:
     if (level.alpha == 0).any():
         raise ValueError(
@@ -99,11 +103,13 @@ class Prediction:
         eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
         variance_mix: where between the posterior's (0) and the transition's (1) log-variance that of
             p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15; not clipped, as there); None where it was not learnt.
+        log_probs: of the target "levels", ln p(x_0 = v | x_t) per element and value: (B, C, levels, ...).
     """
 
     x0: Tensor
     eps: Tensor
     variance_mix: Tensor | None = None
+    log_probs: Tensor | None = None
 
     def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """This prediction with another x_0, and the eps that goes with it."""
@@ -122,7 +128,7 @@ class Denoiser:
     Attributes:
         network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
         process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
-        target: a name in TARGETS.
+        target: a name in TARGETS, or "levels", for data of 8 bits: the output is (B, 256 C, ...), see `_of_levels`.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
     """
@@ -164,14 +170,45 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
         """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
+        if self.target == LEVELS:
+            return self._of_levels(x_t, t, condition)
         output, variance_mix = self.output(x_t, t, condition)
         c = self.coefficients(t)
         x0 = expand(c.p, x_t) * x_t + expand(c.q, x_t) * output.to(x_t.dtype)
         return Prediction(x0, x0, variance_mix).with_x0(x0, x_t, self.process.level(t))
 
+    def _of_levels(self, x_t: Tensor, t: Time, condition: Any) -> Prediction:
+        """x_0 as its mean over the 256 values an element can take, given what the network says and x_t itself.
+
+        The network's logits stand for what surrounds an element, and x_t there is weighed in by Bayes' rule. So
+        what little noise hides need not be learnt: there x_0 is the value next to x_t.
+        """
+        level = self.process.level(t)
+        logits = self.output(x_t, t, condition)[0].to(x_t.dtype).unflatten(1, (x_t.shape[1], VALUES))
+        log_probs = level_log_probs(x_t, level, logits)
+        x0 = torch.einsum("bcl...,l->bc...", log_probs.exp(), level_values(VALUES, x_t))
+        return Prediction(x0, x0, log_probs=log_probs).with_x0(x0, x_t, level)
+
     def bind(self, condition: Any) -> Denoise:
         """The denoiser for one condition."""
         return lambda x_t, t: self(x_t, t, condition)
+
+
+def level_values(levels: int, like: Tensor) -> Tensor:
+    """The values of data with `levels` of them, evenly spaced on [-1, 1]: (levels,)."""
+    return torch.arange(levels, device=like.device, dtype=like.dtype) / ((levels - 1) / 2) - 1
+
+
+def level_log_probs(x_t: Tensor, level: Level, logits: Tensor) -> Tensor:
+    """ln p(x_0 = v | x_t) for every value v, proportional to exp(logits) q(x_t | v): (B, C, levels, ...), nats.
+
+    logits: (levels,), one prior for all elements, or (B, C, levels, ...).
+    """
+    x_t = x_t.unsqueeze(2)
+    across = (-1, *[1] * (x_t.ndim - 3))
+    values = level_values(logits.shape[0 if logits.ndim == 1 else 2], x_t).view(across)
+    distance = (x_t - expand(level.alpha, x_t) * values) / expand(level.sigma, x_t)
+    return ((logits.view(across) if logits.ndim == 1 else logits) - distance**2 / 2).log_softmax(2)
 
 
 def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str) -> Normal:

@@ -24,6 +24,9 @@ class Purpose(IntEnum):
     DROPOUT = 7
     RESAMPLE = 8
     CHOICE = 9
+    PROBE = 10
+    DEQUANTISE = 11
+    BOUND = 12
 
 
 def stream(*key: int) -> np.random.Generator:

@@ -9,7 +9,8 @@ from undiffuse.progress import bar
 
 SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
 FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
-METRICS_HELP = "all, or from frechet, spatial, kernel, manifold, scores, classes, copying."
+METRICS_HELP = "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd (density)."
+VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
 
 
 def evaluate(
@@ -23,6 +24,9 @@ def evaluate(
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
     eta: float = typer.Option(0.0, help="Of ddim."),
     seed: int = typer.Option(0, help="Of the samples."),
+    bound: str = typer.Option("auto", help="Of bpd: continuous, or a number of steps T [the model's own]."),
+    variance: str = typer.Option("auto", help=VARIANCE_HELP),
+    draws: int = typer.Option(None, min=1, help="Of bpd: evaluations per image; T for every term exactly [20]."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     report: Path = typer.Option(None, help="The page of figures to write [NAME-evaluation.html]."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
@@ -30,21 +34,32 @@ def evaluate(
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
+    With --metrics bpd, how probable a model finds images: the variational bound in bits per dimension.
+
     \b
     Examples:
       undiffuse evaluate fashion-mnist
       undiffuse evaluate fashion-mnist --sampler ddim --steps 5,10,20,50 --json ddim.json
       undiffuse evaluate samples.npz --data fashion-mnist
+      undiffuse evaluate fashion-mnist-likelihood --metrics bpd -n 10000
+      undiffuse evaluate fashion-mnist --metrics bpd --bound 100 --variance optimal
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
+    from undiffuse.errors import UsageError
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
     from undiffuse.metrics import evaluate as measured
     from undiffuse.metrics.report import conditions_line, headings, rows, write_report
 
-    recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
     report = report or Path(f"{Path(subject).stem}-evaluation.html")
+    groups = [name.strip() for name in metrics.split(",") if name.strip()]
+    if "bpd" in groups:
+        if groups != ["bpd"]:
+            raise UsageError("--metrics bpd asks how probable data is, the others are of samples: ask for them in turn")
+        _density(subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
+        return
+    recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
     done = []
     for evaluation in measured(
         subject,
@@ -66,3 +81,45 @@ def evaluate(
     if done:
         write_report(done, report)
         say(f"{report}: the samples, their nearest neighbours and the conditions")
+
+
+def _density(
+    subject: str,
+    data: str | None,
+    split: str,
+    n: int | None,
+    seed: int,
+    bound: str,
+    variance: str,
+    draws: int | None,
+    json_file: Path | None,
+    report: Path,
+    device: str | None,
+) -> None:
+    """Bits per dimension: a table, and a page with the terms over time."""
+    from undiffuse.errors import UsageError
+    from undiffuse.files import write_json
+    from undiffuse.likelihood import density
+    from undiffuse.likelihood.density import DEFAULT_DRAWS
+    from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
+    from undiffuse.model import load
+
+    if bound not in ("auto", "continuous") and not (bound.isdigit() and int(bound) > 0):
+        raise UsageError(f"--bound {bound}: write continuous, or a number of steps such as 100")
+    measured = density(
+        load(subject, device),
+        data,
+        split=split,
+        n=n,
+        bound=int(bound) if bound.isdigit() else bound,
+        variance=variance,
+        draws=draws or DEFAULT_DRAWS,
+        seed=seed,
+        bar=bar,
+    )
+    say(sentence(measured))
+    say(table([HEADINGS, *rows(measured)]))
+    if json_file:
+        write_json(json_file, measured.to_json())
+    write_report(measured, report)
+    say(f"{report}: the terms over time, the images coded in least and most bits, the conditions")

@@ -66,15 +66,15 @@ def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
         body = [
             f"<h1>{html.escape(last.name)} against {html.escape(last.conditions['data'])}</h1>",
             f"<p>{html.escape(conditions_line(last))}</p>",
-            _table([headings(last), *rows(last)]),
+            html_table([headings(last), *rows(last)]),
             *(
-                f"<figure><img src='{_inline(file)}'><figcaption>{caption}</figcaption></figure>"
+                f"<figure><img src='{inline(file)}'><figcaption>{caption}</figcaption></figure>"
                 for file, caption in figures
             ),
             "<h2>Conditions</h2>",
             f"<pre>{html.escape(json.dumps([e.to_json() for e in evaluations], indent=1))}</pre>",
         ]
-    _write_page(f"{last.name}: evaluation", body, path)
+    write_page(f"{last.name}: evaluation", body, path)
 
 
 def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
@@ -91,13 +91,15 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     return "; ".join(parts)
 
 
-def _write_page(title: str, body: Sequence[str], path: Path) -> None:
+def write_page(title: str, body: Sequence[str], path: Path) -> None:
+    """Writes `body`, lines of HTML, as a page, atomically."""
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join([head, f"<style>{STYLE}</style>", *body, "</html>"]), encoding="utf-8")
 
 
-def _table(cells: Sequence[Sequence[str]]) -> str:
+def html_table(cells: Sequence[Sequence[str]]) -> str:
+    """Cells, the first row the headings, as HTML."""
     lines = []
     for index, row in enumerate(cells):
         tag = "td" if index else "th"
@@ -105,7 +107,8 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(lines) + "</table>"
 
 
-def _inline(file: Path) -> str:
+def inline(file: Path) -> str:
+    """A PNG file as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 

@@ -97,6 +97,9 @@ class UNet(nn.Module):
         blocks: residual blocks per level, on the way down and on the way up.
         attention: the levels with attention after each block (0 is the first).
         classes: how many classes there are; 0 for none.
+        head: channels at full resolution, per pixel, of a layer before the output; 0 for none.
+        fourier: angular frequencies of the sines and cosines of every input that the stem sees beside it, so that
+            small differences of a pixel show (Kingma et al. 2021, appendix C).
     """
 
     def __init__(
@@ -110,12 +113,14 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (1,),
         classes: int = 0,
         dropout: float = 0.0,
+        head: int = 0,
+        fourier: tuple[float, ...] = (),
     ):
         super().__init__()
-        self.patch = patch
+        self.patch, self.fourier = patch, fourier
         width = 4 * channels[0]
         self.conditioning = Conditioning(width, classes)
-        self.stem = nn.Conv2d(inputs * patch**2, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(inputs * (1 + 2 * len(fourier)) * patch**2, channels[0], 3, padding=1)
 
         def stage(level: int, before: int, resample: Resample = None) -> Stage:
             here = channels[level]
@@ -135,11 +140,17 @@ class UNet(nn.Module):
             self.up.extend(stage(level, 2 * here) for _ in range(blocks))
             now = here
         self.norm = norm(now)
-        self.out = zero_(nn.Conv2d(now, outputs * patch**2, 3, padding=1))
+        self.out = nn.Conv2d(now, (head or outputs) * patch**2, 3, padding=1)
+        self.head: nn.Module = nn.Identity()
+        if head:
+            self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, outputs, 1)))
+        else:
+            zero_(self.out)
 
     def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
         conditioning = self.conditioning(log_snr, labels)
-        x = self.stem(functional.pixel_unshuffle(x, self.patch))
+        waves = [wave(frequency * x) for frequency in self.fourier for wave in (torch.sin, torch.cos)]
+        x = self.stem(functional.pixel_unshuffle(torch.cat([x, *waves], 1), self.patch))
         skips = []
         for down in self.down:
             x = down(x, conditioning)
@@ -150,4 +161,4 @@ class UNet(nn.Module):
                 x = up(x, conditioning, skips[-1].shape[2:])
             else:
                 x = up(torch.cat([x, skips.pop()], 1), conditioning)
-        return functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch)
+        return self.head(functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch))

@@ -2,6 +2,7 @@
 
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess, Normal, expand
+from undiffuse.process.knots import LogSNR
 from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
 from undiffuse.process.table import Table, cosine, linear, quadratic, scaled_linear, sigmoid, zero_terminal_snr
 
@@ -12,6 +13,7 @@ __all__ = [
     "FlowMatching",
     "GaussianProcess",
     "Level",
+    "LogSNR",
     "Normal",
     "Schedule",
     "SubVP",

@@ -17,6 +17,7 @@ from undiffuse.config import Config
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
+from undiffuse.objectives import Importance
 from undiffuse.training.ema import EMA
 
 
@@ -39,13 +40,15 @@ class Progress:
 
 @dataclass
 class Learner:
-    """Everything that training changes: the network, its average, the optimiser and the loss scaler of fp16."""
+    """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and what is
+    known of the losses' sizes where that decides the times."""
 
     network: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: Any | None
     progress: Progress
+    importance: Importance | None = None
 
     @property
     def named(self) -> list[tuple[str, Tensor]]:
@@ -61,6 +64,8 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
         tensors[f"network.{name}"] = parameter.detach().contiguous()
         for key, value in learner.optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
+    if learner.importance:
+        tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
     averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
     state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}
     try:
@@ -95,6 +100,9 @@ def restore(folder: Path, learner: Learner) -> None:
             for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):
                 parameter.copy_(tensors.pop(f"network.{name}"))
                 average.copy_(averages[name])
+        if learner.importance:
+            learner.importance.moments = tensors.pop("importance.moments")
+            learner.importance.seen = tensors.pop("importance.seen")
         moments: dict[str, dict[str, Tensor]] = {name: {} for name, _ in learner.named}
         for key, value in tensors.items():
             _, moment, name = key.split(".", 2)

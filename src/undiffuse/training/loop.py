@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_objective
@@ -61,7 +62,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
-    progress, device = learner.progress, accelerator.device
+    progress, device, importance = learner.progress, accelerator.device, learner.importance
     ready = batches(config, data, progress.step, shares, device)
     learner.network.train()
     while True:
@@ -70,6 +71,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
         for group in optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=device)
+        told = []
         for share in shares:
             batch = next(ready)
             if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
@@ -78,12 +80,26 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
                 )
             last = share is shares[-1]
             with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                loss = objective(denoiser, batch.x0, batch.labels, batch.u, batch.noise).mean() / len(shares)
+                u, weight = (batch.u, None) if importance is None else importance.warp(batch.u)
+                losses = objective(denoiser, batch.x0, batch.labels, u, batch.noise)
+                weighted = losses if weight is None else losses * weight.to(losses)
+                loss = weighted.mean() / len(shares)
                 accelerator.backward(loss)
+            told.append((u, losses.detach()))
             total += loss.detach()
+        if importance is not None:
+            importance.update(*_all(accelerator, told))
         norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
         learner.ema.update(parameters, progress.step)
         yield Step(progress.step, total, torch.as_tensor(norm), rate)
+
+
+def _all(accelerator: Accelerator, told: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Times and losses of the whole global batch, the same in every process."""
+    u, losses = (torch.cat(parts) for parts in zip(*told, strict=True))
+    if accelerator.num_processes > 1:
+        u, losses = gather((u.to(losses.device), losses))
+    return u.cpu(), losses

@@ -21,12 +21,15 @@ from accelerate.utils import broadcast, gather, reduce
 from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
-from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective
+from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, read_card
+from undiffuse.objectives import Importance
+from undiffuse.objectives.bound import RECONSTRUCTION
+from undiffuse.process import LogSNR
 from undiffuse.progress import bar
 from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import Learner, Progress
@@ -242,9 +245,17 @@ class _Run:
         self._check_finite()
         if self.accelerator.is_main_process:
             checkpoint.save(
-                self.run, self.learner, self.config, self.facts, self._training_facts(), self.config.training.keep
+                self.run, self.learner, self._learnt(), self.facts, self._training_facts(), self.config.training.keep
             )
         self.accelerator.wait_for_everyone()
+
+    def _learnt(self) -> Config:
+        """The configuration with the noise schedule as it was learnt, where it was (`Importance`)."""
+        schedule, importance = make_process(self.config.process).schedule, self.learner.importance
+        if importance is None or not isinstance(schedule, LogSNR) or self.config.objective.loss != "continuous-bound":
+            return self.config
+        log_snrs = tuple(importance.knots(schedule.knots, RECONSTRUCTION).tolist())
+        return self.config.model_copy(update={"process": self.config.process.model_copy(update={"log_snrs": log_snrs})})
 
     def _training_facts(self) -> dict[str, Any]:
         progress = self.learner.progress
@@ -351,4 +362,5 @@ def _learner(config: Config, data: DataFacts, accelerator: Accelerator) -> Learn
         make_optimizer(config.training, network),
         accelerator.scaler,
         Progress(),
+        Importance() if config.objective.importance else None,
     )

@@ -1,0 +1,144 @@
+"""The variational bound on -ln p(x_0), image by image: prior, steps and first term, of any model of the family.
+
+The steps' terms are estimates from the objectives that training uses (`undiffuse.objectives`), at times spread evenly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Denoiser
+from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Which bound.
+
+    Attributes:
+        steps: T of the discrete bound (Ho et al. 2020, eq. 5), None for the continuous one (Kingma et al. 2021).
+        variance: of p(x_s | x_t) in the discrete one: "small", "large", "learned", or (T,) numbers, one per step.
+        levels: how many values an element takes, evenly spaced on [-1, 1]; None: data is continuous.
+    """
+
+    steps: int | None
+    variance: str | Tensor = "small"
+    levels: int | None = 256
+
+    @property
+    def objective(self) -> Objective:
+        """The term of the bound that a u in [0, 1) means, scaled to estimate all but the prior's."""
+        if self.steps is None:
+            return partial(continuous_bound, levels=self.levels)
+        return partial(variational_bound, variance=self.variance, steps=self.steps, levels=self.levels)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Nats per dimension of each image, float64 (B,): prior + diffusion + reconstruction >= -ln p(x_0) / D.
+
+    Attributes:
+        prior: L_T, the KL of q(x_1 | x_0) and the prior; exact.
+        diffusion: L_1 + ... + L_{T-1}, or its integral: estimated by the mean of `draws`.
+        reconstruction: L_0 = -ln p(x_0 | x_1), for one draw of x_1.
+        times: t of each draw, float64 (B, K).
+        draws: estimates of `diffusion`, float64 (B, K).
+    """
+
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    times: Tensor
+    draws: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The bound, float64 (B,)."""
+        return self.prior + self.diffusion + self.reconstruction
+
+
+@torch.no_grad()
+def bound(
+    denoiser: Denoiser,
+    x0: Tensor,
+    formula: Formula,
+    noise: Callable[[int], Tensor],
+    u: Tensor,
+    condition: Any = None,
+) -> Bound:
+    """The bound of every image of a batch.
+
+    Args:
+        x0: data (B, ...), of `formula.levels` values on [-1, 1] where it is discrete.
+        noise: number of the draw -> standard normal noise like x0; 0 is the reconstruction's.
+        u: where in the process the draws are, float64 (B, K) in [0, 1): `spread` or `every_step`.
+    """
+    process, objective = denoiser.process, formula.objective
+    share = first_share(denoiser, formula.steps is None, formula.steps)
+    first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), noise(0))
+    inside = share + (1 - share) * u
+    draws = [
+        (1 - share) * objective(denoiser, x0, condition, inside[:, k], noise(k + 1)).double().cpu()
+        for k in range(u.shape[1])
+    ]
+    if not draws:  # T = 1 has no steps between
+        draws = [torch.zeros(len(x0), dtype=torch.float64)]
+    prior = process.marginal(x0.double(), 1.0).kl(process.prior(x0.double())).flatten(1).mean(1).cpu()
+    terms = torch.stack(draws, 1)
+    return Bound(prior, terms.mean(1), first.double().cpu(), times_of(denoiser, formula, inside), terms)
+
+
+def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
+    """The t that each u of an objective means, float64 like u."""
+    schedule = denoiser.process.schedule
+    if formula.steps is None:
+        share = first_share(denoiser, True)
+        return schedule.t_min + (1 - schedule.t_min) * ((u - share) / (1 - share)).clamp(min=0)
+    times = step_times(schedule, formula.steps)
+    return times[(u * formula.steps).long().clamp(max=formula.steps - 1) + 1]
+
+
+def spread(samples: Tensor, draws: int) -> Tensor:
+    """K places for each of the samples numbered `samples`, one in each K-th of [0, 1), shifted by a golden ratio from
+    sample to sample: float64 (B, K). Their mean is unbiased over the samples, and any T can be asked for."""
+    shift = torch.frac((samples.double() + 0.5) * 0.6180339887498949)
+    return (shift[:, None] + torch.arange(draws, dtype=torch.float64)) / draws
+
+
+def every_step(count: int, steps: int) -> Tensor:
+    """The middle of each of the T - 1 steps' shares, the same for `count` samples: float64 (count, T - 1)."""
+    return ((torch.arange(steps - 1, dtype=torch.float64) + 0.5) / max(steps - 1, 1)).expand(count, -1)
+
+
+@torch.no_grad()
+def optimal_variance(
+    denoiser: Denoiser, x0: Tensor, steps: int, noise: Callable[[int], Tensor], u: Tensor, condition: Any = None
+) -> Tensor:
+    """The variance of p(x_s | x_t) that makes the bound least, one number for each of T steps, float64 (T,).
+
+    The posterior's and the mean square of what the predicted x_0 misses, carried to x_s (Bao et al. 2022, Analytic-DPM,
+    theorem 1, with the error measured instead of taken from the score's norm). Steps no u fell on are interpolated.
+
+    Args:
+        x0, noise, u: as for `bound`, of other images than those whose bound is wanted; u covers all T steps.
+    """
+    process = denoiser.process
+    times = step_times(process.schedule, steps)
+    total, count = torch.zeros(2, steps, dtype=torch.float64)
+    for k in range(u.shape[1]):
+        index = (u[:, k] * steps).long().clamp(max=steps - 1)
+        t = times[index + 1]
+        error = denoiser(process.corrupt(x0, t, noise(k)), t, condition).x0 - x0
+        total.index_add_(0, index, (error.double() ** 2).flatten(1).mean(1).cpu())
+        count.index_add_(0, index, torch.ones(len(x0), dtype=torch.float64))
+    seen = count.nonzero().flatten()
+    square = torch.from_numpy(np.interp(np.arange(steps), seen.numpy(), (total[seen] / count[seen]).numpy()))
+    s, t = times[:-1], times[1:]
+    c = process.noise_fraction(s, t)
+    at_s = process.level(s)
+    return c * at_s.sigma**2 + (c * at_s.alpha) ** 2 * square

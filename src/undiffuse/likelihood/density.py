@@ -1,0 +1,234 @@
+"""Bits per dimension of a model on a data set: every image's bound, the mean with its error, the terms over time."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.build import make_data
+from undiffuse.config import Data
+from undiffuse.data import ImageSet
+from undiffuse.errors import UsageError
+from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread
+from undiffuse.likelihood.bound import bound as bound_of
+from undiffuse.model import Model
+from undiffuse.progress import Bar, no_bar
+from undiffuse.randomness import Purpose, normal
+
+BITS = math.log2(math.e)  # in a nat
+BATCH = 100
+RAW = 8.0  # bits that an element takes as it is
+VARIANCES = ("auto", "small", "large", "learned", "optimal")
+DEFAULT_N = 1000
+DEFAULT_DRAWS = 20
+TUNED_ON = 500
+"""Training images that the optimal variances are measured on."""
+TUNED_DRAWS = 40
+
+
+@dataclass(frozen=True)
+class Part:
+    """A mean over images in bits per dimension, and its standard error."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Density:
+    """What a model's bound says of a data set. All figures are bits per dimension; a dimension is a pixel's channel.
+
+    Attributes:
+        per_image: the bound of each image, float64 (N,).
+        parts: "prior", "diffusion", "reconstruction" and their sum "bits_per_dim".
+        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time, rising.
+        conditions: model, data, bound, draws: JSON.
+        images: the images themselves, uint8 (N, H, W, C), for figures.
+    """
+
+    name: str
+    per_image: np.ndarray
+    parts: dict[str, Part]
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray]
+    conditions: dict[str, Any]
+    images: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """How many images."""
+        return len(self.per_image)
+
+    @property
+    def bytes_per_image(self) -> tuple[float, float]:
+        """Net, for an ideal coder of images by this bound (bits back, Townsend et al. 2019); and as they are."""
+        elements = self.conditions["dimensions"]
+        return self.parts["bits_per_dim"].mean * elements / 8, RAW * elements / 8
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the images' own figures, as JSON."""
+        coded, raw = self.bytes_per_image
+        return {
+            "name": self.name,
+            "n": self.n,
+            "bits_per_dim": {name: dataclasses.asdict(part) for name, part in self.parts.items()},
+            "net_bytes_per_image": {"ideal_coder": coded, "as_they_are": raw},
+            "curve": {k: v.tolist() for k, v in zip(("at", "bits", "error"), self.curve, strict=True)},
+            "conditions": self.conditions,
+        }
+
+
+def density(
+    model: Model,
+    data: str | None = None,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    bound: str | int = "auto",
+    variance: str = "auto",
+    draws: int = DEFAULT_DRAWS,
+    seed: int = 0,
+    bar: Bar = no_bar,
+) -> Density:
+    """The bound of the first n images (1000, or all there are) of a split, without classes.
+
+    Args:
+        data: None: what the model learnt.
+        bound: T, a number of steps, or "continuous"; "auto": the schedule's own steps, or continuous where it has none.
+        variance: "small", "large", "learned" or "optimal" (measured on training images) for the discrete bound; "auto":
+            learned where it was learnt, else small.
+        draws: evaluations per image for the steps' terms; all of them where there are as many as steps.
+
+    Raises UsageError for what does not go together or for data of another shape.
+    """
+    if n is not None and n < 2:
+        raise UsageError(f"n = {n}: an error needs two images at least")
+    if draws < 1:
+        raise UsageError(f"draws = {draws}: take one at least")
+    steps = bound if isinstance(bound, int) else model.denoiser.process.schedule.steps if bound == "auto" else None
+    variance = _checked(model, steps, variance)
+    images = _images(model, data, split, bar)
+    count = min(n or DEFAULT_N, len(images))
+    formula = Formula(steps, variance)
+    if variance == "optimal":
+        assert steps is not None
+        formula = Formula(steps, _tuned(model, _images(model, data, "train", bar), steps, seed, bar))
+    draws = draws if steps is None else min(draws, steps - 1)
+    parts: list[Bound] = []
+    with bar(f"bits per dimension of {model.name}", count) as tick:
+        for numbers in _batches(count):
+            x0 = pixels(images, numbers).to(model.device)
+            samples = torch.from_numpy(numbers)
+            u = every_step(len(x0), steps) if steps is not None and draws == steps - 1 else spread(samples, draws)
+            parts.append(bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u))
+            tick(len(x0))
+    conditions = {
+        "data": images.name,
+        "split": split,
+        "fingerprint": images.fingerprint,
+        "dimensions": int(np.prod(images.shape)),
+        "levels": formula.levels,
+        "bound": "continuous" if steps is None else f"{steps} steps",
+        "variance": None if steps is None else variance,
+        "draws": draws,
+        "seed": seed,
+        "classes": "not given",
+        "learnt_this_data": model.data.fingerprint == _images(model, data, "train", no_bar).fingerprint,
+        "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},
+    }
+    return summarise(model, parts, conditions, np.asarray(images.images[:count]))
+
+
+def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], images: np.ndarray) -> Density:
+    """Bounds of batches, as means with errors and a curve."""
+    columns = {
+        name: torch.cat([getattr(part, name) for part in parts]) * BITS
+        for name in ("prior", "diffusion", "reconstruction", "total")
+    }
+    columns["bits_per_dim"] = columns.pop("total")
+    means = {
+        name: Part(values.mean().item(), values.std().item() / math.sqrt(len(values)))
+        for name, values in columns.items()
+    }
+    times, draws = (torch.cat([getattr(part, name) for part in parts]).flatten() for name in ("times", "draws"))
+    schedule = model.denoiser.process.schedule
+    continuous = conditions["bound"] == "continuous"
+    if continuous:  # bits per unit of log-SNR: what is under the curve is the diffusion term
+        at, terms = schedule.log_snr(times), draws * BITS / (-schedule.log_snr_derivative(times) * (1 - schedule.t_min))
+        edges = np.linspace(float(at.min()), float(at.max()) + 1e-9, 41)
+    else:
+        steps = int(conditions["bound"].split()[0])
+        at, terms = (times * steps).round() - 1, draws * BITS / max(steps - 1, 1)
+        edges = np.unique(np.geomspace(1, steps, 41).round())
+    curve = _binned(at.numpy(), terms.numpy(), edges)
+    return Density(model.name, columns["bits_per_dim"].numpy(), means, curve, conditions, images)
+
+
+def _binned(at: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of `values` between the edges, with standard errors: (place, mean, error), empty intervals left out."""
+    which = np.digitize(at, edges)
+    rows = []
+    for k in np.unique(which):
+        here = values[which == k]
+        rows.append((at[which == k].mean(), here.mean(), here.std() / math.sqrt(len(here))))
+    place, mean, error = np.array(rows).T
+    return place, mean, error
+
+
+def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
+    """The images numbered `numbers` as a model has them: float32 (B, C, H, W) in [-1, 1]."""
+    chosen = np.ascontiguousarray(np.asarray(images.images[numbers]).transpose(0, 3, 1, 2))
+    return torch.from_numpy(chosen).float() / 127.5 - 1
+
+
+def _images(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
+    config = (
+        model.config.data if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
+    )
+    with bar("reading the data") as tick:
+        images = make_data(config, split, tick)
+    if images.shape != model.data.shape:
+        of, has = ("x".join(map(str, shape)) for shape in (model.data.shape, images.shape))
+        raise UsageError(f"{model.name} is of images {of}, {images.name} of {has}: a density belongs to one shape")
+    return images
+
+
+def _checked(model: Model, steps: int | None, variance: str) -> str:
+    learned = model.denoiser.learned_variance
+    if variance not in VARIANCES:
+        raise UsageError(f"no variance {variance!r}: choose from {', '.join(VARIANCES)}")
+    if variance == "learned" and not learned:
+        raise UsageError(f"the model {model.name} has not learnt its variance: choose small, large or optimal")
+    if steps is None and variance != "auto":
+        raise UsageError("the continuous bound has no variance to choose: give a number of steps too")
+    return variance if variance != "auto" else "learned" if learned else "small"
+
+
+def _batches(count: int) -> Iterator[np.ndarray]:
+    for first in range(0, count, BATCH):
+        yield np.arange(first, min(first + BATCH, count))
+
+
+def _noise(seed: int, numbers: np.ndarray, x0: Tensor) -> Any:
+    def noise(draw: int) -> Tensor:
+        return normal([(seed, Purpose.BOUND, int(number), draw) for number in numbers], x0.shape[1:]).to(x0)
+
+    return noise
+
+
+def _tuned(model: Model, images: ImageSet, steps: int, seed: int, bar: Bar) -> Tensor:
+    """The optimal variances, from training images."""
+    count = min(TUNED_ON, len(images))
+    sums = []
+    with bar("measuring the optimal variances", count) as tick:
+        for numbers in _batches(count):
+            x0 = pixels(images, numbers).to(model.device)
+            u = spread(torch.from_numpy(numbers), min(TUNED_DRAWS, steps))
+            noise = _noise(seed, numbers + DEFAULT_N, x0)
+            sums.append(optimal_variance(model.denoiser, x0, steps, noise, u))
+            tick(len(x0))
+    return torch.stack(sums).mean(0)

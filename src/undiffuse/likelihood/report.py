@@ -1,0 +1,107 @@
+"""A density as a page of HTML: its parts, the terms over time as IDDPM draws them, the most and least likely images."""
+
+import html
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from undiffuse.likelihood.density import RAW, Density
+from undiffuse.metrics.report import html_table, inline, write_page
+from undiffuse.plots import save_figure, strips
+
+SHOWN = 12
+HEADINGS = ("part", "bits/dim", "standard error", "what it is")
+WHAT = {
+    "prior": "L_T: what the noisiest state still says of the image",
+    "diffusion": "the steps between",
+    "reconstruction": "L_0: the image from its least noisy state",
+    "bits_per_dim": "in all: a bound from above on -log2 p, per value of a pixel",
+}
+
+
+def rows(density: Density) -> list[tuple[str, str, str, str]]:
+    """The parts, under HEADINGS."""
+    return [
+        (name.replace("_", " "), f"{part.mean:.4f}", f"{part.error:.4f}", WHAT[name])
+        for name, part in density.parts.items()
+    ]
+
+
+def sentence(density: Density) -> str:
+    """What was measured, and what it means for a file."""
+    facts = density.conditions
+    coded, raw = density.bytes_per_image
+    variance = f", {facts['variance']} variance" if facts["variance"] else ""
+    note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
+    return (
+        f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
+        f"of 8 bits; {facts['bound']} bound{variance}, {facts['draws']} draws an image{note}\n"
+        f"An ideal coder would need {coded:,.0f} net bytes an image, of {raw:,.0f} as they are (bits back; no coder is "
+        "run here)."
+    )
+
+
+def write_report(density: Density, path: Path) -> None:
+    """Writes the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        terms, images = Path(folder) / "terms.png", Path(folder) / "images.png"
+        draw_terms(density, terms)
+        order = np.argsort(density.per_image)
+        count = min(SHOWN, len(order))
+        chosen = {"fewest bits": order[:count], "most bits": order[-count:][::-1]}
+        strips(
+            [(name, density.images[index]) for name, index in chosen.items()],
+            [""] * count,
+            "Bits per dimension, least "
+            + ", ".join(f"{x:.2f}" for x in density.per_image[chosen["fewest bits"][:3]])
+            + " ..., most "
+            + ", ".join(f"{x:.2f}" for x in density.per_image[chosen["most bits"][:3]])
+            + " ...",
+            images,
+        )
+        body = [
+            f"<h1>Density of {html.escape(density.name)} on {html.escape(density.conditions['data'])}</h1>",
+            *(f"<p>{html.escape(line)}</p>" for line in sentence(density).splitlines()),
+            html_table([HEADINGS, *rows(density)]),
+            f"<figure><img src='{inline(terms)}'><figcaption>{caption(density)}</figcaption></figure>",
+            f"<figure><img src='{inline(images)}'></figure>",
+            "<h2>Conditions</h2>",
+            f"<pre>{html.escape(json.dumps(density.to_json(), indent=1))}</pre>",
+        ]
+    write_page(f"{density.name}: density", body, path)
+
+
+def caption(density: Density) -> str:
+    """Of the figure of the terms."""
+    if density.conditions["bound"] == "continuous":
+        return "The integrand over the log-SNR: what is under the curve is the diffusion term."
+    return "The terms L_t of the bound, both axes logarithmic (Nichol &amp; Dhariwal 2021, figure 2); L_0 is the first."
+
+
+def draw_terms(density: Density, path: Path) -> None:
+    """The terms over time as PNG, with two standard errors."""
+    at, bits, error = density.curve
+    figure = Figure(figsize=(5.4, 3.4))
+    axes = figure.subplots()
+    if density.conditions["bound"] == "continuous":
+        axes.set_xlabel("log-SNR (little noise at the left)")
+        axes.set_ylabel("bits/dim per unit of log-SNR")
+        axes.invert_xaxis()
+        axes.set_ylim(bottom=0)
+    else:
+        at = np.concatenate([[0.5], at])  # L_0, at the edge of a logarithmic axis
+        bits = np.concatenate([[density.parts["reconstruction"].mean], bits])
+        error = np.concatenate([[density.parts["reconstruction"].error], error])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("step t")
+        axes.set_ylabel("L_t, bits/dim")
+    low = np.maximum(bits - 2 * error, 1e-9 if axes.get_yscale() == "log" else -np.inf)
+    axes.fill_between(at, low, bits + 2 * error, alpha=0.25)
+    axes.plot(at, bits, marker=".", linewidth=1.2)
+    axes.set_title(f"{density.name}: {density.parts['bits_per_dim'].mean:.3f} of {RAW:g} bits/dim", fontsize=10)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)

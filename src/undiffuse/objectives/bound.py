@@ -1,0 +1,195 @@
+"""The variational bound on -ln p(x_0), as an objective: any term of it, scaled to be an unbiased estimate of the whole.
+
+Where u < `first_share` it is the first term, how well x_0 is told from the least noisy state; elsewhere a step's KL, or
+in continuous time the integrand. The prior's term holds nothing to learn; `undiffuse.likelihood` adds it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Denoiser, Prediction, level_log_probs, reverse
+from undiffuse.objectives.weighting import simple
+from undiffuse.process import Level, Normal, Schedule, expand, float64
+
+RECONSTRUCTION = 1 / 64
+"""The share of u that the continuous bound gives to its first term (importance sampling may give it more samples)."""
+STEPS = 1000
+"""Of a continuous schedule's discrete bound."""
+HYBRID = 1e-3
+"""The bound's part in L_hybrid (Nichol & Dhariwal 2021, section 3.1)."""
+
+
+def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
+    """The T + 1 times of the discrete bound, ascending: i / T; where continuous, 0 and then evenly from t_min to 1."""
+    steps = steps or schedule.steps or STEPS
+    if schedule.steps is not None:
+        return torch.arange(steps + 1, dtype=torch.float64) / steps
+    if steps == 1:
+        return float64([0.0, 1.0])
+    from_first = torch.linspace(schedule.t_min, 1, steps, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), from_first])
+
+
+def variational_bound(
+    denoiser: Denoiser,
+    x0: Tensor,
+    condition: Any,
+    u: Tensor,
+    noise: Tensor,
+    variance: str | Tensor = "small",
+    steps: int | None = None,
+    levels: int | None = 256,
+) -> Tensor:
+    """T times the term floor(u T) of L_0 + ... + L_{T-1}, in nats/dimension.
+
+    L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for the step from t to s > 0, and L_0 = -log p(x_0 | x_1), the
+    decoder (Sohl-Dickstein et al. 2015, eq. 14; Ho et al. 2020, eq. 5 and 13).
+
+    Args:
+        variance: that of p(x_s | x_t): "small", "large", "learned", or (T,) numbers, one per step. The decoder's is
+            beta_1 unless it is learned or given; a denoiser of the target "levels" is its own decoder.
+        steps: T; by default the schedule's own, or 1000 for a continuous one.
+        levels: how many values a data element takes, evenly spaced on [-1, 1]; None: data is continuous.
+    """
+    times = step_times(denoiser.process.schedule, steps)
+    index = _index(u, len(times) - 1)
+    t = times[index + 1]
+    x_t = denoiser.process.corrupt(x0, t, noise)
+    prediction = denoiser(x_t, t, condition)
+    return (len(times) - 1) * _term(denoiser, prediction, x0, x_t, times, index, variance, levels)
+
+
+def hybrid(
+    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, noise: Tensor, steps: int | None = None
+) -> Tensor:
+    """L_simple + 0.001 L_vlb, where the bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
+
+    The bound is in nats/dimension; its gradient does not reach the mean.
+    """
+    times = step_times(denoiser.process.schedule, steps)
+    index = _index(u, len(times) - 1)
+    t = times[index + 1]
+    x_t = denoiser.process.corrupt(x0, t, noise)
+    prediction = denoiser(x_t, t, condition)
+    weight = simple(denoiser.process.schedule.log_snr(t))
+    error = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
+    fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.variance_mix)
+    return error + HYBRID * (len(times) - 1) * _term(denoiser, fixed, x0, x_t, times, index, "learned", 256)
+
+
+def continuous_bound(
+    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, noise: Tensor, levels: int | None = 256
+) -> Tensor:
+    """The reconstruction term, or the integrand of the diffusion term, of the bound with T -> infinity, nats/dimension.
+
+        -ln p(x_0 | x_t) at t_min,  and  1/2 integral of (-d lambda/dt) SNR(t) ||x_0 - x_0_hat||^2 from t_min to 1
+
+    (Kingma et al. 2021, eq. 11 and 17). The schedule between its ends changes the variance of this estimate, not its
+    mean (section 5.1). p(x_0 | x_t) is the network's for the target "levels", else proportional to q(x_t | x_0).
+    """
+    schedule = denoiser.process.schedule
+    first = u < RECONSTRUCTION
+    t = schedule.t_min + (1 - schedule.t_min) * ((u - RECONSTRUCTION) / (1 - RECONSTRUCTION)).clamp(min=0)
+    x_t = denoiser.process.corrupt(x0, t, noise)
+    prediction = denoiser(x_t, t, condition)
+    weight = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * schedule.log_snr_derivative(t)
+    weight = weight * schedule.log_snr(t).exp()
+    bound = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
+    if first.any():
+        at = first.nonzero().flatten().to(x0.device)
+        log_probs = None if prediction.log_probs is None else prediction.log_probs[at]
+        level = denoiser.process.level(schedule.t_min)
+        reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, log_probs, levels)
+        bound = bound.index_copy(0, at, reconstruction.flatten(1).mean(1) / RECONSTRUCTION)
+    return bound
+
+
+def first_share(denoiser: Denoiser, continuous: bool, steps: int | None = None) -> float:
+    """The share of u that means the first term."""
+    return RECONSTRUCTION if continuous else 1 / (len(step_times(denoiser.process.schedule, steps)) - 1)
+
+
+def _index(u: Tensor, steps: int) -> Tensor:
+    return (u * steps).floor().long().clamp(max=steps - 1)
+
+
+def _term(
+    denoiser: Denoiser,
+    prediction: Prediction,
+    x0: Tensor,
+    x_t: Tensor,
+    times: Tensor,
+    index: Tensor,
+    variance: str | Tensor,
+    levels: int | None,
+) -> Tensor:
+    """L_index of each sample, index 0 .. T - 1, nats/dimension: (B,)."""
+    process = denoiser.process
+    s, t = times[index], times[index + 1]
+    if isinstance(variance, Tensor):
+        model = Normal(process.posterior(prediction.x0, x_t, s, t).mean, variance[index])
+    else:
+        model = reverse(process, prediction, x_t, s, t, variance)
+    if model.variance.ndim == 1 and not isinstance(variance, Tensor):
+        # The decoder needs a width: beta_1 where the posterior's variance is 0 (the step onto the data).
+        model = Normal(model.mean, torch.where(index > 0, model.variance, process.level(t).sigma ** 2))
+    posterior = process.posterior(x0, x_t, s, t)
+    safe = Normal(posterior.mean, torch.where(index > 0, posterior.variance, float64(1.0)))
+    if prediction.log_probs is not None:
+        decoded = level_log_prob(x0, prediction.log_probs)
+    elif levels is None:
+        decoded = normal_log_prob(x0, model)
+    else:
+        decoded = discretised_log_prob(x0, model, levels)
+    return torch.where(expand(index, x0) == 0, -decoded, safe.kl(model)).flatten(1).mean(1)
+
+
+def reconstruction_log_prob(
+    x0: Tensor, x_t: Tensor, level: Level, log_probs: Tensor | None, levels: int | None
+) -> Tensor:
+    """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
+
+    Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the levels or, with None, over the line.
+    """
+    if log_probs is not None:
+        return level_log_prob(x0, log_probs)
+    if levels is None:
+        return normal_log_prob(x0, Normal(x_t / level.alpha, (level.sigma / level.alpha) ** 2))
+    return level_log_prob(x0, level_log_probs(x_t, level, torch.zeros(levels, device=x0.device, dtype=x0.dtype)))
+
+
+def level_log_prob(x0: Tensor, log_probs: Tensor) -> Tensor:
+    """The entry of log_probs (B, C, levels, ...) at the level of each element of x0 (B, C, ...)."""
+    index = ((x0 + 1) * ((log_probs.shape[2] - 1) / 2)).round().long()
+    return log_probs.gather(2, index.unsqueeze(2)).squeeze(2)
+
+
+def normal_log_prob(x: Tensor, normal: Normal) -> Tensor:
+    """The log-density of x, per element, in nats."""
+    variance = expand(normal.variance, x)
+    return -0.5 * ((x - normal.mean) ** 2 / variance + (2 * math.pi * variance).log())
+
+
+def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor:
+    """The log-probability `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
+
+    x takes `levels` values evenly spaced on [-1, 1]; the intervals at the ends reach to infinity, so the probabilities
+    sum to one. Exact in the tails: the difference of distribution functions is taken on the side where both are small.
+    """
+    scale = expand(normal.variance.sqrt(), x)
+    half = 1 / (levels - 1)
+    offset = x - normal.mean
+    infinity = torch.full_like(x, torch.inf)
+    upper = torch.where(x > 1 - half, infinity, (offset + half) / scale)
+    lower = torch.where(x < -1 + half, -infinity, (offset - half) / scale)
+    flip = offset > 0  # P(l < z < u) = P(-u < z < -l)
+    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_high = torch.special.log_ndtr(high)
+    # An open interval has low = -inf; until the last line it gets finite numbers, or its gradient would be 0 * inf.
+    open_below = low == -torch.inf
+    log_low = torch.special.log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
+    gap = torch.where(open_below, torch.full_like(low, -1.0), log_low - log_high)
+    return log_high + torch.where(open_below, torch.zeros_like(low), torch.log1p(-gap.exp()))

@@ -1,0 +1,84 @@
+"""Times drawn as often as their losses vary: loss-aware importance sampling, and with it a learnt noise schedule.
+
+An objective is a function of u in [0, 1), of even density. Drawn with the density p(u) instead and weighted with
+1 / p(u), its mean is the same, and its variance is least for p proportional to the root of E[loss(u)^2] (Nichol &
+Dhariwal 2021, eq. 18). In continuous time u -> log-SNR is then the noise schedule that Kingma et al. 2021 (section 5.1,
+appendix I) learn by gradient for the same aim: here its best form for the losses seen is taken as it is.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RATE = 0.1  # a moment remembers about this many to one of its losses: 10, as IDDPM's history
+UNIFORM = 0.05
+"""The share drawn evenly, so that no time is forgotten (IDDPM: 0.001, with fewer losses to be wrong about)."""
+
+
+@dataclass
+class Importance:
+    """The second moment of the loss in even intervals of u: float64 on the CPU; `seen` losses in each.
+
+    Until every interval has been seen, all are drawn alike.
+    """
+
+    bins: int = 256
+    moments: Tensor = field(init=False)
+    seen: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moments = torch.zeros(self.bins, dtype=torch.float64)
+        self.seen = torch.zeros(self.bins, dtype=torch.float64)
+
+    @property
+    def density(self) -> Tensor:
+        """p, float64 (bins,), of mean 1."""
+        if (self.seen == 0).any():
+            return torch.ones(self.bins, dtype=torch.float64)
+        p = self.moments.sqrt()
+        total = p.mean()
+        return UNIFORM + (1 - UNIFORM) * p / total if total > 0 else torch.ones_like(p)
+
+    def warp(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Even u (float64) -> u' of density p, and the weights 1 / p(u')."""
+        p = self.density
+        edges = torch.cat([torch.zeros(1, dtype=torch.float64), p.cumsum(0) / self.bins])
+        edges = edges / edges[-1]
+        k = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, self.bins - 1)
+        inside = ((u - edges[k]) / (edges[k + 1] - edges[k])).clamp(max=1 - 2.0**-40)
+        return (k + inside) / self.bins, 1 / p[k]
+
+    def update(self, u: Tensor, losses: Tensor) -> None:
+        """Tells of the losses (before weighting) at u."""
+        k = (u * self.bins).long().clamp(max=self.bins - 1)
+        squares = losses.detach().to("cpu", torch.float64) ** 2
+        count = torch.zeros(self.bins, dtype=torch.float64).index_add_(0, k, torch.ones_like(squares))
+        mean = torch.zeros(self.bins, dtype=torch.float64).index_add_(0, k, squares) / count.clamp(min=1)
+        # The first losses count alike, the later ones fade.
+        rate = torch.maximum(1 - (1 - RATE) ** count, count / (self.seen + count).clamp(min=1))
+        self.moments += torch.where(count > 0, rate, 0.0) * (mean - self.moments)
+        self.seen += count
+
+    def knots(self, log_snrs: Tensor, first: float, count: int = 65) -> Tensor:
+        """The learnt schedule: log-SNRs at even times, from those of the schedule trained on, linear in time.
+
+        Args:
+            log_snrs: (K,) at even times of the schedule trained on.
+            first: the share of u that is no time (`undiffuse.objectives.first_share`).
+        """
+        p = self.density
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
+        mass = torch.cat([torch.zeros(1, dtype=torch.float64), p.cumsum(0) / self.bins])
+        start = _interpolate(torch.tensor([first], dtype=torch.float64), edges, mass)
+        wanted = torch.lerp(start, mass[-1:], torch.linspace(0, 1, count, dtype=torch.float64))
+        time = (_interpolate(wanted, mass, edges) - first) / (1 - first)
+        even = torch.linspace(0, 1, len(log_snrs), dtype=torch.float64)
+        return _interpolate(time.clamp(0, 1), even, log_snrs)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The piecewise linear function through (xs, ys), xs increasing, at x."""
+    below = (torch.searchsorted(xs, x, right=True) - 1).clamp(0, len(xs) - 2)
+    share = ((x - xs[below]) / (xs[below + 1] - xs[below])).clamp(0, 1)
+    return torch.lerp(ys[below], ys[below + 1], share)

@@ -1,0 +1,61 @@
+"""A schedule that is its own log-SNR: given at even times and linear between, as a learnt one is (VDM, 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
+
+
+class LogSNR(Schedule):
+    """Variance preserving, alpha_t^2 = sigmoid(lambda_t), sigma_t^2 = sigmoid(-lambda_t) (Kingma et al. 2021, eq. 3).
+
+    lambda is linear between K + 1 knots at even times from t_min to 1; before t_min, sigma / alpha is proportional to
+    t, so that t = 0 is the data.
+
+    Args:
+        log_snrs: the knots, strictly decreasing, two at least. Raises ValueError otherwise.
+    """
+
+    def __init__(self, log_snrs: Sequence[float], t_min: float = 1e-3):
+        self.knots = float64(list(log_snrs))
+        if len(self.knots) < 2 or not (self.knots.diff() < 0).all() or not self.knots.isfinite().all():
+            raise ValueError("log_snrs must be two numbers or more, each below the one before")
+        if not 0 < t_min < 1:
+            raise ValueError("needs 0 < t_min < 1")
+        self.t_min = t_min
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The knot below t and how far t is towards the next one."""
+        last = len(self.knots) - 1
+        position = ((t - self.t_min) / (1 - self.t_min) * last).clamp(0, last)
+        below = position.floor().clamp(max=last - 1)
+        return below.long(), position - below
+
+    @remembered
+    def log_snr(self, t: Time) -> Tensor:
+        t = float64(t)
+        below, share = self._segment(t)
+        early = -2 * (t / self.t_min).clamp(max=1).log()
+        return torch.lerp(self.knots[below], self.knots[below + 1], share) + early
+
+    @remembered
+    def level(self, t: Time) -> Level:
+        log_snr = self.log_snr(t)
+        return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
+
+    def log_snr_derivative(self, t: Time) -> Tensor:
+        t = float64(t)
+        below, _ = self._segment(t)
+        slope = self.knots.diff()[below] * (len(self.knots) - 1) / (1 - self.t_min)
+        return torch.where(t < self.t_min, -2 / t, slope)
+
+    def time(self, log_snr: Time) -> Tensor:
+        log_snr = float64(log_snr)
+        last = len(self.knots) - 1
+        below = (torch.searchsorted(-self.knots, -log_snr, right=True) - 1).clamp(0, last - 1)
+        share = ((self.knots[below] - log_snr) / (self.knots[below] - self.knots[below + 1])).clamp(0, 1)
+        early = ((self.knots[0] - log_snr) / 2).clamp(max=0).exp()
+        late = self.t_min + (1 - self.t_min) * (below + share) / last
+        return torch.where(log_snr > self.knots[0], self.t_min * early, late)
