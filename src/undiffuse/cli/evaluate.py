@@ -9,7 +9,9 @@ from undiffuse.progress import bar
 
 SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
 FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
-METRICS_HELP = "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd (density)."
+METRICS_HELP = (
+    "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
+)
 VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
 
 
@@ -43,6 +45,7 @@ def evaluate(
       undiffuse evaluate samples.npz --data fashion-mnist
       undiffuse evaluate fashion-mnist-likelihood --metrics bpd -n 10000
       undiffuse evaluate fashion-mnist --metrics bpd --bound 100 --variance optimal
+      undiffuse evaluate fashion-mnist --metrics ode -n 100
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
@@ -54,10 +57,12 @@ def evaluate(
 
     report = report or Path(f"{Path(subject).stem}-evaluation.html")
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
-    if "bpd" in groups:
-        if groups != ["bpd"]:
-            raise UsageError("--metrics bpd asks how probable data is, the others are of samples: ask for them in turn")
-        _density(subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
+    if densities := [name for name in groups if name in ("bpd", "ode")]:
+        if len(groups) > 1:
+            raise UsageError(
+                f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"
+            )
+        _density(densities[0], subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
         return
     recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
     done = []
@@ -84,6 +89,7 @@ def evaluate(
 
 
 def _density(
+    metric: str,
     subject: str,
     data: str | None,
     split: str,
@@ -99,27 +105,31 @@ def _density(
     """Bits per dimension: a table, and a page with the terms over time."""
     from undiffuse.errors import UsageError
     from undiffuse.files import write_json
-    from undiffuse.likelihood import density
+    from undiffuse.likelihood import density, ode_density
     from undiffuse.likelihood.density import DEFAULT_DRAWS
     from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
     from undiffuse.model import load
 
     if bound not in ("auto", "continuous") and not (bound.isdigit() and int(bound) > 0):
         raise UsageError(f"--bound {bound}: write continuous, or a number of steps such as 100")
-    measured = density(
-        load(subject, device),
-        data,
-        split=split,
-        n=n,
-        bound=int(bound) if bound.isdigit() else bound,
-        variance=variance,
-        draws=draws or DEFAULT_DRAWS,
-        seed=seed,
-        bar=bar,
-    )
+    model = load(subject, device)
+    if metric == "ode":
+        measured = ode_density(model, data, split=split, n=n, seed=seed, bar=bar)
+    else:
+        measured = density(
+            model,
+            data,
+            split=split,
+            n=n,
+            bound=int(bound) if bound.isdigit() else bound,
+            variance=variance,
+            draws=draws or DEFAULT_DRAWS,
+            seed=seed,
+            bar=bar,
+        )
     say(sentence(measured))
     say(table([HEADINGS, *rows(measured)]))
     if json_file:
         write_json(json_file, measured.to_json())
     write_report(measured, report)
-    say(f"{report}: the terms over time, the images coded in least and most bits, the conditions")
+    say(f"{report}: the parts, the images of fewest and most bits, the conditions")

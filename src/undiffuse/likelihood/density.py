@@ -45,8 +45,8 @@ class Density:
 
     Attributes:
         per_image: the bound of each image, float64 (N,).
-        parts: "prior", "diffusion", "reconstruction" and their sum "bits_per_dim".
-        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time, rising.
+        parts: of the bound "prior", "diffusion" and "reconstruction", and their sum "bits_per_dim".
+        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None of an ODE.
         conditions: model, data, bound, draws: JSON.
         images: the images themselves, uint8 (N, H, W, C), for figures.
     """
@@ -54,7 +54,7 @@ class Density:
     name: str
     per_image: np.ndarray
     parts: dict[str, Part]
-    curve: tuple[np.ndarray, np.ndarray, np.ndarray]
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray] | None
     conditions: dict[str, Any]
     images: np.ndarray
 
@@ -77,7 +77,7 @@ class Density:
             "n": self.n,
             "bits_per_dim": {name: dataclasses.asdict(part) for name, part in self.parts.items()},
             "net_bytes_per_image": {"ideal_coder": coded, "as_they_are": raw},
-            "curve": {k: v.tolist() for k, v in zip(("at", "bits", "error"), self.curve, strict=True)},
+            "curve": self.curve and {k: v.tolist() for k, v in zip(("at", "bits", "error"), self.curve, strict=True)},
             "conditions": self.conditions,
         }
 
@@ -111,36 +111,47 @@ def density(
         raise UsageError(f"draws = {draws}: take one at least")
     steps = bound if isinstance(bound, int) else model.denoiser.process.schedule.steps if bound == "auto" else None
     variance = _checked(model, steps, variance)
-    images = _images(model, data, split, bar)
+    images = images_of(model, data, split, bar)
     count = min(n or DEFAULT_N, len(images))
     formula = Formula(steps, variance)
     if variance == "optimal":
         assert steps is not None
-        formula = Formula(steps, _tuned(model, _images(model, data, "train", bar), steps, seed, bar))
+        formula = Formula(steps, _tuned(model, images_of(model, data, "train", bar), steps, seed, bar))
     draws = draws if steps is None else min(draws, steps - 1)
     parts: list[Bound] = []
     with bar(f"bits per dimension of {model.name}", count) as tick:
-        for numbers in _batches(count):
+        for numbers in batches(count):
             x0 = pixels(images, numbers).to(model.device)
             samples = torch.from_numpy(numbers)
             u = every_step(len(x0), steps) if steps is not None and draws == steps - 1 else spread(samples, draws)
             parts.append(bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u))
             tick(len(x0))
-    conditions = {
-        "data": images.name,
-        "split": split,
-        "fingerprint": images.fingerprint,
-        "dimensions": int(np.prod(images.shape)),
-        "levels": formula.levels,
+    conditions = conditions_of(model, images, split, data) | {
         "bound": "continuous" if steps is None else f"{steps} steps",
         "variance": None if steps is None else variance,
         "draws": draws,
         "seed": seed,
-        "classes": "not given",
-        "learnt_this_data": model.data.fingerprint == _images(model, data, "train", no_bar).fingerprint,
-        "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},
     }
     return summarise(model, parts, conditions, np.asarray(images.images[:count]))
+
+
+def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
+    """What every density was measured on, as JSON."""
+    return {
+        "data": images.name,
+        "split": split,
+        "fingerprint": images.fingerprint,
+        "learnt_this_data": model.data.fingerprint == images_of(model, data, "train", no_bar).fingerprint,
+        "dimensions": int(np.prod(images.shape)),
+        "levels": 256,
+        "classes": "not given",
+        "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},
+    }
+
+
+def part_of(values: Tensor) -> Part:
+    """The mean of (N,) values, and its error."""
+    return Part(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
 def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], images: np.ndarray) -> Density:
@@ -150,10 +161,7 @@ def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], imag
         for name in ("prior", "diffusion", "reconstruction", "total")
     }
     columns["bits_per_dim"] = columns.pop("total")
-    means = {
-        name: Part(values.mean().item(), values.std().item() / math.sqrt(len(values)))
-        for name, values in columns.items()
-    }
+    means = {name: part_of(values) for name, values in columns.items()}
     times, draws = (torch.cat([getattr(part, name) for part in parts]).flatten() for name in ("times", "draws"))
     schedule = model.denoiser.process.schedule
     continuous = conditions["bound"] == "continuous"
@@ -185,11 +193,12 @@ def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
     return torch.from_numpy(chosen).float() / 127.5 - 1
 
 
-def _images(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
+def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
+    """A split of what the model learnt, or of `data`. Raises UsageError for images of another shape."""
     config = (
         model.config.data if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
     )
-    with bar("reading the data") as tick:
+    with bar("reading the data", 0) as tick:
         images = make_data(config, split, tick)
     if images.shape != model.data.shape:
         of, has = ("x".join(map(str, shape)) for shape in (model.data.shape, images.shape))
@@ -208,9 +217,10 @@ def _checked(model: Model, steps: int | None, variance: str) -> str:
     return variance if variance != "auto" else "learned" if learned else "small"
 
 
-def _batches(count: int) -> Iterator[np.ndarray]:
-    for first in range(0, count, BATCH):
-        yield np.arange(first, min(first + BATCH, count))
+def batches(count: int, size: int = BATCH) -> Iterator[np.ndarray]:
+    """The numbers 0 .. count - 1 in pieces."""
+    for first in range(0, count, size):
+        yield np.arange(first, min(first + size, count))
 
 
 def _noise(seed: int, numbers: np.ndarray, x0: Tensor) -> Any:
@@ -225,7 +235,7 @@ def _tuned(model: Model, images: ImageSet, steps: int, seed: int, bar: Bar) -> T
     count = min(TUNED_ON, len(images))
     sums = []
     with bar("measuring the optimal variances", count) as tick:
-        for numbers in _batches(count):
+        for numbers in batches(count):
             x0 = pixels(images, numbers).to(model.device)
             u = spread(torch.from_numpy(numbers), min(TUNED_DRAWS, steps))
             noise = _noise(seed, numbers + DEFAULT_N, x0)

@@ -18,6 +18,9 @@ WHAT = {
     "prior": "L_T: what the noisiest state still says of the image",
     "diffusion": "the steps between",
     "reconstruction": "L_0: the image from its least noisy state",
+    "latent": "-log2 of the prior's density at the latent",
+    "volume": "the change of volume on the way to it",
+    "dequantisation": "log2(256 / 2): a bin's share of the line from -1 to 1",
     "bits_per_dim": "in all: a bound from above on -log2 p, per value of a pixel",
 }
 
@@ -34,11 +37,12 @@ def sentence(density: Density) -> str:
     """What was measured, and what it means for a file."""
     facts = density.conditions
     coded, raw = density.bytes_per_image
+    how = facts["bound"] if "ODE" in facts["bound"] else f"{facts['bound']} bound"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
     note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
     return (
         f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
-        f"of 8 bits; {facts['bound']} bound{variance}, {facts['draws']} draws an image{note}\n"
+        f"of 8 bits; {how}{variance}, {facts['draws']} draws an image{note}\n"
         f"An ideal coder would need {coded:,.0f} net bytes an image, of {raw:,.0f} as they are (bits back; no coder is "
         "run here)."
     )
@@ -48,7 +52,8 @@ def write_report(density: Density, path: Path) -> None:
     """Writes the page."""
     with tempfile.TemporaryDirectory() as folder:
         terms, images = Path(folder) / "terms.png", Path(folder) / "images.png"
-        draw_terms(density, terms)
+        if density.curve:
+            draw_terms(density, terms)
         order = np.argsort(density.per_image)
         count = min(SHOWN, len(order))
         chosen = {"fewest bits": order[:count], "most bits": order[-count:][::-1]}
@@ -66,7 +71,9 @@ def write_report(density: Density, path: Path) -> None:
             f"<h1>Density of {html.escape(density.name)} on {html.escape(density.conditions['data'])}</h1>",
             *(f"<p>{html.escape(line)}</p>" for line in sentence(density).splitlines()),
             html_table([HEADINGS, *rows(density)]),
-            f"<figure><img src='{inline(terms)}'><figcaption>{caption(density)}</figcaption></figure>",
+            f"<figure><img src='{inline(terms)}'><figcaption>{caption(density)}</figcaption></figure>"
+            if density.curve
+            else "",
             f"<figure><img src='{inline(images)}'></figure>",
             "<h2>Conditions</h2>",
             f"<pre>{html.escape(json.dumps(density.to_json(), indent=1))}</pre>",
@@ -83,6 +90,7 @@ def caption(density: Density) -> str:
 
 def draw_terms(density: Density, path: Path) -> None:
     """The terms over time as PNG, with two standard errors."""
+    assert density.curve is not None
     at, bits, error = density.curve
     figure = Figure(figsize=(5.4, 3.4))
     axes = figure.subplots()
