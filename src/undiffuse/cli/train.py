@@ -12,7 +12,7 @@ def train(
     out: Path = typer.Option(None, "--out", "-o", help="The run folder, new (or, with --resume, old) [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
-    preset: str = typer.Option(None, help="fast, balanced, best or ddpm (docs/recipes.md) [by --minutes]."),
+    preset: str = typer.Option(None, help="fast, balanced, best, ddpm, iddpm or likelihood [by --minutes]."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),

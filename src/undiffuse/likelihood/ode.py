@@ -59,7 +59,7 @@ def probes_for(divergence: str, x: Tensor, count: int, seed: int, samples: Seque
         raise UsageError("a divergence needs at least one probe")
     keys = [(seed, Purpose.PROBE, sample, k) for k in range(count) for sample in samples]
     v = normal(keys, x.shape[1:]).to(x.device, torch.float64).view(count, *x.shape)
-    return (torch.where(v < 0, -1.0, 1.0).double() if divergence == "rademacher" else v) * 1.0
+    return (torch.where(v < 0, -1.0, 1.0).double() if divergence == "rademacher" else v) / math.sqrt(count)
 
 
 @torch.no_grad()
