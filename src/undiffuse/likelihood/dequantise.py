@@ -94,7 +94,7 @@ class LogisticDequantiser(nn.Module):
         mean, log_scale = self.network(x).chunk(2, dim=1)
         a = torch.logit(v.to(x.dtype).clamp(min=STEP / 2))
         b = mean + log_scale.exp() * a
-        log_q = log_slope(a) - log_slope(b)
+        log_q = log_slope(a) - log_slope(b) - log_scale
         return torch.sigmoid(b).clamp(max=1 - STEP), log_q.flatten(1).sum(1)
 
 

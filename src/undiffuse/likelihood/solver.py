@@ -66,10 +66,8 @@ class Solver:
             return slope(min(max(w.item(), low), high), parts)  # the choice of the first step may look beyond the end
 
         ends = torch.tensor([start, end], dtype=torch.float64, device=device)
-        options: dict[str, Any] = {
-            "norm": worst,
-            "step_t": ends[1:],
-        }  # ends there, instead of interpolating from beyond
+        # A step to the end itself, where torchdiffeq would step beyond it and interpolate.
+        options: dict[str, Any] = {"norm": worst, "step_t": ends[1:]}
         if self.steps is not None:
             grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64, device=device)
             options = {"grid_constructor": lambda *_: grid}

@@ -23,7 +23,7 @@ class Importance:
     Until every interval has been seen, all are drawn alike.
     """
 
-    bins: int = 256
+    bins: int = 128
     moments: Tensor = field(init=False)
     seen: Tensor = field(init=False)
 

@@ -1,0 +1,180 @@
+"""Density as a user meets it: training the bound, `evaluate --metrics bpd` and `ode`, what they say and refuse."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, ignore, run_state
+from safetensors.torch import load_file
+
+from undiffuse.config import preset
+from undiffuse.data import load as load_data
+from undiffuse.errors import UsageError
+from undiffuse.generate import sample
+from undiffuse.likelihood import density, ode_density
+from undiffuse.likelihood.density import BITS, pixels
+from undiffuse.model import load
+from undiffuse.randomness import Purpose, normal
+from undiffuse.training import train
+
+
+@pytest.fixture(scope="module")
+def likelihood(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the preset, tiny."""
+    run = tmp_path_factory.mktemp("likelihood") / "run"
+    values = {"network.head": 8, "training.steps": 60, "training.learning_rate": 1e-2}
+    train({**preset("likelihood"), **tiny, **values}, run, report=ignore)
+    return run
+
+
+def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:
+    """Below the 8 bits of a network that knows nothing; the saved schedule is learnt, and its ends are as asked for."""
+    model = load(likelihood)
+    assert model.config.process.log_snrs is not None
+    knots = np.array(model.config.process.log_snrs)
+    assert len(knots) == 65 and (np.diff(knots) < 0).all()
+    assert knots[[0, -1]].tolist() == [13.3, -6.0]
+    assert np.abs(np.diff(knots, 2)).max() > 1e-3  # no longer the straight line it began as
+    assert density(model, n=7).parts["bits_per_dim"].mean < 7.9  # uniform noise over 128 values, at three levels
+    assert model.config.training.conditional is False and model.labels(np.arange(3)) is None
+
+
+def test_a_model_of_levels_samples(likelihood: Path) -> None:
+    """Any sampler takes it: its x_0 lies in the range of the data by itself."""
+    for sampler in ("dpm++2m", "ddpm", "heun"):
+        assert sample(likelihood, 2, sampler=sampler, steps=4, threshold="none").shape == (2, 16, 16, 1)
+
+
+def test_importance_is_part_of_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A run stopped and resumed is the same bit for bit, with its losses' sizes remembered."""
+    values = {**preset("likelihood"), **tiny, "network.head": 8, "training.steps": 6, "training.keep": 5}
+    train(values, tmp_path / "whole", report=ignore)
+    for step in (3, 6):
+        state = load_file(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}" / "training.safetensors")
+        assert state["importance.seen"].sum() == 16 * step
+    parted = tmp_path / "parted"
+    train(values, parted, report=ignore)
+    shutil.rmtree(parted / "checkpoints" / "step-00000006")
+    train(values, parted, resume=True, report=ignore)
+    assert run_state(tmp_path / "whole") == run_state(parted)
+
+
+def test_the_continuous_bound_of_a_model(likelihood: Path, data: str) -> None:
+    """The parts add up, per image and in the mean; an independent sum of the same integral agrees with its error."""
+    model = load(likelihood)
+    found = density(model, n=7, draws=60)
+    parts = {name: part.mean for name, part in found.parts.items()}
+    assert parts["bits_per_dim"] == pytest.approx(parts["prior"] + parts["diffusion"] + parts["reconstruction"])
+    assert found.per_image.mean() == pytest.approx(parts["bits_per_dim"])
+    assert found.bytes_per_image == (pytest.approx(parts["bits_per_dim"] * 256 / 8), 256)
+    # 1/2 integral of SNR ||x_0 - x_0_hat||^2 d lambda, by the trapezoid over log-SNR and noise of its own
+    images = load_data(data, "test")
+    x0 = pixels(images, np.arange(7))
+    lambdas = torch.linspace(13.3, -6.0, 150, dtype=torch.float64)
+    values = []
+    for k, value in enumerate(lambdas):
+        alpha, sigma = torch.sigmoid(value).sqrt().float(), torch.sigmoid(-value).sqrt().float()
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(k))
+        with torch.no_grad():
+            x0_hat = model.denoiser(alpha * x0 + sigma * noise, model.denoiser.process.schedule.time(value)).x0
+        values.append(0.5 * value.exp().item() * (x0 - x0_hat).double().square().mean().item())
+    expected = -np.trapezoid(values, lambdas.numpy()) * BITS
+    assert parts["diffusion"] == pytest.approx(expected, rel=0.03)  # 7 images, 60 draws each
+    curve = found.curve
+    assert curve is not None
+    assert np.trapezoid(curve[1], curve[0]) == pytest.approx(parts["diffusion"], rel=0.1)
+
+
+def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
+    """With as many draws as steps the sum is that of the terms, each computed here from the betas' closed forms."""
+    model = load(whole)
+    images = load_data(data, "test")
+    found = density(model, n=3, bound=10, variance="large", draws=99)
+    assert found.conditions["draws"] == 9 and found.conditions["bound"] == "10 steps"
+    process, x0 = model.denoiser.process, pixels(images, np.arange(3))
+    total = torch.zeros(3, dtype=torch.float64)
+    for i in range(1, 10):
+        s, t = i / 10, (i + 1) / 10
+        (a_s, s_s), (a_t, s_t) = ((float(level.alpha), float(level.sigma)) for level in map(process.level, (s, t)))
+        noise = normal([(0, Purpose.BOUND, k, i) for k in range(3)], x0.shape[1:])
+        with torch.no_grad():
+            x0_hat = model.denoiser(a_t * x0 + s_t * noise, torch.full((3,), t, dtype=torch.float64)).x0
+        beta = 1 - (a_t / a_s) ** 2
+        tilde = s_s**2 / s_t**2 * beta
+        mean = a_s * beta / s_t**2 * (x0 - x0_hat).double()
+        total += (0.5 * (mean**2 / beta + tilde / beta - 1 - math.log(tilde / beta))).flatten(1).mean(1)
+    assert found.parts["diffusion"].mean == pytest.approx(total.mean().item() * BITS, rel=1e-5)  # float32 networks
+
+
+def test_optimal_variances_lower_the_bound(whole: Path) -> None:
+    """One fitted number for each step is better than beta or the posterior's, on images it was not fitted on."""
+    totals = {
+        name: density(load(whole), n=7, bound=10, variance=name, draws=9).parts["bits_per_dim"].mean
+        for name in ("small", "large", "optimal")
+    }
+    assert totals["optimal"] < min(totals["small"], totals["large"])
+
+
+def test_the_ode_of_a_model(whole: Path) -> None:
+    """The parts add up with exactly 7 bits for the bins; the same again is the same."""
+    model = load(whole)
+    found = ode_density(model, n=2)
+    parts = {name: part.mean for name, part in found.parts.items()}
+    assert parts["dequantisation"] == 7
+    assert sum(parts.values()) == pytest.approx(2 * parts["bits_per_dim"], abs=1e-9)
+    assert (ode_density(model, n=2).per_image == found.per_image).all()
+
+
+def test_the_commands(likelihood: Path, whole: Path, command: Command) -> None:
+    """A table, a page and JSON of both; nothing is sampled for them."""
+    code, out, _ = command("evaluate", likelihood, "--metrics", "bpd", "--json", "d.json", "--report", "d.html")
+    assert code == 0 and "ideal coder" in out and "bits per dim" in out and "7 images" in out
+    written = json.loads(Path("d.json").read_text())
+    assert written["conditions"]["bound"] == "continuous" and written["conditions"]["classes"] == "not given"
+    assert Path("d.html").read_text().count("<img") == 2
+    code, out, _ = command("evaluate", whole, "--metrics", "ode", "-n", 10, "--report", "o.html")
+    assert code == 0 and "probability-flow ODE" in out and Path("o.html").read_text().count("<img") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "bpd,frechet"], "ask for it alone"),
+        (["--metrics", "bpd", "--bound", "many"], "write continuous, or a number of steps"),
+        (["--metrics", "bpd", "--variance", "learned"], "has not learnt its variance"),
+        (["--metrics", "bpd", "--variance", "tiny"], "choose from auto, small"),
+        (["--metrics", "bpd", "--bound", "continuous", "--variance", "small"], "no variance to choose"),
+        (["--metrics", "bpd", "--data", "emoji"], "belongs to one shape"),
+    ],
+)
+def test_what_is_refused(whole: Path, command: Command, arguments: list[str], message: str) -> None:
+    """In one line, with what to do, and nothing written."""
+    code, out, error = command("evaluate", whole, *arguments)
+    assert code == 2 and message in error and error.count("\n") == 1 and not out
+    assert not list(Path().glob("*.html"))
+
+
+def test_an_ode_needs_a_density(likelihood: Path) -> None:
+    """A model of whole values has none between them."""
+    with pytest.raises(UsageError, match="ask for --metrics bpd"):
+        ode_density(load(likelihood), n=2)
+
+
+def test_a_learnt_variance_is_used(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """IDDPM's preset trains, its bound uses the learnt variance by itself, and so does ancestral sampling."""
+    train({**preset("iddpm"), **tiny, "training.steps": 3}, tmp_path / "run", report=ignore)
+    model = load(tmp_path / "run")
+    assert density(model, n=3, bound=20, draws=4).conditions["variance"] == "learned"
+    assert sample(model, 2, sampler="ddpm-learned", steps=5).shape == (2, 16, 16, 1)
+
+
+def test_the_bound_itself_trains_with_importance(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """L_vlb with loss-aware times: the discrete bound of a learnt variance, over its table's steps."""
+    values = {"objective.loss": "bound", "objective.variance": "learned", "objective.importance": True}
+    train({**preset("iddpm"), **tiny, **values, "training.steps": 20}, tmp_path / "run", report=ignore)
+    assert load(tmp_path / "run").config.process.steps == 4000
