@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from references import EPS, SCHEDULES, TABLES, ZERO_SNR, as64, gaussian_denoiser, levels
+from scipy import special, stats
 from torch import Tensor
 
-from undiffuse.denoiser import LOG_SNR_LIMIT, TARGETS, Denoiser, Prediction, reverse
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser, Prediction, reverse
 from undiffuse.networks import MLP, UNet
 from undiffuse.process import GaussianProcess, linear
 
@@ -246,6 +247,29 @@ def test_learned_variance_needs_a_network_that_learned_it() -> None:
     assert prediction.variance_mix is None
     with pytest.raises(ValueError, match="learned"):
         reverse(process, prediction, torch.zeros(1, 2), 0.4, 0.5, "learned")
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 5)])
+def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
+    """ln p(x_0 = v | x_t) = r_v + ln N(v; m, (sigma_data e^-a)^2) + ln N(x_t; alpha v, sigma^2) + constant.
+
+    Where the network gives 256 logits r, m and a. Here in NumPy, from two densities and a sum; x_0 is the mean.
+    """
+    process, t = GaussianProcess(linear(50)), as64(0.02, 0.3, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(3, shape[0], 258, *shape[1:], dtype=torch.float64, generator=generator)
+    x_t = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
+    prediction = Denoiser(says(output.flatten(1, 2)), process, LEVELS, sigma_data=0.6)(x_t, t)
+    assert prediction.logits is not None
+    free, mean, sharpness = np.split(np.moveaxis(output.numpy(), 2, -1), [256, 257], -1)
+    values = np.arange(256) / 127.5 - 1
+    alpha, sigma = (np.reshape(each, (3, *[1] * (len(shape) + 1))) for each in zip(*levels(process, t), strict=True))
+    log_p = free + stats.norm.logpdf(values, mean, 0.6 * np.exp(-sharpness))
+    log_p += stats.norm.logpdf(x_t.numpy()[..., None], alpha * values, sigma)
+    p = np.exp(log_p - special.logsumexp(log_p, -1, keepdims=True))
+    np.testing.assert_allclose(np.moveaxis(prediction.logits.softmax(2).numpy(), 2, -1), p, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(prediction.x0.numpy(), p @ values, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(process.corrupt(prediction.x0, t, prediction.eps), x_t, rtol=1e-12, atol=1e-12)
 
 
 @every_schedule

@@ -14,7 +14,7 @@ from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
+from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import UNet, UNet2D
 from undiffuse.networks.unet import parts
@@ -155,7 +155,7 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
     of_levels = config.denoiser.target == LEVELS
-    outputs = channels * (VALUES if of_levels else 2 if config.denoiser.learned_variance else 1)
+    outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
     return UNet(

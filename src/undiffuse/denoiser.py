@@ -84,6 +84,9 @@ TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
 
 LEVELS = "levels"
 VALUES = 256  # of 8 bits
+LEVEL_OUTPUTS = VALUES + 2
+"""What a network of the target "levels" says of an element: logits, and a Gaussian's mean and sharpness."""
+SHARPEST = 6.0  # such a Gaussian's standard deviation is at least sigma_data exp(-6), a third of a level
 
 
 def _needs_signal(level: Level, target: str) -> None:
@@ -103,13 +106,14 @@ class Prediction:
         eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
         variance_mix: where between the posterior's (0) and the transition's (1) log-variance that of
             p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15; not clipped, as there); None where it was not learnt.
-        log_probs: of the target "levels", ln p(x_0 = v | x_t) per element and value: (B, C, levels, ...).
+        logits: of the target "levels", ln p(x_0 = v | x_t) per element and value, up to a constant for the element:
+            (B, C, levels, ...).
     """
 
     x0: Tensor
     eps: Tensor
     variance_mix: Tensor | None = None
-    log_probs: Tensor | None = None
+    logits: Tensor | None = None
 
     def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """This prediction with another x_0, and the eps that goes with it."""
@@ -128,7 +132,7 @@ class Denoiser:
     Attributes:
         network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
         process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
-        target: a name in TARGETS, or "levels", for data of 8 bits: the output is (B, 256 C, ...), see `_of_levels`.
+        target: a name in TARGETS, or "levels", for data of 8 bits: the output is (B, 258 C, ...), see `_of_levels`.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
     """
@@ -180,14 +184,16 @@ class Denoiser:
     def _of_levels(self, x_t: Tensor, t: Time, condition: Any) -> Prediction:
         """x_0 as its mean over the 256 values an element can take, given what the network says and x_t itself.
 
-        The network's logits stand for what surrounds an element, and x_t there is weighed in by Bayes' rule. So
-        what little noise hides need not be learnt: there x_0 is the value next to x_t.
+        The network's odds, a Gaussian's times free ones, stand for what surrounds an element, and x_t there is weighed
+        in by Bayes' rule. So what little noise hides need not be learnt: there x_0 is the value next to x_t.
         """
         level = self.process.level(t)
-        logits = self.output(x_t, t, condition)[0].to(x_t.dtype).unflatten(1, (x_t.shape[1], VALUES))
-        log_probs = level_log_probs(x_t, level, logits)
-        x0 = torch.einsum("bcl...,l->bc...", log_probs.exp(), level_values(VALUES, x_t))
-        return Prediction(x0, x0, log_probs=log_probs).with_x0(x0, x_t, level)
+        output = self.output(x_t, t, condition)[0].to(x_t.dtype).unflatten(1, (x_t.shape[1], LEVEL_OUTPUTS))
+        free, mean, sharpness = output.split([VALUES, 1, 1], 2)
+        precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data) ** 2
+        logits = level_logits(x_t, level, free, mean, precision)
+        x0 = (logits.softmax(2) * level_values(VALUES, x_t).view(-1, *[1] * (x_t.ndim - 2))).sum(2)
+        return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
 
     def bind(self, condition: Any) -> Denoise:
         """The denoiser for one condition."""
@@ -199,16 +205,23 @@ def level_values(levels: int, like: Tensor) -> Tensor:
     return torch.arange(levels, device=like.device, dtype=like.dtype) / ((levels - 1) / 2) - 1
 
 
-def level_log_probs(x_t: Tensor, level: Level, logits: Tensor) -> Tensor:
-    """ln p(x_0 = v | x_t) for every value v, proportional to exp(logits) q(x_t | v): (B, C, levels, ...), nats.
+def level_logits(
+    x_t: Tensor, level: Level, logits: Tensor, mean: Tensor | float = 0.0, precision: Tensor | float = 0.0
+) -> Tensor:
+    """ln p(x_0 = v | x_t) for every value v, up to a constant: ln of exp(logits) N(v; mean, 1 / precision) q(x_t | v).
 
-    logits: (levels,), one prior for all elements, or (B, C, levels, ...).
+    Args:
+        x_t: (B, C, ...), with some signal left in it (alpha > 0) or a precision to go by.
+        logits: (levels,), the same for all elements, or (B, C, levels, ...), as the result is.
+        mean, precision: (B, C, 1, ...), or none.
     """
     x_t = x_t.unsqueeze(2)
     across = (-1, *[1] * (x_t.ndim - 3))
     values = level_values(logits.shape[0 if logits.ndim == 1 else 2], x_t).view(across)
-    distance = (x_t - expand(level.alpha, x_t) * values) / expand(level.sigma, x_t)
-    return ((logits.view(across) if logits.ndim == 1 else logits) - distance**2 / 2).log_softmax(2)
+    told = expand(level.alpha / level.sigma**2, x_t)  # two Gaussians of v make one
+    both = precision + expand((level.alpha / level.sigma) ** 2, x_t)
+    distance = (values - (precision * mean + told * x_t) / both) * both.sqrt()
+    return torch.addcmul(logits.view(across) if logits.ndim == 1 else logits, distance, distance, value=-0.5)
 
 
 def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str) -> Normal:

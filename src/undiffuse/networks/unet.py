@@ -161,4 +161,8 @@ class UNet(nn.Module):
                 x = up(x, conditioning, skips[-1].shape[2:])
             else:
                 x = up(torch.cat([x, skips.pop()], 1), conditioning)
-        return self.head(functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch))
+        x = functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch)
+        if isinstance(self.head, nn.Identity):
+            return x
+        with torch.autocast(x.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
+            return self.head(x if x.dtype == torch.float64 else x.float())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undiffuse.denoiser import Denoiser, Prediction, level_log_probs, reverse
+from undiffuse.denoiser import Denoiser, Prediction, level_logits, reverse
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import Level, Normal, Schedule, expand, float64
 
@@ -100,9 +100,9 @@ def continuous_bound(
     bound = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
     if first.any():
         at = first.nonzero().flatten().to(x0.device)
-        log_probs = None if prediction.log_probs is None else prediction.log_probs[at]
+        logits = None if prediction.logits is None else prediction.logits[at]
         level = denoiser.process.level(schedule.t_min)
-        reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, log_probs, levels)
+        reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, logits, levels)
         bound = bound.index_copy(0, at, reconstruction.flatten(1).mean(1) / RECONSTRUCTION)
     return bound
 
@@ -138,8 +138,8 @@ def _term(
         model = Normal(model.mean, torch.where(index > 0, model.variance, process.level(t).sigma ** 2))
     posterior = process.posterior(x0, x_t, s, t)
     safe = Normal(posterior.mean, torch.where(index > 0, posterior.variance, float64(1.0)))
-    if prediction.log_probs is not None:
-        decoded = level_log_prob(x0, prediction.log_probs)
+    if prediction.logits is not None:
+        decoded = level_log_prob(x0, prediction.logits)
     elif levels is None:
         decoded = normal_log_prob(x0, model)
     else:
@@ -148,23 +148,23 @@ def _term(
 
 
 def reconstruction_log_prob(
-    x0: Tensor, x_t: Tensor, level: Level, log_probs: Tensor | None, levels: int | None
+    x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None
 ) -> Tensor:
     """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
 
     Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the levels or, with None, over the line.
     """
-    if log_probs is not None:
-        return level_log_prob(x0, log_probs)
+    if logits is not None:
+        return level_log_prob(x0, logits)
     if levels is None:
         return normal_log_prob(x0, Normal(x_t / level.alpha, (level.sigma / level.alpha) ** 2))
-    return level_log_prob(x0, level_log_probs(x_t, level, torch.zeros(levels, device=x0.device, dtype=x0.dtype)))
+    return level_log_prob(x0, level_logits(x_t, level, torch.zeros(levels, device=x0.device, dtype=x0.dtype)))
 
 
-def level_log_prob(x0: Tensor, log_probs: Tensor) -> Tensor:
-    """The entry of log_probs (B, C, levels, ...) at the level of each element of x0 (B, C, ...)."""
-    index = ((x0 + 1) * ((log_probs.shape[2] - 1) / 2)).round().long()
-    return log_probs.gather(2, index.unsqueeze(2)).squeeze(2)
+def level_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
+    """The log-probability that logits (B, C, levels, ...) give to the level of each element of x0 (B, C, ...)."""
+    index = ((x0 + 1) * ((logits.shape[2] - 1) / 2)).round().long()
+    return logits.gather(2, index.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
 
 
 def normal_log_prob(x: Tensor, normal: Normal) -> Tensor:

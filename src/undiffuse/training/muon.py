@@ -35,8 +35,8 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimizer(config: Training, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run. Muon takes the weights of convolutions and linear layers but for the thinnest, AdamW the
-    rest: embeddings, norms, biases.
+    """The optimiser of a run. Muon takes the weights of convolutions but for the thinnest, AdamW the rest: linear
+    layers, which here only carry conditioning, embeddings, norms, biases.
     """
     options: dict[str, Any] = {
         "lr": config.learning_rate,
