@@ -111,6 +111,13 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
     assert found.parts["diffusion"].mean == pytest.approx(total.mean().item() * BITS, rel=1e-5)  # float32 networks
 
 
+def test_one_step_is_a_bound_too(whole: Path) -> None:
+    """Only the prior and the decoder are left of it, and no curve."""
+    found = density(load(whole), n=3, bound=1)
+    assert found.parts["diffusion"].mean == 0 and found.curve is None
+    assert math.isfinite(found.parts["bits_per_dim"].mean)
+
+
 def test_optimal_variances_lower_the_bound(whole: Path) -> None:
     """One fitted number for each step is better than beta or the posterior's, on images it was not fitted on."""
     totals = {

@@ -1,29 +1,41 @@
-"""Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME."""
+"""Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME [MEASURED.json].
+
+MEASURED.json is what `undiffuse evaluate RUN --metrics bpd --json MEASURED.json` has written: the number goes into the
+model's card.
+"""
 
 import shutil
 import sys
 from pathlib import Path
 
-from undiffuse.files import atomic_folder
+from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import BUILT_IN, find, load
 
 MOST = 10_000_000  # bytes: the wheel is to stay small
 
 
-def main(run: str, name: str) -> None:
-    """Checks that the model loads and is small enough, then copies its two files."""
+def main(run: str, name: str, measured: str | None = None) -> None:
+    """Checks that the model loads and is small enough, and that the number is its own; then copies its two files."""
     folder = find(run)
-    print(f"{folder}: {load(folder).parameters / 1e6:.2f}M parameters")
+    model = load(folder)
+    print(f"{folder}: {model.parameters / 1e6:.2f}M parameters")
     size = (folder / "weights.safetensors").stat().st_size
     if size > MOST:
         sys.exit(f"{size} bytes of weights are more than {MOST}")
+    card = read_json(folder / "model.json")
+    if measured:
+        found = read_json(Path(measured))
+        if found["conditions"]["model"]["fingerprint"] != model.fingerprint:
+            sys.exit(f"{measured} was measured on another model than {folder}")
+        conditions = {key: found["conditions"][key] for key in ("data", "split", "bound", "draws", "seed")}
+        card["measured"] = {"bits_per_dim": found["bits_per_dim"]["bits_per_dim"], "n": found["n"], **conditions}
     with atomic_folder(BUILT_IN / name) as target:
-        for file in ("model.json", "weights.safetensors"):
-            shutil.copyfile(folder / file, Path(target) / file)
+        shutil.copyfile(folder / "weights.safetensors", Path(target) / "weights.safetensors")
+        write_json(Path(target) / "model.json", card)
     print(f"{BUILT_IN / name}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -14,20 +14,25 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from undiffuse.files import read_json
     from undiffuse.model import BUILT_IN, built_in, read_card
 
-    table = Table("name", "learnt", "classes", "size", "trained")
+    table = Table("name", "learnt", "classes", "size", "trained", "measured")
     for name in built_in():
         folder = BUILT_IN / name
         _, data, training = read_card(folder)
         size = (folder / "weights.safetensors").stat().st_size / 1e6
         height, width, channels = data.shape
+        measured = read_json(folder / "model.json").get("measured")
         table.add_row(
             name,
             f"{data.count} images of {height}x{width}x{channels} ({data.licence})",
             ", ".join(data.classes),
             f"{size:.1f} MB",
             f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}",
+            measured
+            and f"{measured['bits_per_dim']['mean']:.3f} bits/dim, {measured['n']} {measured['split']} images of "
+            f"{measured['data']}",
         )
     Console().print(table)
     say("Draw from one: undiffuse sample NAME. Any run folder is a model too.")

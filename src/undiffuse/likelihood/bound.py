@@ -81,16 +81,15 @@ def bound(
     process, objective = denoiser.process, formula.objective
     share = first_share(denoiser, formula.steps is None, formula.steps)
     first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), noise(0))
-    inside = share + (1 - share) * u
+    inside = (share + (1 - share) * u).clamp(min=share * (1 + 2**-50))  # (1 / T) T may round to less than 1
     draws = [
         (1 - share) * objective(denoiser, x0, condition, inside[:, k], noise(k + 1)).double().cpu()
         for k in range(u.shape[1])
     ]
-    if not draws:  # T = 1 has no steps between
-        draws = [torch.zeros(len(x0), dtype=torch.float64)]
     prior = process.marginal(x0.double(), 1.0).kl(process.prior(x0.double())).flatten(1).mean(1).cpu()
-    terms = torch.stack(draws, 1)
-    return Bound(prior, terms.mean(1), first.double().cpu(), times_of(denoiser, formula, inside), terms)
+    terms = torch.stack(draws, 1) if draws else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1: none between
+    diffusion = terms.sum(1) / max(len(draws), 1)
+    return Bound(prior, diffusion, first.double().cpu(), times_of(denoiser, formula, inside), terms)
 
 
 def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Density:
     Attributes:
         per_image: the bound of each image, float64 (N,).
         parts: of the bound "prior", "diffusion" and "reconstruction", and their sum "bits_per_dim".
-        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None of an ODE.
+        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None of an ODE or one step.
         conditions: model, data, bound, draws: JSON.
         images: the images themselves, uint8 (N, H, W, C), for figures.
     """
@@ -172,7 +172,7 @@ def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], imag
         steps = int(conditions["bound"].split()[0])
         at, terms = (times * steps).round() - 1, draws * BITS / max(steps - 1, 1)
         edges = np.unique(np.geomspace(1, steps, 41).round())
-    curve = _binned(at.numpy(), terms.numpy(), edges)
+    curve = _binned(at.numpy(), terms.numpy(), edges) if len(terms) else None
     return Density(model.name, columns["bits_per_dim"].numpy(), means, curve, conditions, images)
 
 

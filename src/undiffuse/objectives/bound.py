@@ -147,9 +147,7 @@ def _term(
     return torch.where(expand(index, x0) == 0, -decoded, safe.kl(model)).flatten(1).mean(1)
 
 
-def reconstruction_log_prob(
-    x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None
-) -> Tensor:
+def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None) -> Tensor:
     """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
 
     Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the levels or, with None, over the line.
