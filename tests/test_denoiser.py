@@ -253,18 +253,19 @@ def test_learned_variance_needs_a_network_that_learned_it() -> None:
 def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
     """ln p(x_0 = v | x_t) = r_v + ln N(v; m, (sigma_data e^-a)^2) + ln N(x_t; alpha v, sigma^2) + constant.
 
-    Where the network gives 256 logits r, m and a. Here in NumPy, from two densities and a sum; x_0 is the mean.
+    Where the network gives m / sigma_data, a and 256 logits r. Here in NumPy, from two densities and a sum; x_0 is the mean.
     """
     process, t = GaussianProcess(linear(50)), as64(0.02, 0.3, 1.0)
     generator = torch.Generator().manual_seed(0)
-    output = torch.randn(3, shape[0], 258, *shape[1:], dtype=torch.float64, generator=generator)
+    output = torch.randn(3, 258, *shape, dtype=torch.float64, generator=generator)
     x_t = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
-    prediction = Denoiser(says(output.flatten(1, 2)), process, LEVELS, sigma_data=0.6)(x_t, t)
+    told = torch.cat([output[:, :2].flatten(1, 2), output[:, 2:].transpose(1, 2).flatten(1, 2)], 1)
+    prediction = Denoiser(says(told), process, LEVELS, sigma_data=0.6)(x_t, t)
     assert prediction.logits is not None
-    free, mean, sharpness = np.split(np.moveaxis(output.numpy(), 2, -1), [256, 257], -1)
+    mean, sharpness, free = np.split(np.moveaxis(output.numpy(), 1, -1), [1, 2], -1)
     values = np.arange(256) / 127.5 - 1
     alpha, sigma = (np.reshape(each, (3, *[1] * (len(shape) + 1))) for each in zip(*levels(process, t), strict=True))
-    log_p = free + stats.norm.logpdf(values, mean, 0.6 * np.exp(-sharpness))
+    log_p = free + stats.norm.logpdf(values, 0.6 * mean, 0.6 * np.exp(-sharpness))
     log_p += stats.norm.logpdf(x_t.numpy()[..., None], alpha * values, sigma)
     p = np.exp(log_p - special.logsumexp(log_p, -1, keepdims=True))
     np.testing.assert_allclose(np.moveaxis(prediction.logits.softmax(2).numpy(), 2, -1), p, rtol=1e-9, atol=1e-300)

@@ -213,7 +213,7 @@ def test_odds_are_by_bayes_rule(log_snr: float) -> None:
     free = torch.randn(2, channels, 256, 2, dtype=torch.float64, generator=draw)
     x0 = torch.from_numpy(VALUES)[torch.randint(256, (2, channels, 2), generator=draw)]
     x_t = process.corrupt(x0, t, torch.randn(2, channels, 2, dtype=torch.float64, generator=draw))
-    said = torch.cat([free, mean.unsqueeze(2), sharp.unsqueeze(2)], 2).flatten(1, 2)
+    said = torch.cat([mean / sd, sharp, free.flatten(1, 2)], 1)
     prediction = Denoiser(lambda x, log_snr, condition: said, process, LEVELS, sd)(x_t, t)
     assert prediction.logits is not None
     level = process.level(t[0])
@@ -258,7 +258,7 @@ def categorical(schedule: Schedule) -> tuple[Denoiser, Tensor, Tensor, Tensor, f
     mean, sharpness = 0.2, 0.3
     with np.errstate(divide="ignore"):
         free = np.log(chance) + (VALUES - mean) ** 2 / 2 * (math.exp(sharpness) / 0.5) ** 2
-    said = torch.from_numpy(np.concatenate([free, [mean, sharpness]]))
+    said = torch.from_numpy(np.concatenate([[mean / 0.5, sharpness], free]))
     denoiser = Denoiser(lambda x, log_snr, condition: said.expand(len(x), -1), process, LEVELS, 0.5)
     x0 = torch.from_numpy(VALUES[CATEGORIES].repeat(len(nodes)))[:, None]
     noise = torch.from_numpy(np.tile(nodes, 3))[:, None]

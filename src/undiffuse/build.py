@@ -111,6 +111,10 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
+    if config.kernel and config.kernel % 2 == 0:
+        raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
+    if unet2d and (config.head or config.fourier or config.kernel):
+        raise UsageError("network.head, fourier and kernel are those of network.kind=unet: leave them out")
     if options and not unet2d:
         raise UsageError("network.options are those of network.kind=unet2d: set that too, or leave them out")
     decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
@@ -168,6 +172,7 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
         classes=classes,
         dropout=network.dropout,
         head=network.head,
+        kernel=network.kernel,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * (config.denoiser.sigma_data or 1) for n in network.fourier),
     )

@@ -85,7 +85,7 @@ TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
 LEVELS = "levels"
 VALUES = 256  # of 8 bits
 LEVEL_OUTPUTS = VALUES + 2
-"""What a network of the target "levels" says of an element: logits, and a Gaussian's mean and sharpness."""
+"""What a network of the target "levels" says of an element: a Gaussian's mean and sharpness, and logits."""
 SHARPEST = 6.0  # such a Gaussian's standard deviation is at least sigma_data exp(-6), a third of a level
 
 
@@ -188,9 +188,12 @@ class Denoiser:
         in by Bayes' rule. So what little noise hides need not be learnt: there x_0 is the value next to x_t.
         """
         level = self.process.level(t)
-        output = self.output(x_t, t, condition)[0].to(x_t.dtype).unflatten(1, (x_t.shape[1], LEVEL_OUTPUTS))
-        free, mean, sharpness = output.split([VALUES, 1, 1], 2)
-        precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data) ** 2
+        channels = x_t.shape[1]
+        output = self.output(x_t, t, condition)[0].to(x_t.dtype)
+        mean, sharpness, free = output.split([channels, channels, VALUES * channels], 1)
+        mean = self.sigma_data * mean.unsqueeze(2)
+        precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data).unsqueeze(2) ** 2
+        free = free.unflatten(1, (channels, VALUES))
         logits = level_logits(x_t, level, free, mean, precision)
         x0 = (logits.softmax(2) * level_values(VALUES, x_t).view(-1, *[1] * (x_t.ndim - 2))).sum(2)
         return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)

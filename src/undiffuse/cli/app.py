@@ -7,6 +7,7 @@ import typer
 from undiffuse.cli import compare, data, demo, evaluate, explain, export, import_, models, sample, train, tune
 from undiffuse.cli.console import fail
 from undiffuse.errors import UndiffuseError
+from undiffuse.memory import keep_freed_memory
 
 app = typer.Typer(
     name="undiffuse",
@@ -42,6 +43,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 failed, 2 asked for the impossible, 130 interrupted."""
+    keep_freed_memory()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -100,6 +100,9 @@ class UNet(nn.Module):
         head: channels at full resolution, per pixel, of a layer before the output; 0 for none.
         fourier: angular frequencies of the sines and cosines of every input that the stem sees beside it, so that
             small differences of a pixel show (Kingma et al. 2021, appendix C).
+        kernel: side of a filter of the input, odd, that the network makes for each pixel and channel; what it gives is
+            added to the first `inputs` outputs (as for renderings, Bako et al. 2017); 0 for none. Norms leave a network
+            no exact brightness; a filter has it.
     """
 
     def __init__(
@@ -115,9 +118,10 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         head: int = 0,
         fourier: tuple[float, ...] = (),
+        kernel: int = 0,
     ):
         super().__init__()
-        self.patch, self.fourier = patch, fourier
+        self.patch, self.fourier, self.kernel, self.outputs = patch, fourier, kernel, outputs
         width = 4 * channels[0]
         self.conditioning = Conditioning(width, classes)
         self.stem = nn.Conv2d(inputs * (1 + 2 * len(fourier)) * patch**2, channels[0], 3, padding=1)
@@ -140,29 +144,36 @@ class UNet(nn.Module):
             self.up.extend(stage(level, 2 * here) for _ in range(blocks))
             now = here
         self.norm = norm(now)
-        self.out = nn.Conv2d(now, (head or outputs) * patch**2, 3, padding=1)
+        says = outputs + inputs * kernel**2
+        self.out = nn.Conv2d(now, (head or says) * patch**2, 3, padding=1)
         self.head: nn.Module = nn.Identity()
         if head:
-            self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, outputs, 1)))
+            self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, says, 1)))
         else:
             zero_(self.out)
 
     def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
         conditioning = self.conditioning(log_snr, labels)
         waves = [wave(frequency * x) for frequency in self.fourier for wave in (torch.sin, torch.cos)]
-        x = self.stem(functional.pixel_unshuffle(torch.cat([x, *waves], 1), self.patch))
+        h = self.stem(functional.pixel_unshuffle(torch.cat([x, *waves], 1), self.patch))
         skips = []
         for down in self.down:
-            x = down(x, conditioning)
-            skips.append(x)
-        x = self.middle(x, conditioning)
+            h = down(h, conditioning)
+            skips.append(h)
+        h = self.middle(h, conditioning)
         for up in self.up:
             if isinstance(up, ResidualBlock):
-                x = up(x, conditioning, skips[-1].shape[2:])
+                h = up(h, conditioning, skips[-1].shape[2:])
             else:
-                x = up(torch.cat([x, skips.pop()], 1), conditioning)
-        x = functional.pixel_shuffle(self.out(functional.silu(self.norm(x))), self.patch)
-        if isinstance(self.head, nn.Identity):
-            return x
-        with torch.autocast(x.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
-            return self.head(x if x.dtype == torch.float64 else x.float())
+                h = up(torch.cat([h, skips.pop()], 1), conditioning)
+        h = functional.pixel_shuffle(self.out(functional.silu(self.norm(h))), self.patch)
+        if not isinstance(self.head, nn.Identity):
+            with torch.autocast(h.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
+                h = self.head(h if h.dtype == torch.float64 else h.float())
+        return self._filtered(h, x) if self.kernel else h
+
+    def _filtered(self, h: Tensor, x: Tensor) -> Tensor:
+        first, rest, weights = h.split([x.shape[1], self.outputs - x.shape[1], h.shape[1] - self.outputs], 1)
+        near = functional.unfold(x, self.kernel, padding=self.kernel // 2).view(weights.shape)
+        filtered = (weights * near).unflatten(1, (x.shape[1], -1)).sum(2)
+        return torch.cat([first + filtered, rest], 1)

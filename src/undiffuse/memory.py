@@ -1,0 +1,20 @@
+"""Memory that stays: what freed tensors leave is used again instead of being fetched from the kernel anew."""
+
+import ctypes
+import platform
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+WHOLE = 2**31 - 1
+LARGEST = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Has glibc's malloc keep what is freed. By default blocks of megabytes go back to the kernel at once, and each
+    new one is faulted in page by page: a quarter of a training step's time with the preset `likelihood`.
+
+    The process stays as large as it ever was. With another libc nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(M_TRIM_THRESHOLD, WHOLE)
