@@ -253,7 +253,7 @@ def test_learned_variance_needs_a_network_that_learned_it() -> None:
 def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
     """ln p(x_0 = v | x_t) = r_v + ln N(v; m, (sigma_data e^-a)^2) + ln N(x_t; alpha v, sigma^2) + constant.
 
-    Where the network gives m / sigma_data, a and 256 logits r. Here in NumPy, from two densities and a sum; x_0 is the mean.
+    The network gives m / sigma_data, a and 256 logits r. Here in NumPy, from two densities and a sum; x_0 is the mean.
     """
     process, t = GaussianProcess(linear(50)), as64(0.02, 0.3, 1.0)
     generator = torch.Generator().manual_seed(0)

@@ -17,4 +17,4 @@ def test_large_blocks_are_not_faulted_in_anew() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         np.ones(2**22).sum()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 50  # pages of 2 MB would be 160, of 4 kB 81,920
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 50  # in pages of 4 kB they are 81,920
