@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from undiffuse.config import preset
 from undiffuse.data import load as load_data
-from undiffuse.errors import UsageError
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json
 from undiffuse.generate import sample
 from undiffuse.likelihood import density, ode_density
 from undiffuse.likelihood.density import BITS, pixels
-from undiffuse.model import load
+from undiffuse.model import BUILT_IN, load
 from undiffuse.randomness import Purpose, normal
 from undiffuse.training import train
 
@@ -125,6 +126,19 @@ def test_optimal_variances_lower_the_bound(whole: Path) -> None:
         for name in ("small", "large", "optimal")
     }
     assert totals["optimal"] < min(totals["small"], totals["large"])
+
+
+def test_the_built_in_model_has_the_number_of_its_card() -> None:
+    """The bound of 100 test images is that of the card's 10,000, within four standard errors of so few."""
+    card = read_json(BUILT_IN / "fashion-mnist-likelihood" / "model.json")["measured"]
+    try:
+        found = density(load("fashion-mnist-likelihood"), n=100, draws=card["draws"], seed=card["seed"])
+    except UndiffuseError:
+        pytest.skip("Fashion-MNIST is not here")
+    assert found.conditions["data"] == card["data"] == "fashion-mnist" and found.conditions["learnt_this_data"]
+    one = card["bits_per_dim"]["error"] * card["n"] ** 0.5  # the spread over images
+    assert abs(found.per_image.mean() - card["bits_per_dim"]["mean"]) < 4 * one / 10
+    assert found.per_image.std() == pytest.approx(one, rel=0.4)
 
 
 def test_the_ode_of_a_model(whole: Path) -> None:
