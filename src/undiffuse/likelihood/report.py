@@ -98,7 +98,6 @@ def draw_terms(density: Density, path: Path) -> None:
         axes.set_xlabel("log-SNR (little noise at the left)")
         axes.set_ylabel("bits/dim per unit of log-SNR")
         axes.invert_xaxis()
-        axes.set_ylim(bottom=0)
     else:
         at = np.concatenate([[0.5], at])  # L_0, at the edge of a logarithmic axis
         bits = np.concatenate([[density.parts["reconstruction"].mean], bits])
@@ -110,6 +109,8 @@ def draw_terms(density: Density, path: Path) -> None:
     low = np.maximum(bits - 2 * error, 1e-9 if axes.get_yscale() == "log" else -np.inf)
     axes.fill_between(at, low, bits + 2 * error, alpha=0.25)
     axes.plot(at, bits, marker=".", linewidth=1.2)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=0)  # now that it knows its top
     axes.set_title(f"{density.name}: {density.parts['bits_per_dim'].mean:.3f} of {RAW:g} bits/dim", fontsize=10)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
