@@ -86,7 +86,7 @@ LEVELS = "levels"
 VALUES = 256  # of 8 bits
 LEVEL_OUTPUTS = VALUES + 2
 """What a network of the target "levels" says of an element: a Gaussian's mean and sharpness, and logits."""
-SHARPEST = 6.0  # such a Gaussian's standard deviation is at least sigma_data exp(-6), a third of a level
+SHARPEST = 6.0  # such a Gaussian's standard deviation is at least sigma_data exp(-6), a third of a level or less
 
 
 def _needs_signal(level: Level, target: str) -> None:

@@ -110,7 +110,7 @@ def _density(
     from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
     from undiffuse.model import load
 
-    if bound not in ("auto", "continuous") and not (bound.isdigit() and int(bound) > 0):
+    if bound not in ("auto", "continuous") and not (bound.isdecimal() and int(bound) > 0):
         raise UsageError(f"--bound {bound}: write continuous, or a number of steps such as 100")
     model = load(subject, device)
     if metric == "ode":

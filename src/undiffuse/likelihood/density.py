@@ -17,6 +17,7 @@ from undiffuse.errors import UsageError
 from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread
 from undiffuse.likelihood.bound import bound as bound_of
 from undiffuse.model import Model
+from undiffuse.objectives import step_times
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, normal
 
@@ -170,7 +171,8 @@ def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], imag
         edges = np.linspace(float(at.min()), float(at.max()) + 1e-9, 41)
     else:
         steps = int(conditions["bound"].split()[0])
-        at, terms = (times * steps).round() - 1, draws * BITS / max(steps - 1, 1)
+        at = torch.searchsorted(step_times(schedule, steps), times).double() - 1
+        terms = draws * BITS / max(steps - 1, 1)
         edges = np.unique(np.geomspace(1, steps, 41).round())
     curve = _binned(at.numpy(), terms.numpy(), edges) if len(terms) else None
     return Density(model.name, columns["bits_per_dim"].numpy(), means, curve, conditions, images)

@@ -50,7 +50,9 @@ class Importance:
         return (k + inside) / self.bins, 1 / p[k]
 
     def update(self, u: Tensor, losses: Tensor) -> None:
-        """Tells of the losses (before weighting) at u."""
+        """Tells of the losses (before weighting) at u; what is not finite is left for the run to report."""
+        finite = losses.detach().isfinite()
+        u, losses = u[finite.to(u.device)], losses[finite]
         k = (u * self.bins).long().clamp(max=self.bins - 1)
         squares = losses.detach().to("cpu", torch.float64) ** 2
         count = torch.zeros(self.bins, dtype=torch.float64).index_add_(0, k, torch.ones_like(squares))
