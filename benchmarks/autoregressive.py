@@ -118,19 +118,26 @@ class Autoregressive(nn.Module):
         self.left = Causal(features, widths[0], (1, 3), True)
         self.level = Level(widths, depths, size)
         self.hidden = nn.Conv2d(widths[0], head, 1)
+        self.census = nn.Linear(256, head)
+        self.recall = nn.Parameter(torch.zeros(2, size * size, 1))
         self.logits = nn.Conv2d(head, 256, 1)
         nn.init.zeros_(self.logits.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.given(self.values(x[:, 0].long()).permute(0, 3, 1, 2))
+        return self.given(self.values(x[:, 0].long()).permute(0, 3, 1, 2), functional.one_hot(x.flatten(1).long(), 256))
 
-    def given(self, features: Tensor) -> Tensor:
-        """Embedded pixels (B, features, H, W) -> logits (B, 256, H, W)."""
+    def given(self, features: Tensor, each: Tensor) -> Tensor:
+        """Pixels, embedded (B, features, H, W) and as ones among zeros (B, H W, 256) -> logits (B, 256, H, W)."""
         above = functional.pad(features, (0, 0, 1, -1))  # one row down, so that no pixel sees its own row
         before = functional.pad(features, (1, -1, 0, 0))
         _, left = self.level(self.up(above), self.left(before))
         with torch.autocast("cpu", enabled=False):
-            return self.logits(functional.silu(self.hidden(functional.silu(left.float()))))
+            seen = each.float().cumsum(1) - each  # how often each value came before
+            told = self.census(seen.log1p()).mT.unflatten(2, left.shape[2:])
+            logits = self.logits(functional.silu(self.hidden(functional.silu(left.float())) + told))
+            power, floor = self.recall
+            again = power * (seen + (floor - 3).exp()).log()
+            return logits + again.mT.unflatten(2, left.shape[2:])
 
 
 def nats(network: nn.Module, x: Tensor) -> Tensor:

@@ -28,7 +28,16 @@ from torch import Generator, Tensor, nn
 
 from undiffuse.denoiser import Denoiser
 from undiffuse.files import write_json
-from undiffuse.likelihood import Formula, Solver, bound, every_step, log_likelihood, optimal_variance, spread
+from undiffuse.likelihood import (
+    Formula,
+    Solver,
+    bound,
+    every_step,
+    log_likelihood,
+    optimal_variance,
+    spread,
+    squared_errors,
+)
 from undiffuse.networks import MLP
 from undiffuse.objectives import Importance, continuous_bound, first_share
 from undiffuse.objectives.times import low_discrepancy
@@ -176,7 +185,8 @@ def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | Non
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
         u = spread(torch.arange(len(x0)), DRAWS)
-        formula = replace(formula, variance=optimal_variance(denoiser, x0, steps, noise.__getitem__, u))
+        errors = squared_errors(denoiser, x0, steps, noise.__getitem__, u)
+        formula = replace(formula, variance=optimal_variance(denoiser.process, errors))
     draws = DRAWS if steps is None else min(DRAWS, steps - 1)
     found = []
     for number in range(groups):

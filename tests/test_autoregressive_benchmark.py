@@ -26,9 +26,11 @@ def network() -> Autoregressive:
 def test_no_pixel_sees_itself_or_later_ones(network: Autoregressive) -> None:
     """The gradient of the logits at pixel i is exactly zero at pixels >= i, and not zero at its neighbours before."""
     features = torch.randn(1, 8, SIZE, SIZE, requires_grad=True)
-    logits = network.given(features).square().sum(1).flatten()
+    each = torch.rand(1, SIZE**2, 256, requires_grad=True)
+    logits = network.given(features, each).square().sum(1).flatten()
     for pixel in range(SIZE**2):
-        (gradient,) = torch.autograd.grad(logits[pixel], features, retain_graph=True)
+        gradient, counted = torch.autograd.grad(logits[pixel], (features, each), retain_graph=True)
+        assert (counted[0, pixel:] == 0).all() and (counted[0, :pixel] != 0).any(1).all()
         seen = gradient.abs().sum((0, 1)).flatten()
         assert (seen[pixel:] == 0).all()
         row, column = divmod(pixel, SIZE)

@@ -13,7 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from undiffuse.denoiser import LEVELS, SHARPEST, Denoiser, Prediction, level_logits
-from undiffuse.likelihood import Formula, bound, every_step, optimal_variance, spread
+from undiffuse.likelihood import Formula, bound, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import times_of
 from undiffuse.objectives import hybrid, variational_bound, weighted_error
 from undiffuse.objectives.bound import level_log_prob, reconstruction_log_prob
@@ -83,7 +83,8 @@ def test_every_term_of_gaussian_data(name: str, variance: str) -> None:
     at = levels(denoiser.process, torch.from_numpy(times))
     terms, true = [], []
     gap = prior_gap(*at[-1])
-    given = optimal_variance(denoiser, X0, steps, lambda k: NOISE, ((torch.arange(steps) + 0.5) / steps).expand(4, -1))
+    errors = squared_errors(denoiser, X0, steps, lambda k: NOISE, ((torch.arange(steps) + 0.5) / steps).expand(4, -1))
+    given = optimal_variance(denoiser.process, errors)
     for i, ((alpha_s, sigma_s), (alpha_t, sigma_t)) in enumerate(itertools.pairwise(at)):
         rest = STD**2 * sigma_t**2 / (alpha_t**2 * STD**2 + sigma_t**2)  # Var[x_0 | x_t]
         added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
@@ -113,7 +114,8 @@ def test_optimal_variances_of_steps_unseen() -> None:
     table, steps = linear(20), 20
     seen = np.array([0, 3, 4, 4, 10, 19])
     u = ((torch.from_numpy(seen) + 0.5) / steps).expand(4, -1)
-    found = optimal_variance(gaussian(table), X0, steps, lambda k: NOISE, u)
+    denoiser = gaussian(table)
+    found = optimal_variance(denoiser.process, squared_errors(denoiser, X0, steps, lambda k: NOISE, u))
     bar = np.concatenate([[1.0], np.cumprod(1 - table.betas.numpy())])
     rest = STD**2 * (1 - bar[1:]) / (bar[1:] * STD**2 + 1 - bar[1:])
     rest = np.interp(np.arange(steps), seen, rest[seen])

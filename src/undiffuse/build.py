@@ -12,9 +12,9 @@ from torch import nn
 
 from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
-from undiffuse.data import ImageSet
+from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, Denoiser
+from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import UNet, UNet2D
 from undiffuse.networks.unet import parts
@@ -30,6 +30,7 @@ from undiffuse.objectives import (
     weighted_error,
 )
 from undiffuse.objectives import Objective as Loss
+from undiffuse.progress import Bar, no_bar
 
 TABLES = {
     "linear": process.linear,
@@ -57,6 +58,17 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
         skip_corrupt=config.skip_corrupt,
         progress=progress,
     )
+
+
+def make_data_of(shape: tuple[int, int, int], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
+    """A split brought to images of `shape` (H, W, C), square ones. Raises UsageError where it cannot be."""
+    with bar(f"reading {config.source} ({split})", 0) as tick:
+        images = make_data(config, split, tick)
+        if images.shape != shape and shape[0] == shape[1]:
+            images = make_data(config.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
+    if images.shape != shape:
+        raise UsageError(f"{config.source} has images of {by(images.shape)}, and {by(shape)} are wanted")
+    return images
 
 
 def make_process(config: Process) -> process.GaussianProcess:
@@ -111,10 +123,8 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
-    if config.kernel and config.kernel % 2 == 0:
-        raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
-    if unet2d and (config.head or config.fourier or config.kernel):
-        raise UsageError("network.head, fourier and kernel are those of network.kind=unet: leave them out")
+    if unet2d and (config.head or config.fourier or config.values):
+        raise UsageError("network.head, fourier and values are those of network.kind=unet: leave them out")
     if options and not unet2d:
         raise UsageError("network.options are those of network.kind=unet2d: set that too, or leave them out")
     decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
@@ -159,6 +169,8 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
     of_levels = config.denoiser.target == LEVELS
+    if network.values and not of_levels:
+        raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
@@ -172,7 +184,8 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
         classes=classes,
         dropout=network.dropout,
         head=network.head,
-        kernel=network.kernel,
+        values=VALUES if network.values else 0,
+        sigma_data=config.denoiser.sigma_data or 1.0,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * (config.denoiser.sigma_data or 1) for n in network.fourier),
     )

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     PROBE = 10
     DEQUANTISE = 11
     BOUND = 12
+    VARIANCE = 13
 
 
 def stream(*key: int) -> np.random.Generator:

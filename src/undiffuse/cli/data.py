@@ -23,11 +23,10 @@ def list_() -> None:
     Example:
       undiffuse data list
     """
-    from undiffuse.data import catalogue
+    from undiffuse.data import by, catalogue
 
     for entry in catalogue():
-        shape = "x".join(map(str, entry.shape))
-        say(f"{entry.name:14} {entry.count:>6} of {shape:9} {entry.summary} ({entry.licence})")
+        say(f"{entry.name:14} {entry.count:>6} of {by(entry.shape):9} {entry.summary} ({entry.licence})")
         if not entry.available:
             say(f"{'':14} not here; get it with: {entry.how_to_get}")
     say(

@@ -1,5 +1,6 @@
 """`undiffuse evaluate`."""
 
+import os
 from pathlib import Path
 
 import typer
@@ -9,6 +10,7 @@ from undiffuse.progress import bar
 
 SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
 FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
+N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
 METRICS_HELP = (
     "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
 )
@@ -16,10 +18,11 @@ VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned wher
 
 
 def evaluate(
+    context: typer.Context,
     subject: str = typer.Argument(..., metavar="MODEL|FOLDER|NPZ", help="A model, or samples: a folder, .npz or .npy."),
     data: str = typer.Option(None, help="The data set to measure against [the one the model learnt]."),
     split: str = typer.Option("test", help=SPLIT_HELP),
-    n: int = typer.Option(None, "-n", min=10, help="How many samples [2000; of files: all]."),
+    n: int = typer.Option(None, "-n", min=10, help=N_HELP),
     metrics: str = typer.Option("all", help=METRICS_HELP),
     features: str = typer.Option("auto", help=FEATURES_HELP),
     sampler: str = typer.Option("auto", help="As for `undiffuse sample`."),
@@ -62,8 +65,10 @@ def evaluate(
             raise UsageError(
                 f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"
             )
+        _refuse(context, densities[0])
         _density(densities[0], subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
         return
+    _refuse(context, metrics)
     recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
     done = []
     for evaluation in measured(
@@ -86,6 +91,18 @@ def evaluate(
     if done:
         write_report(done, report)
         say(f"{report}: the samples, their nearest neighbours and the conditions")
+
+
+def _refuse(context: typer.Context, metrics: str) -> None:
+    """Raises UsageError for an option that was given and that these metrics would not look at."""
+    from undiffuse.errors import UsageError
+
+    of_samples, of_bound = ("features", "sampler", "steps", "eta", "engine"), ("bound", "variance", "draws")
+    unused = {"bpd": of_samples, "ode": of_samples + of_bound}.get(metrics, of_bound)
+    for name in unused:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UsageError(f"--{name} means nothing to --metrics {metrics}: leave it out")
 
 
 def _density(
@@ -127,6 +144,8 @@ def _density(
             seed=seed,
             bar=bar,
         )
+    if os.environ.get("RANK", "0") != "0":  # another process of a torchrun tells
+        return
     say(sentence(measured))
     say(table([HEADINGS, *rows(measured)]))
     if json_file:

@@ -36,3 +36,8 @@ class ImageSet:
         """(H, W, C) of every image."""
         height, width, channels = self.images.shape[1:]
         return height, width, channels
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """A shape as it is written: 28x28x1."""
+    return "x".join(map(str, shape))

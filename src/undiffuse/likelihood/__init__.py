@@ -1,6 +1,6 @@
 """How probable data is under a model: the variational bound, the probability-flow ODE, in bits per dimension."""
 
-from undiffuse.likelihood.bound import Bound, Formula, bound, every_step, optimal_variance, spread
+from undiffuse.likelihood.bound import Bound, Formula, bound, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.density import Density, density
 from undiffuse.likelihood.ode import Likelihood, decode, encode, log_likelihood
 from undiffuse.likelihood.ode_density import ode_density
@@ -21,4 +21,5 @@ __all__ = [
     "ode_density",
     "optimal_variance",
     "spread",
+    "squared_errors",
 ]

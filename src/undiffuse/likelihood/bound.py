@@ -14,6 +14,7 @@ from torch import Tensor
 
 from undiffuse.denoiser import Denoiser
 from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
+from undiffuse.process import GaussianProcess
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ def bound(
     first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), noise(0))
     inside = (share + (1 - share) * u).clamp(min=share * (1 + 2**-50))  # (1 / T) T may round to less than 1
     draws = [
-        (1 - share) * objective(denoiser, x0, condition, inside[:, k], noise(k + 1)).double().cpu()
+        (1 - share) * objective(denoiser, x0, condition, inside[:, k], noise(k + 1)).cpu().double()
         for k in range(u.shape[1])
     ]
-    prior = process.marginal(x0.double(), 1.0).kl(process.prior(x0.double())).flatten(1).mean(1).cpu()
+    exact = x0.cpu().double()  # not every device has float64
+    prior = process.marginal(exact, 1.0).kl(process.prior(exact)).flatten(1).mean(1)
     terms = torch.stack(draws, 1) if draws else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1: none between
     diffusion = terms.sum(1) / max(len(draws), 1)
-    return Bound(prior, diffusion, first.double().cpu(), times_of(denoiser, formula, inside), terms)
+    return Bound(prior, diffusion, first.cpu().double(), times_of(denoiser, formula, inside), terms)
 
 
 def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
@@ -115,26 +117,37 @@ def every_step(count: int, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def optimal_variance(
+def squared_errors(
     denoiser: Denoiser, x0: Tensor, steps: int, noise: Callable[[int], Tensor], u: Tensor, condition: Any = None
 ) -> Tensor:
-    """The variance of p(x_s | x_t) that makes the bound least, one number for each of T steps, float64 (T,).
-
-    The posterior's and the mean square of what the predicted x_0 misses, carried to x_s (Bao et al. 2022, Analytic-DPM,
-    theorem 1, with the error measured instead of taken from the score's norm). Steps no u fell on are interpolated.
+    """What the predicted x_0 misses at each of T steps: the sum of mean squares, and of how many, float64 (2, T).
 
     Args:
-        x0, noise, u: as for `bound`, of other images than those whose bound is wanted; u covers all T steps.
+        x0, noise, u: as for `bound`; u covers all T steps.
     """
-    process = denoiser.process
-    times = step_times(process.schedule, steps)
-    total, count = torch.zeros(2, steps, dtype=torch.float64)
+    times = step_times(denoiser.process.schedule, steps)
+    sums = torch.zeros(2, steps, dtype=torch.float64)
     for k in range(u.shape[1]):
         index = (u[:, k] * steps).long().clamp(max=steps - 1)
         t = times[index + 1]
-        error = denoiser(process.corrupt(x0, t, noise(k)), t, condition).x0 - x0
-        total.index_add_(0, index, (error.double() ** 2).flatten(1).mean(1).cpu())
-        count.index_add_(0, index, torch.ones(len(x0), dtype=torch.float64))
+        error = denoiser(denoiser.process.corrupt(x0, t, noise(k)), t, condition).x0 - x0
+        square = (error.cpu().double() ** 2).flatten(1).mean(1)
+        sums.index_add_(1, index, torch.stack([square, torch.ones_like(square)]))
+    return sums
+
+
+def optimal_variance(process: GaussianProcess, errors: Tensor) -> Tensor:
+    """The variance of p(x_s | x_t) that makes the bound least, one number for each of T steps, float64 (T,).
+
+    The posterior's and the mean square of what the predicted x_0 misses, carried to x_s (Bao et al. 2022, Analytic-DPM,
+    theorem 1, with the error measured instead of taken from the score's norm). Steps nothing fell on are interpolated.
+
+    Args:
+        errors: the sum of `squared_errors` of other images than those whose bound is wanted, (2, T).
+    """
+    total, count = errors
+    steps = len(count)
+    times = step_times(process.schedule, steps)
     seen = count.nonzero().flatten()
     square = torch.from_numpy(np.interp(np.arange(steps), seen.numpy(), (total[seen] / count[seen]).numpy()))
     s, t = times[:-1], times[1:]

@@ -2,19 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from undiffuse.build import make_data
+from undiffuse.build import make_data_of
 from undiffuse.config import Data
 from undiffuse.data import ImageSet
+from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread
+from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import bound as bound_of
 from undiffuse.model import Model
 from undiffuse.objectives import step_times
@@ -22,7 +25,9 @@ from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, normal
 
 BITS = math.log2(math.e)  # in a nat
-BATCH = 100
+T = TypeVar("T")
+BATCH = 100 * 28 * 28  # elements that go through the network at once
+MOST_STEPS = 100_000
 RAW = 8.0  # bits that an element takes as it is
 VARIANCES = ("auto", "small", "large", "learned", "optimal")
 DEFAULT_N = 1000
@@ -48,7 +53,7 @@ class Density:
         per_image: the bound of each image, float64 (N,).
         parts: of the bound "prior", "diffusion" and "reconstruction", and their sum "bits_per_dim".
         curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None of an ODE or one step.
-        conditions: model, data, bound, draws: JSON.
+        conditions: model, data, bound (and `steps`, None of a continuous one or an ODE), draws: JSON.
         images: the images themselves, uint8 (N, H, W, C), for figures.
     """
 
@@ -97,17 +102,21 @@ def density(
 ) -> Density:
     """The bound of the first n images (1000, or all there are) of a split, without classes.
 
+    The processes of a torchrun share the images out, and each gets the whole, whatever their number.
+
     Args:
-        data: None: what the model learnt.
+        data: None: what the model learnt; where other data is of another size, it is brought to the model's.
         bound: T, a number of steps, or "continuous"; "auto": the schedule's own steps, or continuous where it has none.
         variance: "small", "large", "learned" or "optimal" (measured on training images) for the discrete bound; "auto":
             learned where it was learnt, else small.
         draws: evaluations per image for the steps' terms; all of them where there are as many as steps.
 
-    Raises UsageError for what does not go together or for data of another shape.
+    Raises UsageError for what does not go together or for data that cannot be brought to the model's shape.
     """
     if n is not None and n < 2:
         raise UsageError(f"n = {n}: an error needs two images at least")
+    if isinstance(bound, int) and not 1 <= bound <= MOST_STEPS:
+        raise UsageError(f"bound = {bound}: a bound has 1 to {MOST_STEPS:,} steps; beyond, take continuous")
     if draws < 1:
         raise UsageError(f"draws = {draws}: take one at least")
     steps = bound if isinstance(bound, int) else model.denoiser.process.schedule.steps if bound == "auto" else None
@@ -117,18 +126,20 @@ def density(
     formula = Formula(steps, variance)
     if variance == "optimal":
         assert steps is not None
-        formula = Formula(steps, _tuned(model, images_of(model, data, "train", bar), steps, seed, bar))
+        taken = count if split == "train" else 0
+        formula = Formula(steps, _tuned(model, images_of(model, data, "train", bar), taken, steps, seed, bar))
     draws = draws if steps is None else min(draws, steps - 1)
-    parts: list[Bound] = []
-    with bar(f"bits per dimension of {model.name}", count) as tick:
-        for numbers in batches(count):
-            x0 = pixels(images, numbers).to(model.device)
-            samples = torch.from_numpy(numbers)
-            u = every_step(len(x0), steps) if steps is not None and draws == steps - 1 else spread(samples, draws)
-            parts.append(bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u))
-            tick(len(x0))
+
+    def measure(numbers: np.ndarray) -> Bound:
+        x0 = pixels(images, numbers).to(model.device)
+        every = steps is not None and draws == steps - 1
+        u = every_step(len(x0), draws + 1) if every else spread(torch.from_numpy(numbers), draws)
+        return bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u)
+
+    parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
     conditions = conditions_of(model, images, split, data) | {
-        "bound": "continuous" if steps is None else f"{steps} steps",
+        "bound": "continuous" if steps is None else "discrete",
+        "steps": steps,
         "variance": None if steps is None else variance,
         "draws": draws,
         "seed": seed,
@@ -165,12 +176,11 @@ def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], imag
     means = {name: part_of(values) for name, values in columns.items()}
     times, draws = (torch.cat([getattr(part, name) for part in parts]).flatten() for name in ("times", "draws"))
     schedule = model.denoiser.process.schedule
-    continuous = conditions["bound"] == "continuous"
-    if continuous:  # bits per unit of log-SNR: what is under the curve is the diffusion term
+    steps = conditions["steps"]
+    if steps is None:  # bits per unit of log-SNR: what is under the curve is the diffusion term
         at, terms = schedule.log_snr(times), draws * BITS / (-schedule.log_snr_derivative(times) * (1 - schedule.t_min))
         edges = np.linspace(float(at.min()), float(at.max()) + 1e-9, 41)
     else:
-        steps = int(conditions["bound"].split()[0])
         at = torch.searchsorted(step_times(schedule, steps), times).double() - 1
         terms = draws * BITS / max(steps - 1, 1)
         edges = np.unique(np.geomspace(1, steps, 41).round())
@@ -196,16 +206,11 @@ def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
-    """A split of what the model learnt, or of `data`. Raises UsageError for images of another shape."""
+    """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
     config = (
         model.config.data if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
     )
-    with bar("reading the data", 0) as tick:
-        images = make_data(config, split, tick)
-    if images.shape != model.data.shape:
-        of, has = ("x".join(map(str, shape)) for shape in (model.data.shape, images.shape))
-        raise UsageError(f"{model.name} is of images {of}, {images.name} of {has}: a density belongs to one shape")
-    return images
+    return make_data_of(model.data.shape, config, split, bar)
 
 
 def _checked(model: Model, steps: int | None, variance: str) -> str:
@@ -219,28 +224,46 @@ def _checked(model: Model, steps: int | None, variance: str) -> str:
     return variance if variance != "auto" else "learned" if learned else "small"
 
 
-def batches(count: int, size: int = BATCH) -> Iterator[np.ndarray]:
-    """The numbers 0 .. count - 1 in pieces."""
-    for first in range(0, count, size):
-        yield np.arange(first, min(first + size, count))
+def shared(
+    work: Callable[[np.ndarray], T], numbers: np.ndarray, elements: int, model: Model, description: str, bar: Bar
+) -> list[T]:
+    """What `work` finds for the images numbered so, in batches of so many elements, in order.
+
+    The batches are shared out between the processes of a torchrun, and all of them get all that was found.
+    """
+    state = PartialState(cpu=shares_a_cpu())
+    size = max(1, elements // int(np.prod(model.data.shape)))
+    batches = np.split(numbers, range(size, len(numbers), size))
+    mine = range(state.process_index, len(batches), state.num_processes)
+    found = []
+    with bar(description, sum(len(batches[k]) for k in mine)) as tick:
+        for k in mine:
+            found.append((k, work(batches[k])))
+            tick(len(batches[k]))
+    if state.num_processes > 1:
+        found = gather_object(found)
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def _noise(seed: int, numbers: np.ndarray, x0: Tensor) -> Any:
+def _noise(seed: int, numbers: np.ndarray, x0: Tensor, purpose: Purpose = Purpose.BOUND) -> Any:
     def noise(draw: int) -> Tensor:
-        return normal([(seed, Purpose.BOUND, int(number), draw) for number in numbers], x0.shape[1:]).to(x0)
+        return normal([(seed, purpose, int(number), draw) for number in numbers], x0.shape[1:]).to(x0)
 
     return noise
 
 
-def _tuned(model: Model, images: ImageSet, steps: int, seed: int, bar: Bar) -> Tensor:
-    """The optimal variances, from training images."""
-    count = min(TUNED_ON, len(images))
-    sums = []
-    with bar("measuring the optimal variances", count) as tick:
-        for numbers in batches(count):
-            x0 = pixels(images, numbers).to(model.device)
-            u = spread(torch.from_numpy(numbers), min(TUNED_DRAWS, steps))
-            noise = _noise(seed, numbers + DEFAULT_N, x0)
-            sums.append(optimal_variance(model.denoiser, x0, steps, noise, u))
-            tick(len(x0))
-    return torch.stack(sums).mean(0)
+def _tuned(model: Model, images: ImageSet, taken: int, steps: int, seed: int, bar: Bar) -> Tensor:
+    """The optimal variances, from the last training images; the first `taken` are those to be measured."""
+    numbers = np.arange(taken, len(images))[-TUNED_ON:]
+    if not len(numbers):
+        raise UsageError(
+            f"all {taken} training images are to be measured, and none is left for the variances: lower -n"
+        )
+
+    def measure(here: np.ndarray) -> Tensor:
+        x0 = pixels(images, here).to(model.device)
+        u = spread(torch.from_numpy(here), min(TUNED_DRAWS, steps))
+        return squared_errors(model.denoiser, x0, steps, _noise(seed, here, x0, Purpose.VARIANCE), u)
+
+    found = shared(measure, numbers, BATCH, model, "measuring the optimal variances", bar)
+    return optimal_variance(model.denoiser.process, torch.stack(found).sum(0))

@@ -1,11 +1,14 @@
 """Bits per dimension of a model by its probability-flow ODE (Song et al. 2021, section 4.3), pixels dequantised."""
 
+import dataclasses
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from undiffuse.denoiser import LEVELS
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.density import BITS, Density, batches, conditions_of, images_of, part_of, pixels
+from undiffuse.likelihood.density import BITS, Density, conditions_of, images_of, part_of, pixels, shared
 from undiffuse.likelihood.dequantise import bits_per_dim, dequantised, offset_bits, uniform_draws
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
@@ -13,7 +16,7 @@ from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
 
 DEFAULT_N = 100
-BATCH = 50
+BATCH = 50 * 28 * 28  # elements; the steps of the solver are the batch's
 
 
 def ode_density(
@@ -27,10 +30,10 @@ def ode_density(
     bar: Bar = no_bar,
 ) -> Density:
     """The ODE's bound on -log2 p of the first n images (100), without classes: one uniform dequantisation and one
-    Rademacher probe an image, as published figures have it.
+    Rademacher probe an image, as published figures have it. Shared out as `undiffuse.likelihood.density` is.
 
-    Raises UsageError for a model of the target "levels": it knows that pixels are whole numbers, and dequantised ones
-    are none of its data.
+    Raises UsageError for a model of the target "levels" (it knows that pixels are whole numbers, and dequantised ones
+    are none of its data), and for a device without float64.
     """
     if model.denoiser.target == LEVELS:
         raise UsageError(
@@ -39,25 +42,26 @@ def ode_density(
         )
     if n is not None and n < 2:
         raise UsageError(f"n = {n}: an error needs two images at least")
+    if model.device.type == "mps":
+        raise UsageError("the ODE is solved in float64, which this device does not have: add --device cpu")
     solver = solver or Solver(rtol=1e-4, atol=1e-4)
     images = images_of(model, data, split, bar)
     count, elements = min(n or DEFAULT_N, len(images)), int(np.prod(images.shape))
-    found, evaluations = [], []
-    with bar(f"probability-flow ODE of {model.name}", count) as tick:
-        for numbers in batches(count, BATCH):
-            samples = numbers.tolist()
-            x0 = pixels(images, numbers)
-            u = uniform_draws(seed, samples, x0.shape[1:])
-            y = dequantised(x0, u).float().to(model.device)
-            one = log_likelihood(
-                model.denoiser.bind(None), model.denoiser.process, y, seed=seed, samples=samples, solver=solver
-            )
-            prior = -one.prior_log_prob.cpu() / elements * BITS
-            total = bits_per_dim(one.log_prob.cpu(), elements)
-            found.append(torch.stack([prior, total - prior - offset_bits(), total]))
-            evaluations.append(one.evaluations)
-            tick(len(x0))
-    prior, volume, total = torch.cat(found, 1)
+
+    def measure(numbers: np.ndarray) -> tuple[Tensor, int]:
+        samples = numbers.tolist()
+        x0 = pixels(images, numbers)
+        u = uniform_draws(seed, samples, x0.shape[1:])
+        y = dequantised(x0, u).float().to(model.device)
+        one = log_likelihood(
+            model.denoiser.bind(None), model.denoiser.process, y, seed=seed, samples=samples, solver=solver
+        )
+        prior = -one.prior_log_prob.cpu() / elements * BITS
+        total = bits_per_dim(one.log_prob.cpu(), elements)
+        return torch.stack([prior, total - prior - offset_bits(), total]), one.evaluations
+
+    found = shared(measure, np.arange(count), BATCH, model, f"probability-flow ODE of {model.name}", bar)
+    prior, volume, total = torch.cat([parts for parts, _ in found], 1)
     parts = {
         "latent": part_of(prior),
         "volume": part_of(volume),
@@ -65,11 +69,12 @@ def ode_density(
     }
     parts["bits_per_dim"] = part_of(total)
     conditions = conditions_of(model, images, split, data) | {
-        "bound": "probability-flow ODE",
+        "bound": "ODE",
+        "steps": None,
         "variance": None,
         "draws": 1,
         "seed": seed,
-        "solver": {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol, "evaluations": evaluations},
+        "solver": {**dataclasses.asdict(solver), "evaluations": [evaluations for _, evaluations in found]},
         "dequantisation": "uniform",
         "divergence": "rademacher, 1 probe",
         "log_snr_max": float(model.denoiser.process.schedule.log_snr(model.denoiser.process.schedule.t_min)),

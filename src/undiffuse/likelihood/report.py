@@ -37,15 +37,24 @@ def sentence(density: Density) -> str:
     """What was measured, and what it means for a file."""
     facts = density.conditions
     coded, raw = density.bytes_per_image
-    how = facts["bound"] if "ODE" in facts["bound"] else f"{facts['bound']} bound"
+    how = {
+        "continuous": "continuous bound",
+        "discrete": f"bound of {counted(facts['steps'], 'step')}",
+        "ODE": "probability-flow ODE",
+    }[facts["bound"]]
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
     note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
     return (
         f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
-        f"of 8 bits; {how}{variance}, {facts['draws']} draws an image{note}\n"
+        f"of 8 bits; {how}{variance}, {counted(facts['draws'], 'draw')} an image{note}\n"
         f"An ideal coder would need {coded:,.0f} net bytes an image, of {raw:,.0f} as they are (bits back; no coder is "
         "run here)."
     )
+
+
+def counted(count: int | None, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def write_report(density: Density, path: Path) -> None:

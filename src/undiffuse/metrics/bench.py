@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.build import make_data
+from undiffuse.build import make_data_of
 from undiffuse.config import Data
 from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
@@ -60,7 +60,7 @@ def bench(
     if split == "train" and "copying" in groups:
         groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
     source = data.source
-    sets = {name: _shaped(data, name, shape, bar) for name in OTHER}
+    sets = {name: make_data_of(shape, data, name, bar) for name in OTHER}
     for name, images in sets.items():
         if len(images) < FEWEST:
             raise UsageError(f"the {name} split of {source} has {len(images)} images, and {FEWEST} are the least")
@@ -81,21 +81,6 @@ def bench(
         "features": {"name": extractor.name, **extractor.facts},
     }
     return Bench(Reference(items, held_out), sets["train"].images, sets[OTHER[split]], extractor, groups, facts, bar)
-
-
-def _shaped(data: Data, split: str, shape: tuple[int, int, int], bar: Bar) -> ImageSet:
-    with bar(f"reading {data.source} ({split})", 0) as tick:
-        images = make_data(data, split, tick)
-        if images.shape != shape and shape[0] == shape[1]:
-            images = make_data(data.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
-    if images.shape != shape:
-        raise UsageError(f"{data.source} has images of {by(images.shape)}, the samples are of {by(shape)}")
-    return images
-
-
-def by(shape: tuple[int, int, int]) -> str:
-    """A shape as it is written: 28x28x1."""
-    return "x".join(map(str, shape))
 
 
 def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:

@@ -11,13 +11,13 @@ import numpy as np
 from accelerate import PartialState
 
 from undiffuse.config import Data
-from undiffuse.data import ImageSet
+from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
-from undiffuse.metrics.bench import Bench, bench, by, floor_of
+from undiffuse.metrics.bench import Bench, bench, floor_of
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title
 from undiffuse.metrics.store import features_of, sample_into_cache

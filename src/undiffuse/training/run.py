@@ -23,10 +23,12 @@ from filelock import FileLock, Timeout
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
+from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, read_card
+from undiffuse.networks import UNet
 from undiffuse.objectives import Importance
 from undiffuse.objectives.bound import RECONSTRUCTION
 from undiffuse.process import LogSNR
@@ -85,7 +87,7 @@ def train(
         data = make_data(config.data, progress=tick)
     config = _decided(config, data, precision)
     facts = _data_facts(config, data)
-    learner = _learner(config, facts, accelerator)
+    learner = _learner(config, data, facts, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
     with _alone(run) if accelerator.is_main_process else contextlib.nullcontext():
         return _Run(run, config, data, facts, learner, accelerator, report).begin(values, resume).go(progress_bar)
@@ -316,7 +318,7 @@ def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
     """`config` with what depends on the data and the machine decided."""
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
-        some = np.asarray(data.images[:: max(1, len(data) // 2000)], dtype=np.float64) / 127.5 - 1
+        some = _some(data) / 127.5 - 1
         sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
     return config.model_copy(
         update={
@@ -325,6 +327,17 @@ def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
+
+
+def _some(images: datasets.ImageSet) -> np.ndarray:
+    """About 2000 of them, from all over the set."""
+    return np.asarray(images.images[:: max(1, len(images) // 2000)])
+
+
+def _log_odds(images: datasets.ImageSet) -> torch.Tensor:
+    """ln of how often each value is seen, float64 (VALUES,)."""
+    seen = np.bincount(_some(images).ravel(), minlength=VALUES) + 1.0
+    return torch.from_numpy(np.log(seen / seen.sum()))
 
 
 def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
@@ -350,10 +363,12 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
     )
 
 
-def _learner(config: Config, data: DataFacts, accelerator: Accelerator) -> Learner:
+def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
     with torch.random.fork_rng():  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
         network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
+    if config.denoiser.target == LEVELS and isinstance(network, UNet):
+        network.expect(_log_odds(images))
     if config.training.compile:
         network.compile()
     return Learner(

@@ -1,0 +1,67 @@
+"""What pictures of 8 bits give away at little noise: the exact values that their elements have in common.
+
+Stretched contrast leaves every other value out, a scan has its own white, an edge five greys. Convolutions of a noisy
+picture see none of that. Here each element is first read by itself, as the probabilities of its values (Bayes' rule on
+x_t); what they are on average in an embedding goes into the network, and how often each value is found in the whole
+picture, a census, makes those values likelier that the picture has elsewhere.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.networks.embedding import zero_
+
+FEATURES = 16
+
+
+class Values(nn.Module):
+    """For inputs x (B, C, H, W), of x_t at unit variance, whose elements have `count` values even on [-1, 1].
+
+    Args:
+        channels: C.
+        count: how many values there are.
+        width: of the conditioning vector.
+        sigma_data: the root mean square of the data, which says what unit variance has made of x_t.
+    """
+
+    def __init__(self, channels: int, count: int, width: int, sigma_data: float):
+        super().__init__()
+        self.sigma_data = sigma_data
+        self.features = channels * FEATURES
+        self.register_buffer("values", torch.linspace(-1, 1, count), persistent=False)
+        self.values: Tensor
+        self.log_odds = nn.Parameter(torch.zeros(count))
+        angles = torch.linspace(-1, 1, count)[:, None] * math.pi / 2 * 2.0 ** torch.arange(FEATURES // 2)
+        self.embedding = nn.Parameter(torch.cat([angles.sin(), angles.cos()], 1))
+        self.census = nn.Sequential(nn.Linear(channels * count, width), nn.SiLU())
+        self.told, self.common = zero_(nn.Linear(width, width)), zero_(nn.Linear(width, channels * count))
+        self.recall = zero_(nn.Linear(width, 2))
+
+    def read(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        """p(v | x_t) of every element by itself, exp(log_odds) being the prior: (B, C, H, W, count)."""
+        precision = log_snr.to(x).exp().view(-1, 1, 1, 1)
+        y = x * (self.sigma_data**2 + 1 / precision).sqrt()  # x_t / alpha = x_0 + noise of 1 / precision
+        distance = (self.values.to(x) - y.unsqueeze(-1)) * precision.sqrt().unsqueeze(-1)
+        return torch.addcmul(self.log_odds, distance, distance, value=-0.5).softmax(-1)
+
+    def embedded(self, p: Tensor) -> Tensor:
+        """(B, C FEATURES, H, W)."""
+        return (p @ self.embedding).permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+    def counted(self, p: Tensor) -> Tensor:
+        """The census as a vector: (B, width)."""
+        return self.census(p.detach().sum((2, 3)).log1p().flatten(1))
+
+    def odds(self, p: Tensor, counted: Tensor, conditioning: Tensor) -> Tensor:
+        """What the census adds to the logits of every element's values: (B, C count, H, W).
+
+        A power of how often the other elements have the value, and what else the census tells.
+        """
+        p = p.detach()
+        power, floor = self.recall(conditioning).view(-1, 2, 1, 1, 1, 1).unbind(1)
+        others = (p.sum((2, 3), keepdim=True) - p).clamp(min=0)
+        common = self.common(counted).view(len(p), p.shape[1], 1, 1, -1)
+        logits = torch.addcmul(common, power, (others + (floor - 3).exp()).log())
+        return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)
