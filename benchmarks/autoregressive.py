@@ -205,9 +205,13 @@ def train(images: Tensor, seconds: float, tell: Callable[..., None]) -> tuple[Au
 
 
 @torch.inference_mode()
-def bits(network: nn.Module, images: Tensor) -> dict[str, float]:
-    """Mean bits per dimension of uint8 (N, 1, H, W), with its standard error over images."""
-    each = torch.cat([nats(network, x) for x in images.split(100)]).double() / math.log(2) / images[0].numel()
+def bits(network: nn.Module, images: Tensor) -> Tensor:
+    """Bits per dimension of each of uint8 (N, 1, H, W): float64 (N,)."""
+    return torch.cat([nats(network, x) for x in images.split(100)]).double() / math.log(2) / images[0].numel()
+
+
+def mean(each: Tensor) -> dict[str, float]:
+    """Of bits per image, with its standard error."""
     return {"value": each.mean().item(), "standard_error": (each.std() / len(each) ** 0.5).item(), "images": len(each)}
 
 
@@ -216,9 +220,11 @@ def measure(name: str, minutes: float) -> dict[str, Any]:
     (images, learned), (unseen, measured) = images_of(name, "train"), images_of(name, "test")
     with bar(f"training on {name}", 1000) as tell:
         network, steps = train(images, 60 * minutes, tell)
+    each = bits(network, unseen)
     return {
         "data": name,
-        "bits_per_dimension": {"test": bits(network, unseen), "train": bits(network, images[:HELD])},
+        "bits_per_dimension": {"test": mean(each), "train": mean(bits(network, images[:HELD]))},
+        "per_image": [round(x, 4) for x in each.tolist()],
         "minutes": minutes,
         "threads": torch.get_num_threads(),
         "steps": steps,

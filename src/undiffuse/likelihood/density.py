@@ -76,7 +76,7 @@ class Density:
         return self.parts["bits_per_dim"].mean * elements / 8, RAW * elements / 8
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the images' own figures, as JSON."""
+        """Everything but the images, as JSON."""
         coded, raw = self.bytes_per_image
         return {
             "name": self.name,
@@ -85,6 +85,7 @@ class Density:
             "net_bytes_per_image": {"ideal_coder": coded, "as_they_are": raw},
             "curve": self.curve and {k: v.tolist() for k, v in zip(("at", "bits", "error"), self.curve, strict=True)},
             "conditions": self.conditions,
+            "per_image": self.per_image.round(4).tolist(),
         }
 
 
