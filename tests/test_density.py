@@ -1,5 +1,6 @@
 """Density as a user meets it: training the bound, `evaluate --metrics bpd` and `ode`, what they say and refuse."""
 
+import importlib
 import json
 import math
 import shutil
@@ -19,9 +20,12 @@ from undiffuse.files import read_json
 from undiffuse.generate import sample
 from undiffuse.likelihood import density, ode_density
 from undiffuse.likelihood.density import BITS, pixels
+from undiffuse.likelihood.report import sentence
 from undiffuse.model import BUILT_IN, load
 from undiffuse.randomness import Purpose, normal
 from undiffuse.training import train
+
+densities = importlib.import_module("undiffuse.likelihood.density")  # the package has a function of this name
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
     model = load(whole)
     images = load_data(data, "test")
     found = density(model, n=3, bound=10, variance="large", draws=99)
-    assert found.conditions["draws"] == 9 and found.conditions["bound"] == "10 steps"
+    assert found.conditions["draws"] == 9 and found.conditions["steps"] == 10
     process, x0 = model.denoiser.process, pixels(images, np.arange(3))
     total = torch.zeros(3, dtype=torch.float64)
     for i in range(1, 10):
@@ -110,6 +114,34 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
         mean = a_s * beta / s_t**2 * (x0 - x0_hat).double()
         total += (0.5 * (mean**2 / beta + tilde / beta - 1 - math.log(tilde / beta))).flatten(1).mean(1)
     assert found.parts["diffusion"].mean == pytest.approx(total.mean().item() * BITS, rel=1e-5)  # float32 networks
+
+
+def test_other_data_is_brought_to_the_models_size(whole: Path) -> None:
+    """As the other metrics have it; and the page says that the model learnt other data."""
+    found = density(load(whole), "emoji", n=2, draws=2)
+    assert found.images.shape == (2, 16, 16, 1) and not found.conditions["learnt_this_data"]
+    assert "learnt other data" in sentence(found) and "2 draws" in sentence(found)
+
+
+def test_a_density_says_one_of_one(whole: Path) -> None:
+    """Step and draw, not steps and draws."""
+    said = sentence(density(load(whole), n=2, bound=1, draws=1))
+    assert "bound of 1 step," in said
+    assert "1 draw an image" in sentence(density(load(whole), n=2, bound=5, draws=1))
+
+
+def test_pictures_of_any_size_fit_the_memory(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches hold so many elements, one image at least; what is found does not depend on them."""
+    model = load(whole)
+    together = density(model, n=5, bound=6, draws=2).per_image
+    sizes: list[int] = []
+    real = densities.bound_of
+    monkeypatch.setattr(densities, "bound_of", lambda *args: sizes.append(len(args[1])) or real(*args))
+    for elements, expected in ((2 * 256, [2, 2, 1]), (10, [1] * 5)):
+        sizes.clear()
+        monkeypatch.setattr(densities, "BATCH", elements)
+        np.testing.assert_allclose(density(model, n=5, bound=6, draws=2).per_image, together, rtol=1e-5)
+        assert sizes == expected
 
 
 def test_one_step_is_a_bound_too(whole: Path) -> None:
@@ -126,6 +158,25 @@ def test_optimal_variances_lower_the_bound(whole: Path) -> None:
         for name in ("small", "large", "optimal")
     }
     assert totals["optimal"] < min(totals["small"], totals["large"])
+
+
+def test_variances_are_never_measured_on_the_images_they_are_judged_by(
+    whole: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the training split, only images beyond the first n; of the test split, any. None left is refused."""
+    model, count = load(whole), len(load_data(data, "train"))
+    seen: list[int] = []
+    real = densities.spread
+    monkeypatch.setattr(
+        densities, "spread", lambda numbers, draws: seen.extend(numbers.tolist()) or real(numbers, draws)
+    )
+    density(model, n=count - 3, split="train", bound=5, variance="optimal", draws=1)
+    assert seen == [*range(count - 3, count), *range(count - 3)]
+    seen.clear()
+    density(model, n=2, bound=5, variance="optimal", draws=1)
+    assert seen == [*range(count), 0, 1]
+    with pytest.raises(UsageError, match="lower -n"):
+        density(model, n=count, split="train", bound=5, variance="optimal")
 
 
 def test_the_built_in_model_has_the_number_of_its_card() -> None:
@@ -170,7 +221,11 @@ def test_the_commands(likelihood: Path, whole: Path, command: Command) -> None:
         (["--metrics", "bpd", "--variance", "learned"], "has not learnt its variance"),
         (["--metrics", "bpd", "--variance", "tiny"], "choose from auto, small"),
         (["--metrics", "bpd", "--bound", "continuous", "--variance", "small"], "no variance to choose"),
-        (["--metrics", "bpd", "--data", "emoji"], "belongs to one shape"),
+        (["--metrics", "bpd", "--bound", "100001"], "1 to 100,000 steps"),
+        (["--metrics", "bpd", "--sampler", "ddim"], "--sampler means nothing to --metrics bpd"),
+        (["--metrics", "ode", "--draws", "3"], "--draws means nothing to --metrics ode"),
+        (["--metrics", "frechet", "--bound", "10"], "--bound means nothing to --metrics frechet"),
+        (["--bound", "10"], "--bound means nothing to --metrics all"),
     ],
 )
 def test_what_is_refused(whole: Path, command: Command, arguments: list[str], message: str) -> None:

@@ -15,7 +15,8 @@ import torch
 from conftest import ignore, metrics
 from safetensors.torch import load_file
 
-from undiffuse.model import checkpoints
+from undiffuse.likelihood import density
+from undiffuse.model import checkpoints, load
 from undiffuse.training import train
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "undiffuse"]
@@ -95,3 +96,16 @@ def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp
         said, _ = process.communicate(timeout=180)
     assert checkpoints(tmp_path), said[-2000:]
     assert "SIGINT: stopped at step" in said
+
+
+def test_two_processes_share_a_density(whole: Path, tmp_path: Path) -> None:
+    """Three batches of images, two of them the first process's: the bits of one process, in order, told once."""
+    images = np.random.default_rng(0).integers(0, 256, (800, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", images=images)
+    options = ["--metrics", "bpd", "--data", str(tmp_path / "more.npz"), "--split", "train", "-n", "700"]
+    options += ["--bound", "4", "--draws", "2", "--json", str(tmp_path / "two.json")]
+    said = two("evaluate", str(whole), *options, "--report", str(tmp_path / "two.html"))
+    assert said.count("bits per dim") == 1
+    one = density(load(whole), str(tmp_path / "more.npz"), split="train", n=700, bound=4, draws=2)
+    found = json.loads((tmp_path / "two.json").read_text())["per_image"]
+    np.testing.assert_allclose(found, one.per_image, rtol=0, atol=2e-4)
