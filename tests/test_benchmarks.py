@@ -1,14 +1,17 @@
 """The pure parts of what benchmarks/speed.py measures with."""
 
+import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # no package: its files import each other like this
 
+from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
 from speed import kind_of
 from systems import our_config, our_megaflops
@@ -88,3 +91,17 @@ def test_alternate_reverses_every_other_round() -> None:
 )
 def test_kinds_of_operators(operator: str, kind: str) -> None:
     assert kind_of(operator) == kind
+
+
+def test_models_are_compared_picture_by_picture() -> None:
+    """A constant difference has no error however much the pictures differ; the fifths hold all of them."""
+    rng = np.random.default_rng(0)
+    theirs = rng.uniform(0, 8, 103)
+    found = compared(theirs - 0.25, theirs)
+    assert found["difference"] == pytest.approx(-0.25, abs=1e-12)
+    assert found["standard_error"] < 1e-12 and found["share_lower"] == 1
+    images = np.stack([rng.integers(0, most, (28, 28, 1)) for most in range(1, 104)])
+    parts = by_distinct(images, theirs - np.arange(103), theirs)
+    assert [part["images"] for part in parts] == [21, 21, 21, 20, 20]
+    assert [part["difference"] for part in parts] == pytest.approx([-10, -31, -52, -72.5, -92.5])
+    assert all(before["most"] <= after["fewest"] for before, after in itertools.pairwise(parts))
