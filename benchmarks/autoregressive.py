@@ -166,7 +166,7 @@ def batches(images: Tensor) -> Iterator[Tensor]:
 
 
 def make_optimizer(network: nn.Module) -> Muon:
-    """Muon for the weights of convolutions, AdamW for embeddings, norms and biases."""
+    """Muon for the weights of convolutions, AdamW for embeddings, norms, biases, the census."""
     matrices = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     known = {id(weight) for weight in matrices}
     return Muon(matrices, [p for p in network.parameters() if id(p) not in known], lr=RATE)

@@ -50,6 +50,8 @@ def by_distinct(images: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> lis
 def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, and the bits per dimension of each under both models."""
     ours, theirs = read_json(FOLDER / f"{name}.json"), read_json(FOLDER / f"autoregressive-{name}.json")
+    if "per_image" not in ours or "per_image" not in theirs:
+        raise UsageError(f"the files of {name} hold no bits of single images: measure again, with the commands above")
     data = load(name, "test")
     if not data.fingerprint == ours["conditions"]["fingerprint"] == theirs["fingerprints"]["test"]:
         raise UsageError(f"the two files of {name} were not measured on the test images that are here")

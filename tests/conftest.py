@@ -73,6 +73,18 @@ def whole(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
+@pytest.fixture(scope="session")
+def likelihood(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the preset `likelihood`, tiny; read only."""
+    from undiffuse.config import preset
+    from undiffuse.training import train
+
+    run = tmp_path_factory.mktemp("likelihood") / "run"
+    values = {"network.head": 8, "training.steps": 60, "training.learning_rate": 1e-2}
+    train({**preset("likelihood"), **tiny, **values}, run, report=ignore)
+    return run
+
+
 def ignore(line: str) -> None:
     """A report that goes nowhere."""
 

@@ -200,6 +200,7 @@ def test_targets_that_live_without_signal(target: str) -> None:
         (Network(channels=(8, 8, 8, 8, 8)), (8, 8), "levels"),
         (Network(patch=2), (15, 15), "patch"),
         (Network(channels=(8, 8), attention=(5,)), (16, 16), "attention"),
+        (Network(kernel=4), (16, 16), "odd"),
         (Network(kind="unet2d", head=8), (16, 16), "leave them out"),
         (Network(kind="unet2d", values=True), (16, 16), "leave them out"),
     ],

@@ -28,15 +28,6 @@ from undiffuse.training import train
 densities = importlib.import_module("undiffuse.likelihood.density")  # the package has a function of this name
 
 
-@pytest.fixture(scope="module")
-def likelihood(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the preset, tiny."""
-    run = tmp_path_factory.mktemp("likelihood") / "run"
-    values = {"network.head": 8, "training.steps": 60, "training.learning_rate": 1e-2}
-    train({**preset("likelihood"), **tiny, **values}, run, report=ignore)
-    return run
-
-
 def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:
     """Below the 8 bits of a network that knows nothing; the saved schedule is learnt, and its ends are as asked for."""
     model = load(likelihood)
@@ -175,8 +166,21 @@ def test_variances_are_never_measured_on_the_images_they_are_judged_by(
     seen.clear()
     density(model, n=2, bound=5, variance="optimal", draws=1)
     assert seen == [*range(count), 0, 1]
-    with pytest.raises(UsageError, match="lower -n"):
+    with pytest.raises(UsageError, match=f"-n below {count}"):
         density(model, n=count, split="train", bound=5, variance="optimal")
+    with pytest.raises(UsageError, match="--split all"):
+        density(model, split="all", bound=5, variance="optimal")
+
+
+def test_what_python_may_ask_for(whole: Path, tmp_path: Path) -> None:
+    """Any integer is a number of steps; words that are none, and a single image, are refused."""
+    model = load(whole)
+    assert density(model, n=2, bound=np.int64(3), draws=1).conditions["steps"] == 3
+    with pytest.raises(UsageError, match="number of steps, or continuous"):
+        density(model, bound="100")
+    np.savez(tmp_path / "few.npz", images=np.zeros((10, 16, 16), np.uint8))
+    with pytest.raises(UsageError, match="an error needs two"):
+        density(model, str(tmp_path / "few.npz"))
 
 
 def test_the_built_in_model_has_the_number_of_its_card() -> None:

@@ -15,6 +15,7 @@ import torch
 from conftest import ignore, metrics
 from safetensors.torch import load_file
 
+from undiffuse.config import preset
 from undiffuse.likelihood import density
 from undiffuse.model import checkpoints, load
 from undiffuse.training import train
@@ -55,6 +56,17 @@ def test_two_processes_train_as_one(tiny: dict[str, Any], tmp_path: Path) -> Non
     losses = [[row["loss"] for row in metrics(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert train({}, tmp_path / "two", resume=True, report=ignore).finished
+
+
+def test_two_processes_learn_a_likelihood_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The odds that both begin with, the times that their losses have taught, and the loss itself."""
+    values = {**preset("likelihood"), **tiny, "network.head": 8, "training.steps": 6}
+    two(*arguments(values, tmp_path / "two"))
+    train(values, tmp_path / "one", report=ignore)
+    losses = [[row["loss"] for row in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    moments = [load_file(checkpoints(tmp_path / n)[-1] / "training.safetensors") for n in ("one", "two")]
+    torch.testing.assert_close(*[m["importance.moments"] for m in moments], rtol=1e-3, atol=0)
 
 
 def test_two_processes_keep_to_a_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -107,5 +119,6 @@ def test_two_processes_share_a_density(whole: Path, tmp_path: Path) -> None:
     said = two("evaluate", str(whole), *options, "--report", str(tmp_path / "two.html"))
     assert said.count("bits per dim") == 1
     one = density(load(whole), str(tmp_path / "more.npz"), split="train", n=700, bound=4, draws=2)
-    found = json.loads((tmp_path / "two.json").read_text())["per_image"]
-    np.testing.assert_allclose(found, one.per_image, rtol=0, atol=2e-4)
+    found = json.loads((tmp_path / "two.json").read_text())
+    assert found["conditions"]["processes"] == 2
+    np.testing.assert_allclose(found["per_image"], one.per_image, rtol=0, atol=2e-4)

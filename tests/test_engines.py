@@ -50,6 +50,23 @@ def test_onnx_runtime_says_what_pytorch_says(model: Model, fast: Model, batch: i
 
 
 @needs_onnx
+def test_a_network_of_values_is_the_same_elsewhere(
+    likelihood: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The preset `likelihood`, census and filters, in ONNX Runtime: the x_0 that it means, at any noise and batch."""
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    model = load(likelihood)
+    fast = with_engine(model, "onnxruntime")
+    times = torch.tensor([1e-3, 0.3, 0.7, 1.0], dtype=torch.float64)
+    x = model.denoiser.process.corrupt(
+        torch.randint(0, 256, (4, 1, 16, 16)) / 127.5 - 1, times, torch.randn(4, 1, 16, 16)
+    )
+    with torch.no_grad():
+        expected, found = (m.denoiser(x, times).x0 for m in (model, fast))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+@needs_onnx
 def test_an_engine_changes_neither_the_model_nor_its_samples(model: Model, fast: Model) -> None:
     assert (fast.engine, fast.fingerprint, fast.parameters) == ("onnxruntime", model.fingerprint, model.parameters)
     recipe = Recipe(steps=8)

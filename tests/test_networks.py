@@ -24,6 +24,21 @@ def test_attention_is_that_of_its_definition_either_way(size: tuple[int, int], m
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("head", "patch"), [(0, 1), (0, 2), (8, 2)])
+def test_a_kernel_filters_the_input(head: int, patch: int) -> None:
+    """With the same filter at every pixel it is a convolution, zeros around, added to the first outputs only."""
+    network = unet.UNet(2, 5, patch=patch, channels=(16,), blocks=1, attention=(), head=head, kernel=3).double()
+    filters = torch.randn(2, 3, 3, dtype=torch.float64)
+    bias = torch.cat([torch.arange(5), filters.flatten()]).double()
+    with torch.no_grad():
+        last = network.head[-1] if head else network.out  # type: ignore[index]
+        last.bias.copy_(bias if head else bias.repeat_interleave(patch**2))
+    x = torch.randn(3, 2, 6, 8, dtype=torch.float64)
+    expected = torch.arange(5.0, dtype=torch.float64).view(1, 5, 1, 1).repeat(3, 1, 6, 8)
+    expected[:, :2] += torch.nn.functional.conv2d(x, filters[:, None], padding=1, groups=2)
+    torch.testing.assert_close(network(x, torch.zeros(3)), expected, rtol=0, atol=1e-12)
+
+
 def test_fourier_features_are_vdms() -> None:
     """Sin and cos of 2^n pi z beside the input, z the data's own scale (Kingma et al. 2021, appendix C)."""
     settings = {"network.fourier": (7, 8), "network.patch": 1, "network.channels": (16,), "network.attention": ()}

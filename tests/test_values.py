@@ -72,13 +72,23 @@ def test_the_census_is_of_one_picture(values: Values) -> None:
     assert (told[0] - told[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("head", "patch", "channels"), [(0, 1, 1), (0, 2, 3), (8, 2, 3), (8, 1, 1)])
-def test_a_network_begins_with_the_odds_of_the_data(head: int, patch: int, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("head", "patch", "channels", "kernel"), [(0, 1, 1, 0), (0, 2, 3, 3), (8, 2, 3, 0), (8, 1, 1, 3)]
+)
+def test_a_network_begins_with_the_odds_of_the_data(head: int, patch: int, channels: int, kernel: int) -> None:
     """Untrained, its logits are what it was told to expect, at every pixel of every channel; the rest says nothing."""
     torch.manual_seed(0)
     outputs = channels * (2 + COUNT)
     network = UNet(
-        channels, outputs, patch=patch, channels=(16,), attention=(), head=head, values=COUNT, sigma_data=SIGMA_DATA
+        channels,
+        outputs,
+        patch=patch,
+        channels=(16,),
+        attention=(),
+        head=head,
+        kernel=kernel,
+        values=COUNT,
+        sigma_data=SIGMA_DATA,
     ).double()
     log_odds = torch.linspace(-3, 1, COUNT, dtype=torch.float64)
     network.expect(log_odds)
@@ -88,3 +98,34 @@ def test_a_network_begins_with_the_odds_of_the_data(head: int, patch: int, chann
     torch.testing.assert_close(said, expected.view(1, -1, 1, 1).expand_as(said), rtol=0, atol=1e-6)
     assert network.values is not None
     torch.testing.assert_close(network.values.log_odds.data, log_odds)
+
+
+def test_a_network_adds_the_census_to_its_logits() -> None:
+    """What the census says of value v of channel c is added to that logit alone, pixels folded or not."""
+    torch.manual_seed(0)
+    outputs = 3 * (2 + COUNT)
+    network = UNet(
+        3, outputs, patch=2, channels=(16,), attention=(), kernel=3, values=COUNT, sigma_data=SIGMA_DATA
+    ).double()
+    assert network.values is not None
+    x0 = np.random.default_rng(4).choice(GRID, (2, 3, 4, 6))
+    x, log_snr = unit(x0, 7.0), torch.full((2,), 7.0)
+    silent = network(x, log_snr)
+    for layer in (network.values.common, network.values.recall):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    p = network.values.read(x, log_snr)
+    odds = network.values.odds(p, network.values.counted(p), network.conditioning(log_snr, None))
+    assert odds.std() > 0.1
+    added = network(x, log_snr) - silent
+    torch.testing.assert_close(added[:, 6:], odds, rtol=0, atol=1e-12)
+    assert (added[:, :6] == 0).all()
+
+
+def test_the_census_is_differentiable_where_that_is_asked_for() -> None:
+    """The divergence of a flow needs all of the derivative, checked by differences; training needs none in x."""
+    torch.manual_seed(0)
+    network = UNet(1, 2 + COUNT, patch=1, channels=(16,), attention=(), values=COUNT, sigma_data=SIGMA_DATA).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: network(x, torch.tensor([1.0])), x, rtol=1e-5, atol=1e-7)

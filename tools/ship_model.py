@@ -27,7 +27,7 @@ def main(run: str, name: str, measured: str | None = None) -> None:
         found = read_json(Path(measured))
         if found["conditions"]["model"]["fingerprint"] != model.fingerprint:
             sys.exit(f"{measured} was measured on another model than {folder}")
-        conditions = {key: found["conditions"][key] for key in ("data", "split", "bound", "steps", "draws", "seed")}
+        conditions = {key: found["conditions"].get(key) for key in ("data", "split", "bound", "steps", "draws", "seed")}
         card["measured"] = {"bits_per_dim": found["bits_per_dim"]["bits_per_dim"], "n": found["n"], **conditions}
     with atomic_folder(BUILT_IN / name) as target:
         shutil.copyfile(folder / "weights.safetensors", Path(target) / "weights.safetensors")

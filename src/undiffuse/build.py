@@ -67,7 +67,9 @@ def make_data_of(shape: tuple[int, int, int], config: Data, split: str, bar: Bar
         if images.shape != shape and shape[0] == shape[1]:
             images = make_data(config.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
     if images.shape != shape:
-        raise UsageError(f"{config.source} has images of {by(images.shape)}, and {by(shape)} are wanted")
+        raise UsageError(
+            f"{config.source} has images of {by(images.shape)}; the model or the samples are of {by(shape)}"
+        )
     return images
 
 
@@ -123,8 +125,10 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
-    if unet2d and (config.head or config.fourier or config.values):
-        raise UsageError("network.head, fourier and values are those of network.kind=unet: leave them out")
+    if config.kernel and config.kernel % 2 == 0:
+        raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
+    if unet2d and (config.head or config.fourier or config.kernel or config.values):
+        raise UsageError("network.head, fourier, kernel and values are those of network.kind=unet: leave them out")
     if options and not unet2d:
         raise UsageError("network.options are those of network.kind=unet2d: set that too, or leave them out")
     decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
@@ -174,6 +178,13 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
+    sigma_data = config.denoiser.sigma_data
+    if sigma_data is None:
+        if network.fourier or network.values:
+            raise UndiffuseError(
+                "the configuration leaves denoiser.sigma_data open: it is not that of a run or a model"
+            )
+        sigma_data = 1.0  # for nothing
     return UNet(
         channels,
         outputs,
@@ -184,10 +195,11 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
         classes=classes,
         dropout=network.dropout,
         head=network.head,
+        kernel=network.kernel,
         values=VALUES if network.values else 0,
-        sigma_data=config.denoiser.sigma_data or 1.0,
+        sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
-        fourier=tuple(2**n * math.pi * (config.denoiser.sigma_data or 1) for n in network.fourier),
+        fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
     )
 
 

@@ -103,6 +103,7 @@ class Network(_Section):
     blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
     attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
     head: Natural = Field(0, description="channels per pixel of a last layer at full resolution; 0: none")
+    kernel: Natural = Field(0, description="side of a filter of the input made for each pixel, odd; 0: none")
     values: bool = Field(False, description="see which values a picture has, for denoiser.target=levels")
     fourier: tuple[Natural, ...] = Field((), description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")

@@ -56,6 +56,7 @@ def evaluate(
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
     from undiffuse.metrics import evaluate as measured
+    from undiffuse.metrics.measure import parse_groups
     from undiffuse.metrics.report import conditions_line, headings, rows, write_report
 
     report = report or Path(f"{Path(subject).stem}-evaluation.html")
@@ -68,6 +69,7 @@ def evaluate(
         _refuse(context, densities[0])
         _density(densities[0], subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
         return
+    parse_groups(metrics)
     _refuse(context, metrics)
     recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
     done = []
@@ -138,7 +140,7 @@ def _density(
             data,
             split=split,
             n=n,
-            bound=int(bound) if bound.isdigit() else bound,
+            bound=int(bound) if bound.isdecimal() else bound,
             variance=variance,
             draws=draws or DEFAULT_DRAWS,
             seed=seed,

@@ -103,7 +103,7 @@ def density(
 ) -> Density:
     """The bound of the first n images (1000, or all there are) of a split, without classes.
 
-    The processes of a torchrun share the images out, and each gets the whole, whatever their number.
+    The processes of a torchrun share the images out, and each gets the whole, whatever their number; all must call it.
 
     Args:
         data: None: what the model learnt; where other data is of another size, it is brought to the model's.
@@ -116,14 +116,20 @@ def density(
     """
     if n is not None and n < 2:
         raise UsageError(f"n = {n}: an error needs two images at least")
-    if isinstance(bound, int) and not 1 <= bound <= MOST_STEPS:
+    if isinstance(bound, str) and bound not in ("auto", "continuous"):
+        raise UsageError(f"bound = {bound!r}: it is a number of steps, or continuous")
+    if not isinstance(bound, str) and not 1 <= bound <= MOST_STEPS:
         raise UsageError(f"bound = {bound}: a bound has 1 to {MOST_STEPS:,} steps; beyond, take continuous")
     if draws < 1:
         raise UsageError(f"draws = {draws}: take one at least")
-    steps = bound if isinstance(bound, int) else model.denoiser.process.schedule.steps if bound == "auto" else None
+    own = model.denoiser.process.schedule.steps
+    steps = (own if bound == "auto" else None) if isinstance(bound, str) else int(bound)
     variance = _checked(model, steps, variance)
+    if variance == "optimal" and split == "all":
+        raise UsageError("optimal variances are measured on training images, and --split all evaluates those too")
     images = images_of(model, data, split, bar)
-    count = min(n or DEFAULT_N, len(images))
+    count = counted(n or DEFAULT_N, images)
+    facts = conditions_of(model, images, split, data)
     formula = Formula(steps, variance)
     if variance == "optimal":
         assert steps is not None
@@ -138,7 +144,7 @@ def density(
         return bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u)
 
     parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
-    conditions = conditions_of(model, images, split, data) | {
+    conditions = facts | {
         "bound": "continuous" if steps is None else "discrete",
         "steps": steps,
         "variance": None if steps is None else variance,
@@ -146,6 +152,13 @@ def density(
         "seed": seed,
     }
     return summarise(model, parts, conditions, np.asarray(images.images[:count]))
+
+
+def counted(n: int, images: ImageSet) -> int:
+    """How many images of those wanted there are. Raises UsageError for fewer than two."""
+    if len(images) < 2:
+        raise UsageError(f"{images.name} has one image in its {images.split} split, and an error needs two")
+    return min(n, len(images))
 
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
@@ -158,6 +171,7 @@ def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) 
         "dimensions": int(np.prod(images.shape)),
         "levels": 256,
         "classes": "not given",
+        "processes": PartialState(cpu=shares_a_cpu()).num_processes,
         "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},
     }
 
@@ -257,9 +271,7 @@ def _tuned(model: Model, images: ImageSet, taken: int, steps: int, seed: int, ba
     """The optimal variances, from the last training images; the first `taken` are those to be measured."""
     numbers = np.arange(taken, len(images))[-TUNED_ON:]
     if not len(numbers):
-        raise UsageError(
-            f"all {taken} training images are to be measured, and none is left for the variances: lower -n"
-        )
+        raise UsageError(f"no training image is left for the optimal variances: give -n below {len(images)}")
 
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from undiffuse.denoiser import LEVELS
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.density import BITS, Density, conditions_of, images_of, part_of, pixels, shared
+from undiffuse.likelihood.density import BITS, Density, conditions_of, counted, images_of, part_of, pixels, shared
 from undiffuse.likelihood.dequantise import bits_per_dim, dequantised, offset_bits, uniform_draws
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
@@ -46,7 +46,8 @@ def ode_density(
         raise UsageError("the ODE is solved in float64, which this device does not have: add --device cpu")
     solver = solver or Solver(rtol=1e-4, atol=1e-4)
     images = images_of(model, data, split, bar)
-    count, elements = min(n or DEFAULT_N, len(images)), int(np.prod(images.shape))
+    count, elements = counted(n or DEFAULT_N, images), int(np.prod(images.shape))
+    facts = conditions_of(model, images, split, data)
 
     def measure(numbers: np.ndarray) -> tuple[Tensor, int]:
         samples = numbers.tolist()
@@ -68,7 +69,7 @@ def ode_density(
         "dequantisation": part_of(torch.full_like(total, offset_bits())),
     }
     parts["bits_per_dim"] = part_of(total)
-    conditions = conditions_of(model, images, split, data) | {
+    conditions = facts | {
         "bound": "ODE",
         "steps": None,
         "variance": None,

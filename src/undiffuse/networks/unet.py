@@ -101,6 +101,9 @@ class UNet(nn.Module):
         head: channels at full resolution, per pixel, of a layer before the output; 0 for none.
         fourier: angular frequencies of the sines and cosines of every input that the stem sees beside it, so that
             small differences of a pixel show (Kingma et al. 2021, appendix C).
+        kernel: side of a filter of the input, odd, that the network makes for each pixel and channel; what it gives is
+            added to the first `inputs` outputs (as for renderings, Bako et al. 2017); 0 for none. Norms leave a network
+            no exact brightness; a filter has it.
         values: how many values an element of the data takes, for a network whose last `inputs * values` outputs are
             their logits and that is to see which values a picture has (`Values`); 0 for none.
         sigma_data: the root mean square of the data, for `values`.
@@ -119,11 +122,12 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         head: int = 0,
         fourier: tuple[float, ...] = (),
+        kernel: int = 0,
         values: int = 0,
         sigma_data: float = 1.0,
     ):
         super().__init__()
-        self.inputs, self.patch, self.fourier = inputs, patch, fourier
+        self.inputs, self.outputs, self.patch, self.fourier, self.kernel = inputs, outputs, patch, fourier, kernel
         width = 4 * channels[0]
         self.conditioning = Conditioning(width, classes)
         self.values = Values(inputs, values, width, sigma_data) if values else None
@@ -148,10 +152,11 @@ class UNet(nn.Module):
             self.up.extend(stage(level, 2 * here) for _ in range(blocks))
             now = here
         self.norm = norm(now)
-        self.out = nn.Conv2d(now, (head or outputs) * patch**2, 3, padding=1)
+        says = outputs + inputs * kernel**2
+        self.out = nn.Conv2d(now, (head or says) * patch**2, 3, padding=1)
         self.head: nn.Module = nn.Identity()
         if head:
-            self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, outputs, 1)))
+            self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, says, 1)))
         else:
             zero_(self.out)
 
@@ -161,9 +166,10 @@ class UNet(nn.Module):
         if self.values:
             with torch.autocast(x.device.type, enabled=False):
                 p = self.values.read(x, log_snr)
+                seen.append(self.values.embedded(p))
+                p = p if x.requires_grad else p.detach()  # no backward pass over 256 values for the prior's sake
                 counted = self.values.counted(p)
             conditioning = conditioning + self.values.told(counted)
-            seen.append(self.values.embedded(p))
         h = self.stem(functional.pixel_unshuffle(torch.cat(seen, 1), self.patch))
         skips = []
         for down in self.down:
@@ -179,6 +185,8 @@ class UNet(nn.Module):
         if not isinstance(self.head, nn.Identity):
             with torch.autocast(h.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
                 h = self.head(h if h.dtype == torch.float64 else h.float())
+        if self.kernel:
+            h = self._filtered(h, x)
         if self.values:
             with torch.autocast(h.device.type, enabled=False):
                 odds = self.values.odds(p, counted, conditioning.to(p))
@@ -186,13 +194,20 @@ class UNet(nn.Module):
             h = torch.cat([rest, logits + odds], 1)
         return h
 
+    def _filtered(self, h: Tensor, x: Tensor) -> Tensor:
+        first, rest, weights = h.split([x.shape[1], self.outputs - x.shape[1], h.shape[1] - self.outputs], 1)
+        near = functional.unfold(x, self.kernel, padding=self.kernel // 2).view(weights.shape)
+        filtered = (weights * near).unflatten(1, (x.shape[1], -1)).sum(2)
+        return torch.cat([first + filtered, rest], 1)
+
     @torch.no_grad()
     def expect(self, log_odds: Tensor) -> None:
-        """Begins with these log-odds (values,) of every element's values, where the last outputs are their logits."""
+        """Sets the log-odds (values,) of every element's values to begin with, the last outputs being their logits."""
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.out
         assert isinstance(last, nn.Conv2d) and last.bias is not None
         folded = self.patch**2 if last is self.out else 1
         start = log_odds.to(last.bias).repeat(self.inputs).repeat_interleave(folded)
-        last.bias[-len(start) :].add_(start)
+        end = self.outputs * folded
+        last.bias[end - len(start) : end] = start
         if self.values:
-            self.values.log_odds.add_(log_odds.to(last.bias))
+            self.values.log_odds.copy_(log_odds)

@@ -17,7 +17,9 @@ FEATURES = 16
 
 
 class Values(nn.Module):
-    """For inputs x (B, C, H, W), of x_t at unit variance, whose elements have `count` values even on [-1, 1].
+    """For inputs x (B, C, H, W): x_t at unit variance, where elements of x_0 take `count` values, even on [-1, 1].
+
+    Whatever needs 256 values is computed in float32 or better, also under autocast.
 
     Args:
         channels: C.
@@ -52,16 +54,15 @@ class Values(nn.Module):
 
     def counted(self, p: Tensor) -> Tensor:
         """The census as a vector: (B, width)."""
-        return self.census(p.detach().sum((2, 3)).log1p().flatten(1))
+        return self.census(p.sum((2, 3)).log1p().flatten(1))
 
     def odds(self, p: Tensor, counted: Tensor, conditioning: Tensor) -> Tensor:
         """What the census adds to the logits of every element's values: (B, C count, H, W).
 
         A power of how often the other elements have the value, and what else the census tells.
         """
-        p = p.detach()
         power, floor = self.recall(conditioning).view(-1, 2, 1, 1, 1, 1).unbind(1)
         others = (p.sum((2, 3), keepdim=True) - p).clamp(min=0)
         common = self.common(counted).view(len(p), p.shape[1], 1, 1, -1)
-        logits = torch.addcmul(common, power, (others + (floor - 3).exp()).log())
+        logits = torch.addcmul(common, power, (others + (floor - 3).clamp(min=-20).exp()).log())
         return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)
