@@ -63,6 +63,6 @@ class Values(nn.Module):
         """
         power, floor = self.recall(conditioning).view(-1, 2, 1, 1, 1, 1).unbind(1)
         others = (p.sum((2, 3), keepdim=True) - p).clamp(min=0)
-        common = self.common(counted).view(len(p), p.shape[1], 1, 1, -1)
+        common = self.common(counted).unflatten(1, (p.shape[1], 1, 1, -1))
         logits = torch.addcmul(common, power, (others + (floor - 3).clamp(min=-20).exp()).log())
         return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)
