@@ -114,8 +114,6 @@ def density(
 
     Raises UsageError for what does not go together or for data that cannot be brought to the model's shape.
     """
-    if n is not None and n < 2:
-        raise UsageError(f"n = {n}: an error needs two images at least")
     if isinstance(bound, str) and bound not in ("auto", "continuous"):
         raise UsageError(f"bound = {bound!r}: it is a number of steps, or continuous")
     if not isinstance(bound, str) and not 1 <= bound <= MOST_STEPS:
@@ -128,7 +126,7 @@ def density(
     if variance == "optimal" and split == "all":
         raise UsageError("optimal variances are measured on training images, and --split all evaluates those too")
     images = images_of(model, data, split, bar)
-    count = counted(n or DEFAULT_N, images)
+    count = count_of(images, n, DEFAULT_N)
     facts = conditions_of(model, images, split, data)
     formula = Formula(steps, variance)
     if variance == "optimal":
@@ -154,11 +152,13 @@ def density(
     return summarise(model, parts, conditions, np.asarray(images.images[:count]))
 
 
-def counted(n: int, images: ImageSet) -> int:
-    """How many images of those wanted there are. Raises UsageError for fewer than two."""
+def count_of(images: ImageSet, n: int | None, default: int) -> int:
+    """How many images to take: n or the default, as far as there are. Raises UsageError for fewer than two."""
+    if n is not None and n < 2:
+        raise UsageError(f"n = {n}: an error needs two images at least")
     if len(images) < 2:
         raise UsageError(f"{images.name} has one image in its {images.split} split, and an error needs two")
-    return min(n, len(images))
+    return min(n or default, len(images))
 
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from undiffuse.denoiser import LEVELS
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.density import BITS, Density, conditions_of, counted, images_of, part_of, pixels, shared
+from undiffuse.likelihood.density import BITS, Density, conditions_of, count_of, images_of, part_of, pixels, shared
 from undiffuse.likelihood.dequantise import bits_per_dim, dequantised, offset_bits, uniform_draws
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
@@ -40,13 +40,11 @@ def ode_density(
             f"{model.name} gives the odds of whole pixel values and has no density for the values between, which an "
             "ODE needs: ask for --metrics bpd"
         )
-    if n is not None and n < 2:
-        raise UsageError(f"n = {n}: an error needs two images at least")
     if model.device.type == "mps":
         raise UsageError("the ODE is solved in float64, which this device does not have: add --device cpu")
     solver = solver or Solver(rtol=1e-4, atol=1e-4)
     images = images_of(model, data, split, bar)
-    count, elements = counted(n or DEFAULT_N, images), int(np.prod(images.shape))
+    count, elements = count_of(images, n, DEFAULT_N), int(np.prod(images.shape))
     facts = conditions_of(model, images, split, data)
 
     def measure(numbers: np.ndarray) -> tuple[Tensor, int]:

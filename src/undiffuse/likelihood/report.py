@@ -59,6 +59,7 @@ def counted(count: int | None, what: str) -> str:
 
 def write_report(density: Density, path: Path) -> None:
     """Writes the page."""
+    told = {key: value for key, value in density.to_json().items() if key != "per_image"}  # too many to read
     with tempfile.TemporaryDirectory() as folder:
         terms, images = Path(folder) / "terms.png", Path(folder) / "images.png"
         if density.curve:
@@ -85,7 +86,7 @@ def write_report(density: Density, path: Path) -> None:
             else "",
             f"<figure><img src='{inline(images)}'></figure>",
             "<h2>Conditions</h2>",
-            f"<pre>{html.escape(json.dumps(density.to_json(), indent=1))}</pre>",
+            f"<pre>{html.escape(json.dumps(told, indent=1))}</pre>",
         ]
     write_page(f"{density.name}: density", body, path)
 
