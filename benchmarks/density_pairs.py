@@ -38,9 +38,14 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     }
 
 
+def distinct_values(images: np.ndarray) -> np.ndarray:
+    """How many different values each picture of (N, ...) has: (N,)."""
+    return np.array([len(np.unique(image)) for image in images])
+
+
 def by_distinct(images: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, float]]:
     """The same for fifths of the pictures (N, ...), those of the fewest different values first."""
-    distinct = np.array([len(np.unique(image)) for image in images])
+    distinct = distinct_values(images)
     return [
         {"fewest": distinct[part].min(), "most": distinct[part].max(), **compared(ours[part], theirs[part])}
         for part in np.array_split(np.argsort(distinct, kind="stable"), PARTS)
@@ -65,8 +70,7 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path
     figure = Figure(figsize=(5.2 * len(found), 4.6))
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, (images, ours, theirs)) in zip(panels, found.items(), strict=True):
-        distinct = [len(np.unique(image)) for image in images]
-        points = axes.scatter(theirs, ours, c=distinct, s=2, alpha=0.6, linewidths=0, rasterized=True)
+        points = axes.scatter(theirs, ours, c=distinct_values(images), s=2, alpha=0.6, linewidths=0, rasterized=True)
         end = max(ours.max(), theirs.max()) * 1.02
         axes.plot([0, end], [0, end], color="black", linewidth=0.8)
         axes.set(xlim=(0, end), ylim=(0, end), xlabel="autoregressive, bits/dim", title=name)
