@@ -268,7 +268,7 @@ def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
     log_p = free + stats.norm.logpdf(values, 0.6 * mean, 0.6 * np.exp(-sharpness))
     log_p += stats.norm.logpdf(x_t.numpy()[..., None], alpha * values, sigma)
     p = np.exp(log_p - special.logsumexp(log_p, -1, keepdims=True))
-    np.testing.assert_allclose(np.moveaxis(prediction.logits.softmax(2).numpy(), 2, -1), p, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(prediction.logits.softmax(-1).numpy(), p, rtol=1e-9, atol=1e-300)
     np.testing.assert_allclose(prediction.x0.numpy(), p @ values, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(process.corrupt(prediction.x0, t, prediction.eps), x_t, rtol=1e-12, atol=1e-12)
 

@@ -107,7 +107,7 @@ class Prediction:
         variance_mix: where between the posterior's (0) and the transition's (1) log-variance that of
             p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15; not clipped, as there); None where it was not learnt.
         logits: of the target "levels", ln p(x_0 = v | x_t) per element and value, up to a constant for the element:
-            (B, C, levels, ...).
+            (B, C, ..., levels).
     """
 
     x0: Tensor
@@ -191,11 +191,10 @@ class Denoiser:
         channels = x_t.shape[1]
         output = self.output(x_t, t, condition)[0].to(x_t.dtype)
         mean, sharpness, free = output.split([channels, channels, VALUES * channels], 1)
-        mean = self.sigma_data * mean.unsqueeze(2)
-        precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data).unsqueeze(2) ** 2
-        free = free.unflatten(1, (channels, VALUES))
-        logits = level_logits(x_t, level, free, mean, precision)
-        x0 = (logits.softmax(2) * level_values(VALUES, x_t).view(-1, *[1] * (x_t.ndim - 2))).sum(2)
+        precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data) ** 2
+        free = free.unflatten(1, (channels, VALUES)).movedim(2, -1)
+        logits = level_logits(x_t, level, free, self.sigma_data * mean, precision)
+        x0 = logits.softmax(-1) @ level_values(VALUES, x_t)
         return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
 
     def bind(self, condition: Any) -> Denoise:
@@ -215,16 +214,15 @@ def level_logits(
 
     Args:
         x_t: (B, C, ...), with some signal left in it (alpha > 0) or a precision to go by.
-        logits: (levels,), the same for all elements, or (B, C, levels, ...), as the result is.
-        mean, precision: (B, C, 1, ...), or none.
+        logits: (levels,), the same for all elements, or (B, C, ..., levels), as the result is.
+        mean, precision: (B, C, ...), or none.
     """
-    x_t = x_t.unsqueeze(2)
-    across = (-1, *[1] * (x_t.ndim - 3))
-    values = level_values(logits.shape[0 if logits.ndim == 1 else 2], x_t).view(across)
+    values = level_values(logits.shape[-1], x_t)
     told = expand(level.alpha / level.sigma**2, x_t)  # two Gaussians of v make one
     both = precision + expand((level.alpha / level.sigma) ** 2, x_t)
-    distance = (values - (precision * mean + told * x_t) / both) * both.sqrt()
-    return torch.addcmul(logits.view(across) if logits.ndim == 1 else logits, distance, distance, value=-0.5)
+    root, centre = both.sqrt().to(x_t), (precision * mean + told * x_t) / both
+    distance = torch.addcmul((-root * centre).unsqueeze(-1), root.unsqueeze(-1), values)
+    return torch.addcmul(logits, distance, distance, value=-0.5)
 
 
 def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str) -> Normal:

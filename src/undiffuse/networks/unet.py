@@ -167,7 +167,6 @@ class UNet(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 p = self.values.read(x, log_snr)
                 seen.append(self.values.embedded(p))
-                p = p if x.requires_grad else p.detach()  # no backward pass over 256 values for the prior's sake
                 counted = self.values.counted(p)
             conditioning = conditioning + self.values.told(counted)
         h = self.stem(functional.pixel_unshuffle(torch.cat(seen, 1), self.patch))
@@ -184,21 +183,21 @@ class UNet(nn.Module):
         h = functional.pixel_shuffle(self.out(functional.silu(self.norm(h))), self.patch)
         if not isinstance(self.head, nn.Identity):
             with torch.autocast(h.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
-                h = self.head(h if h.dtype == torch.float64 else h.float())
+                h = h if h.dtype == torch.float64 else h.float()
+                h = self.head(h.contiguous(memory_format=torch.channels_last))  # the values of an element side by side
+        if not self.kernel and not self.values:
+            return h
+        logits = self.inputs * self.values.count if self.values else 0
+        first, rest, last, weights = h.split(
+            [self.inputs, self.outputs - self.inputs - logits, logits, h.shape[1] - self.outputs], 1
+        )
         if self.kernel:
-            h = self._filtered(h, x)
+            near = functional.unfold(x, self.kernel, padding=self.kernel // 2).view(weights.shape)
+            first = first + (weights * near).unflatten(1, (self.inputs, -1)).sum(2)
         if self.values:
             with torch.autocast(h.device.type, enabled=False):
-                odds = self.values.odds(p, counted, conditioning.to(p))
-            rest, logits = h.split([h.shape[1] - odds.shape[1], odds.shape[1]], 1)
-            h = torch.cat([rest, logits + odds], 1)
-        return h
-
-    def _filtered(self, h: Tensor, x: Tensor) -> Tensor:
-        first, rest, weights = h.split([x.shape[1], self.outputs - x.shape[1], h.shape[1] - self.outputs], 1)
-        near = functional.unfold(x, self.kernel, padding=self.kernel // 2).view(weights.shape)
-        filtered = (weights * near).unflatten(1, (x.shape[1], -1)).sum(2)
-        return torch.cat([first + filtered, rest], 1)
+                last = last + self.values.odds(p, counted, conditioning.to(p))
+        return torch.cat([first, rest, last], 1)
 
     @torch.no_grad()
     def expect(self, log_odds: Tensor) -> None:

@@ -30,11 +30,11 @@ class Values(nn.Module):
 
     def __init__(self, channels: int, count: int, width: int, sigma_data: float):
         super().__init__()
-        self.sigma_data = sigma_data
+        self.count, self.sigma_data = count, sigma_data
         self.features = channels * FEATURES
         self.register_buffer("values", torch.linspace(-1, 1, count), persistent=False)
         self.values: Tensor
-        self.log_odds = nn.Parameter(torch.zeros(count))
+        self.log_odds = nn.Parameter(torch.zeros(count), requires_grad=False)  # the data's, not learnt
         angles = torch.linspace(-1, 1, count)[:, None] * math.pi / 2 * 2.0 ** torch.arange(FEATURES // 2)
         self.embedding = nn.Parameter(torch.cat([angles.sin(), angles.cos()], 1))
         self.census = nn.Sequential(nn.Linear(channels * count, width), nn.SiLU())
@@ -43,9 +43,9 @@ class Values(nn.Module):
 
     def read(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """p(v | x_t) of every element by itself, exp(log_odds) being the prior: (B, C, H, W, count)."""
-        precision = log_snr.to(x).exp().view(-1, 1, 1, 1)
-        y = x * (self.sigma_data**2 + 1 / precision).sqrt()  # x_t / alpha = x_0 + noise of 1 / precision
-        distance = (self.values.to(x) - y.unsqueeze(-1)) * precision.sqrt().unsqueeze(-1)
+        root = (0.5 * log_snr.to(x)).exp().view(-1, 1, 1, 1)  # x_t / alpha = x_0 + noise of variance 1 / root^2
+        y = x * (self.sigma_data**2 * root**2 + 1).sqrt()
+        distance = root.unsqueeze(-1) * self.values.to(x) - y.unsqueeze(-1)
         return torch.addcmul(self.log_odds, distance, distance, value=-0.5).softmax(-1)
 
     def embedded(self, p: Tensor) -> Tensor:

@@ -160,9 +160,9 @@ def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tenso
 
 
 def level_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
-    """The log-probability that logits (B, C, levels, ...) give to the level of each element of x0 (B, C, ...)."""
-    index = ((x0 + 1) * ((logits.shape[2] - 1) / 2)).round().long()
-    return logits.gather(2, index.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
+    """The log-probability that logits (B, C, ..., levels) give to the level of each element of x0 (B, C, ...)."""
+    index = ((x0 + 1) * ((logits.shape[-1] - 1) / 2)).round().long()
+    return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def normal_log_prob(x: Tensor, normal: Normal) -> Tensor:
