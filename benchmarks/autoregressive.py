@@ -5,7 +5,7 @@
 After PixelCNN++ (Salimans et al. 2017): log p(x) = sum_i log p(x_i | x_<i), pixels in raster order, from two streams of
 causal convolutions, over three resolutions. Unlike theirs: a softmax of 256 values (van den Oord et al. 2016), which
 suits pictures with many exact zeros, learned embeddings of values and positions, blocks with one wide convolution, and
-Muon. No classes, no augmentation; bf16 where the hardware has it, as `undiffuse train` does.
+Muon. No classes, no augmentation; on the CPU, in bf16 where it has that, as `undiffuse train` does.
 """
 
 import argparse
@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40, help="of training; measuring comes on top")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.minutes <= 0 or not options.out.parent.is_dir():
+        parser.error("--minutes must be above 0, and the folder of --out must exist")
     try:
         found = measure(options.data, options.minutes)
         write_json(options.out, found)

@@ -4,8 +4,8 @@
 
 A small network learns densities of known entropy by the continuous bound, from fresh points. Measured on others: the
 bound in continuous time and of T steps, and -ln p by the probability-flow ODE. The mean of each exceeds the entropy, if
-only by a Kullback-Leibler divergence. Gaps are to the true -ln p of the same points, whose luck thus cancels. All takes
-four minutes of one core.
+only by a Kullback-Leibler divergence. Gaps are to the true -ln p of the same points, whose luck thus cancels. Learning
+takes five minutes of one core.
 
 The best that the bound can reach is the entropy of x + s eps: the decoder, of width s = exp(-LOG_SNRS[0] / 2), sees no
 finer. That costs s^2 / 2 times the Fisher information of a smooth density, and 0.903 s times the length of an edge

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective, make_process
 from undiffuse.config import (
@@ -20,6 +21,7 @@ from undiffuse.config import (
     preset_for,
     presets,
 )
+from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.training import train
 
@@ -155,11 +157,12 @@ def test_no_torch_for_a_configuration() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def build(config: Config) -> None:
+def build(config: Config) -> Denoiser:
+    """The denoiser of a network that says 1 everywhere."""
     denoiser = config.denoiser.model_copy(update={"sigma_data": 0.5})
     config = config.model_copy(update={"denoiser": denoiser})
     make_objective(config)
-    make_denoiser(config, lambda *_: None)  # type: ignore[arg-type]
+    return make_denoiser(config, lambda x, *_: torch.ones_like(x))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -189,8 +192,11 @@ def test_what_does_not_go_together(settings: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("target", ["x0", "v", "flow", "edm"])
 def test_targets_that_live_without_signal(target: str) -> None:
-    """Zero terminal SNR is no trouble for targets that still say something there."""
-    build(configure(f"denoiser.target={target}", "process.zero_terminal_snr=true"))
+    """Zero terminal SNR is no trouble for targets that still say something of the data there."""
+    denoiser = build(configure(f"denoiser.target={target}", "process.zero_terminal_snr=true"))
+    assert denoiser.process.level(1.0).alpha == 0
+    said = {"x0": 1.0, "v": -1.0, "flow": 3.0 - 1.0, "edm": 0.5}[target]  # of x_t = 3, an output of 1
+    torch.testing.assert_close(denoiser(torch.full((1, 1, 2, 2), 3.0), 1.0).x0, torch.full((1, 1, 2, 2), said))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,21 @@ def test_networks_that_do_not_fit(network: Network, size: tuple[int, int], messa
     """A network too deep or folded for the images is refused by name."""
     with pytest.raises(UsageError, match=message):
         default_network(network, size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["denoiser.target=levels"], "needs network.head"),
+        (["network.values=true"], "denoiser.target=levels"),
+    ],
+)
+def test_networks_that_do_not_fit_the_target(settings: list[str], message: str) -> None:
+    """The odds of values need a last layer of their own; what is told of values needs the odds."""
+    config = configure(*settings)
+    config = config.model_copy(update={"network": default_network(config.network, (16, 16))})
+    with pytest.raises(UsageError, match=message):
+        make_network(config, 1, 0)
 
 
 @pytest.mark.parametrize("side", [4, 7, 8, 15, 16, 28, 32, 64, 65])

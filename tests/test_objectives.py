@@ -159,6 +159,19 @@ def test_bound_terms_are_differences_of_snr(name: str) -> None:
         assert loss[k].item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_bound_terms_of_many_steps_keep_their_digits() -> None:
+    """In float32, where a step is so short that the means of both sides agree in nearly all digits."""
+    process, steps = GaussianProcess(SCHEDULES["vp"]), 100_000
+    x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(9))
+    index, x0_hat = torch.tensor([100, 5_000, 50_000]), x0 + 0.01
+    loss = variational_bound(
+        Denoiser(lambda *_: x0_hat, process, "x0", 0.5), x0, None, (index + 0.5).double() / steps, noise, steps=steps
+    )
+    snr = process.schedule.log_snr(bound_times(process, steps)).exp()
+    expected = steps / 2 * (snr[index] - snr[index + 1]) * (x0_hat - x0).double().square().mean(1)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("variance", ["large", "learned"])
 def test_bound_terms_with_other_variances(variance: str) -> None:
     """L_{t-1} is torch.distributions' KL of N(mu, beta_tilde) and N(mu_hat, beta or IDDPM's mix), by betas."""

@@ -98,6 +98,7 @@ def test_a_network_begins_with_the_odds_of_the_data(head: int, patch: int, chann
     torch.testing.assert_close(said, expected.view(1, -1, 1, 1).expand_as(said), rtol=0, atol=1e-6)
     assert network.values is not None
     torch.testing.assert_close(network.values.log_odds.data, log_odds)
+    assert not network.values.log_odds.requires_grad  # they stay the data's
 
 
 def test_a_network_adds_the_census_to_its_logits() -> None:

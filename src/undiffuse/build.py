@@ -175,6 +175,8 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     of_levels = config.denoiser.target == LEVELS
     if network.values and not of_levels:
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
+    if of_levels and not network.head:
+        raise UsageError("denoiser.target=levels needs network.head, such as 32: a last layer that is never rounded")
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)

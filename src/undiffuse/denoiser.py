@@ -194,7 +194,7 @@ class Denoiser:
         precision = (sharpness.clamp(max=SHARPEST).exp() / self.sigma_data) ** 2
         free = free.unflatten(1, (channels, VALUES)).movedim(2, -1)
         logits = level_logits(x_t, level, free, self.sigma_data * mean, precision)
-        x0 = logits.softmax(-1) @ level_values(VALUES, x_t)
+        x0 = (logits.softmax(-1) * level_values(VALUES, x_t)).sum(-1)  # no product of matrices: those round, autocast
         return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
 
     def bind(self, condition: Any) -> Denoise:

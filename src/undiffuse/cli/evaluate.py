@@ -2,19 +2,26 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
 from undiffuse.progress import bar
 
-SPLIT_HELP = "Of the data, to measure against: test or train. The other one gives the floor."
+SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
 FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
 N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
 METRICS_HELP = (
     "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
 )
+BOUND_HELP = "Of bpd: continuous, or a number of steps T [the model's own; where it has none, continuous]."
 VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
+
+
+OF_SAMPLES = ("features", "sampler", "steps", "eta", "engine")  # options that only some metrics look at
+OF_BOUND = ("bound", "variance", "draws")
+OF_ODE = ("dequantiser",)
 
 
 def evaluate(
@@ -28,10 +35,11 @@ def evaluate(
     sampler: str = typer.Option("auto", help="As for `undiffuse sample`."),
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
     eta: float = typer.Option(0.0, help="Of ddim."),
-    seed: int = typer.Option(0, help="Of the samples."),
-    bound: str = typer.Option("auto", help="Of bpd: continuous, or a number of steps T [the model's own]."),
+    seed: int = typer.Option(0, help="Of the samples, or of a bound's noise."),
+    bound: str = typer.Option("auto", help=BOUND_HELP),
     variance: str = typer.Option("auto", help=VARIANCE_HELP),
-    draws: int = typer.Option(None, min=1, help="Of bpd: evaluations per image; T for every term exactly [20]."),
+    dequantiser: str = typer.Option("uniform", help="Of ode: uniform, or learned (on training images, first)."),
+    draws: int = typer.Option(None, min=1, help="Of bpd: evaluations per image; T for one of every step [20]."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     report: Path = typer.Option(None, help="The page of figures to write [NAME-evaluation.html]."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
@@ -39,7 +47,8 @@ def evaluate(
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
-    With --metrics bpd, how probable a model finds images: the variational bound in bits per dimension.
+    With --metrics bpd or ode, how probable a model finds images, in bits per dimension: by the variational bound, or
+    by the probability-flow ODE.
 
     \b
     Examples:
@@ -67,7 +76,7 @@ def evaluate(
                 f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"
             )
         _refuse(context, densities[0])
-        _density(densities[0], subject, data, split, n, seed, bound, variance, draws, json_file, report, device)
+        _density(densities[0], {name: value for name, value in context.params.items() if value is not None}, report)
         return
     parse_groups(metrics)
     _refuse(context, metrics)
@@ -99,58 +108,31 @@ def _refuse(context: typer.Context, metrics: str) -> None:
     """Raises UsageError for an option that was given and that these metrics would not look at."""
     from undiffuse.errors import UsageError
 
-    of_samples, of_bound = ("features", "sampler", "steps", "eta", "engine"), ("bound", "variance", "draws")
-    unused = {"bpd": of_samples, "ode": of_samples + of_bound}.get(metrics, of_bound)
-    for name in unused:
+    kinds = {"samples": OF_SAMPLES, "bpd": OF_BOUND, "ode": OF_ODE}
+    used = metrics if metrics in kinds else "samples"
+    for name in (name for kind, names in kinds.items() if kind != used for name in names):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise UsageError(f"--{name} means nothing to --metrics {metrics}: leave it out")
 
 
-def _density(
-    metric: str,
-    subject: str,
-    data: str | None,
-    split: str,
-    n: int | None,
-    seed: int,
-    bound: str,
-    variance: str,
-    draws: int | None,
-    json_file: Path | None,
-    report: Path,
-    device: str | None,
-) -> None:
-    """Bits per dimension: a table, and a page with the terms over time."""
-    from undiffuse.errors import UsageError
+def _density(metric: str, given: dict[str, Any], report: Path) -> None:
+    """Bits per dimension: a table, and a page with the terms over time. `given`: the options that have a value."""
     from undiffuse.files import write_json
     from undiffuse.likelihood import density, ode_density
-    from undiffuse.likelihood.density import DEFAULT_DRAWS
     from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
     from undiffuse.model import load
 
-    if bound not in ("auto", "continuous") and not (bound.isdecimal() and int(bound) > 0):
-        raise UsageError(f"--bound {bound}: write continuous, or a number of steps such as 100")
-    model = load(subject, device)
-    if metric == "ode":
-        measured = ode_density(model, data, split=split, n=n, seed=seed, bar=bar)
-    else:
-        measured = density(
-            model,
-            data,
-            split=split,
-            n=n,
-            bound=int(bound) if bound.isdecimal() else bound,
-            variance=variance,
-            draws=draws or DEFAULT_DRAWS,
-            seed=seed,
-            bar=bar,
-        )
+    if given["bound"].isdecimal():
+        given["bound"] = int(given["bound"])
+    measure, own = (density, OF_BOUND) if metric == "bpd" else (ode_density, OF_ODE)
+    options = {name: given[name] for name in ("data", "split", "n", "seed", *own) if name in given}
+    measured = measure(load(given["subject"], given.get("device")), **options, bar=bar)
     if os.environ.get("RANK", "0") != "0":  # another process of a torchrun tells
         return
     say(sentence(measured))
     say(table([HEADINGS, *rows(measured)]))
-    if json_file:
-        write_json(json_file, measured.to_json())
+    if "json_file" in given:
+        write_json(given["json_file"], measured.to_json())
     write_report(measured, report)
     say(f"{report}: the parts, the images of fewest and most bits, the conditions")

@@ -41,7 +41,8 @@ class Formula:
 
 @dataclass(frozen=True)
 class Bound:
-    """Nats per dimension of each image, float64 (B,): prior + diffusion + reconstruction >= -ln p(x_0) / D.
+    """Nats per dimension of each image, float64 (B,): the mean over noise of prior + diffusion + reconstruction is at
+    least -ln p(x_0) / D.
 
     Attributes:
         prior: L_T, the KL of q(x_1 | x_0) and the prior; exact.

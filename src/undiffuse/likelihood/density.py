@@ -162,7 +162,12 @@ def count_of(images: ImageSet, n: int | None, default: int) -> int:
 
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
-    """What every density was measured on, as JSON."""
+    """What every density was measured on, as JSON. Raises UsageError for a model that was never without a class."""
+    if model.data.classes and ("imported" in model.training or not model.config.training.label_dropout):
+        raise UsageError(
+            f"{model.name} never learnt without being told the class, so it has no density of images alone: train with "
+            "training.label_dropout above 0"
+        )
     return {
         "data": images.name,
         "split": split,

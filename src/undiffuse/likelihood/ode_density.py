@@ -6,17 +6,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.data import ImageSet
 from undiffuse.denoiser import LEVELS
 from undiffuse.errors import UsageError
 from undiffuse.likelihood.density import BITS, Density, conditions_of, count_of, images_of, part_of, pixels, shared
-from undiffuse.likelihood.dequantise import bits_per_dim, dequantised, offset_bits, uniform_draws
+from undiffuse.likelihood.dequantise import (
+    Dequantiser,
+    LogisticDequantiser,
+    bits_per_dim,
+    dequantised,
+    dequantiser_loss,
+    offset_bits,
+    uniform,
+    uniform_draws,
+)
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
 from undiffuse.model import Model
+from undiffuse.objectives import Importance, continuous_bound
+from undiffuse.objectives.times import low_discrepancy
 from undiffuse.progress import Bar, no_bar
+from undiffuse.randomness import Purpose, torch_generator
 
 DEFAULT_N = 100
 BATCH = 50 * 28 * 28  # elements; the steps of the solver are the batch's
+DEQUANTISERS = ("uniform", "learned")
+FIT_STEPS, FIT_BATCH, FIT_RATE = 400, 16, 1e-2
 
 
 def ode_density(
@@ -26,15 +41,21 @@ def ode_density(
     split: str = "test",
     n: int | None = None,
     seed: int = 0,
+    dequantiser: str = "uniform",
     solver: Solver | None = None,
     bar: Bar = no_bar,
 ) -> Density:
-    """The ODE's bound on -log2 p of the first n images (100), without classes: one uniform dequantisation and one
-    Rademacher probe an image, as published figures have it. Shared out as `undiffuse.likelihood.density` is.
+    """The ODE's bound on -log2 p of the first n images (100), without classes: one dequantisation and one Rademacher
+    probe an image, as published figures have it. Shared out as `undiffuse.likelihood.density` is.
+
+    Args:
+        dequantiser: "uniform", or "learned": fitted to the model first, on training images that are not measured.
 
     Raises UsageError for a model of the target "levels" (it knows that pixels are whole numbers, and dequantised ones
     are none of its data), and for a device without float64.
     """
+    if dequantiser not in DEQUANTISERS:
+        raise UsageError(f"no dequantiser {dequantiser!r}: choose from {', '.join(DEQUANTISERS)}")
     if model.denoiser.target == LEVELS:
         raise UsageError(
             f"{model.name} gives the odds of whole pixel values and has no density for the values between, which an "
@@ -46,27 +67,35 @@ def ode_density(
     images = images_of(model, data, split, bar)
     count, elements = count_of(images, n, DEFAULT_N), int(np.prod(images.shape))
     facts = conditions_of(model, images, split, data)
+    q: Dequantiser = uniform
+    how = dequantiser
+    if dequantiser == "learned":
+        how = f"learned, in {FIT_STEPS} steps of {FIT_BATCH} training images"
+        if split == "all":
+            raise UsageError("a dequantiser is fitted to training images, and --split all measures those too")
+        q = fitted(model, images_of(model, data, "train", bar), count if split == "train" else 0, seed, bar)
 
     def measure(numbers: np.ndarray) -> tuple[Tensor, int]:
         samples = numbers.tolist()
-        x0 = pixels(images, numbers)
-        u = uniform_draws(seed, samples, x0.shape[1:])
-        y = dequantised(x0, u).float().to(model.device)
+        x0 = pixels(images, numbers).to(model.device)
+        with torch.no_grad():
+            u, log_q = q(x0, uniform_draws(seed, samples, x0.shape[1:]).to(x0))
         one = log_likelihood(
-            model.denoiser.bind(None), model.denoiser.process, y, seed=seed, samples=samples, solver=solver
+            model.denoiser.bind(None),
+            model.denoiser.process,
+            dequantised(x0, u).float(),
+            seed=seed,
+            samples=samples,
+            solver=solver,
         )
-        prior = -one.prior_log_prob.cpu() / elements * BITS
-        total = bits_per_dim(one.log_prob.cpu(), elements)
-        return torch.stack([prior, total - prior - offset_bits(), total]), one.evaluations
+        latent, within = (BITS / elements * z.cpu().double() for z in (-one.prior_log_prob, log_q))
+        total = bits_per_dim(one.log_prob.cpu(), elements) + within
+        bins = offset_bits() + within
+        return torch.stack([latent, total - latent - bins, bins, total]), one.evaluations
 
     found = shared(measure, np.arange(count), BATCH, model, f"probability-flow ODE of {model.name}", bar)
-    prior, volume, total = torch.cat([parts for parts, _ in found], 1)
-    parts = {
-        "latent": part_of(prior),
-        "volume": part_of(volume),
-        "dequantisation": part_of(torch.full_like(total, offset_bits())),
-    }
-    parts["bits_per_dim"] = part_of(total)
+    names = ("latent", "volume", "dequantisation", "bits_per_dim")
+    columns = dict(zip(names, torch.cat([parts for parts, _ in found], 1), strict=True))
     conditions = facts | {
         "bound": "ODE",
         "steps": None,
@@ -74,8 +103,43 @@ def ode_density(
         "draws": 1,
         "seed": seed,
         "solver": {**dataclasses.asdict(solver), "evaluations": [evaluations for _, evaluations in found]},
-        "dequantisation": "uniform",
+        "dequantisation": how,
         "divergence": "rademacher, 1 probe",
         "log_snr_max": float(model.denoiser.process.schedule.log_snr(model.denoiser.process.schedule.t_min)),
     }
-    return Density(model.name, total.numpy(), parts, None, conditions, np.asarray(images.images[:count]))
+    parts = {name: part_of(values) for name, values in columns.items()}
+    per_image = columns["bits_per_dim"].numpy()
+    return Density(model.name, per_image, parts, None, conditions, np.asarray(images.images[:count]))
+
+
+def fitted(model: Model, images: ImageSet, taken: int, seed: int, bar: Bar = no_bar) -> LogisticDequantiser:
+    """A learned q(u | x) for a model, from training images but the first `taken`.
+
+    Minimises the bound of Ho et al. 2019 (section 3.1), where for ln p(y) stands the model's own bound, estimated at
+    one time for each image of a batch; the times are drawn as the losses vary.
+    """
+    if taken >= len(images):
+        raise UsageError(f"no training image is left for the dequantiser: give -n below {len(images)}")
+    draw = torch_generator(seed, Purpose.DEQUANTISE)
+    with torch.random.fork_rng():  # the caller's generator is left as it was
+        torch.manual_seed(seed)
+        q = LogisticDequantiser(model.data.shape[2]).to(model.device)
+    optimizer, importance = torch.optim.Adam(q.parameters()), Importance()
+
+    def log_prob(y: Tensor) -> Tensor:
+        u, weight = importance.warp(low_discrepancy(len(y), draw))
+        noise = torch.randn(y.shape, generator=draw).to(y)
+        losses = continuous_bound(model.denoiser, y, None, u, noise, levels=None)
+        importance.update(u, losses)
+        return -y[0].numel() * losses * weight.to(losses)
+
+    with bar("fitting the dequantiser", FIT_STEPS) as tick:
+        for step in range(FIT_STEPS):
+            x0 = pixels(images, torch.randint(taken, len(images), (FIT_BATCH,), generator=draw).numpy())
+            v = torch.rand(x0.shape, generator=draw)
+            optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
+            optimizer.zero_grad()
+            dequantiser_loss(q, log_prob, x0.to(model.device), v.to(model.device)).backward()
+            optimizer.step()
+            tick(1)
+    return q.requires_grad_(False)

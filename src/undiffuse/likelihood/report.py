@@ -20,8 +20,8 @@ WHAT = {
     "reconstruction": "L_0: the image from its least noisy state",
     "latent": "-log2 of the prior's density at the latent",
     "volume": "the change of volume on the way to it",
-    "dequantisation": "log2(256 / 2): a bin's share of the line from -1 to 1",
-    "bits_per_dim": "in all: a bound from above on -log2 p, per value of a pixel",
+    "dequantisation": "log2(256 / 2), a bin's share of the line from -1 to 1; and log2 q within the bin",
+    "bits_per_dim": "in all: a bound from above on -log2 p, per dimension (a channel of a pixel)",
 }
 
 
@@ -37,11 +37,8 @@ def sentence(density: Density) -> str:
     """What was measured, and what it means for a file."""
     facts = density.conditions
     coded, raw = density.bytes_per_image
-    how = {
-        "continuous": "continuous bound",
-        "discrete": f"bound of {counted(facts['steps'], 'step')}",
-        "ODE": "probability-flow ODE",
-    }[facts["bound"]]
+    how = {"continuous": "continuous bound", "ODE": "probability-flow ODE"}.get(facts["bound"])
+    how = how or f"bound of {counted(facts['steps'], 'step')}"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
     note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
     return (
@@ -52,7 +49,7 @@ def sentence(density: Density) -> str:
     )
 
 
-def counted(count: int | None, what: str) -> str:
+def counted(count: int, what: str) -> str:
     """1 step, 2 steps."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
@@ -94,8 +91,11 @@ def write_report(density: Density, path: Path) -> None:
 def caption(density: Density) -> str:
     """Of the figure of the terms."""
     if density.conditions["bound"] == "continuous":
-        return "The integrand over the log-SNR: what is under the curve is the diffusion term."
-    return "The terms L_t of the bound, both axes logarithmic (Nichol &amp; Dhariwal 2021, figure 2); L_0 is the first."
+        return "The integrand over the log-SNR, with two standard errors: under the curve lies the diffusion term."
+    return (
+        "The terms L_t of the bound, with two standard errors, both axes logarithmic (Nichol &amp; Dhariwal 2021, "
+        "figure 2); L_0 is the first."
+    )
 
 
 def draw_terms(density: Density, path: Path) -> None:

@@ -201,7 +201,8 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def expect(self, log_odds: Tensor) -> None:
-        """Sets the log-odds (values,) of every element's values to begin with, the last outputs being their logits."""
+        """Sets the log-odds (values,) of every element's values that the logits, the last outputs, begin with, and
+        that `values` reads by for good."""
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.out
         assert isinstance(last, nn.Conv2d) and last.bias is not None
         folded = self.patch**2 if last is self.out else 1

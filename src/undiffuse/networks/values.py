@@ -32,8 +32,6 @@ class Values(nn.Module):
         super().__init__()
         self.count, self.sigma_data = count, sigma_data
         self.features = channels * FEATURES
-        self.register_buffer("values", torch.linspace(-1, 1, count), persistent=False)
-        self.values: Tensor
         self.log_odds = nn.Parameter(torch.zeros(count), requires_grad=False)  # the data's, not learnt
         angles = torch.linspace(-1, 1, count)[:, None] * math.pi / 2 * 2.0 ** torch.arange(FEATURES // 2)
         self.embedding = nn.Parameter(torch.cat([angles.sin(), angles.cos()], 1))
@@ -43,9 +41,10 @@ class Values(nn.Module):
 
     def read(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """p(v | x_t) of every element by itself, exp(log_odds) being the prior: (B, C, H, W, count)."""
-        root = (0.5 * log_snr.to(x)).exp().view(-1, 1, 1, 1)  # x_t / alpha = x_0 + noise of variance 1 / root^2
-        y = x * (self.sigma_data**2 * root**2 + 1).sqrt()
-        distance = root.unsqueeze(-1) * self.values.to(x) - y.unsqueeze(-1)
+        root = (0.5 * log_snr.to(x)).exp().view(-1, 1, 1, 1)  # alpha / sigma
+        y = x * (self.sigma_data**2 * root**2 + 1).sqrt()  # x_t / sigma = root x_0 + noise
+        values = torch.linspace(-1, 1, self.count, dtype=x.dtype, device=x.device)
+        distance = root.unsqueeze(-1) * values - y.unsqueeze(-1)
         return torch.addcmul(self.log_odds, distance, distance, value=-0.5).softmax(-1)
 
     def embedded(self, p: Tensor) -> Tensor:

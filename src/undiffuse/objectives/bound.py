@@ -19,7 +19,7 @@ RECONSTRUCTION = 1 / 64
 STEPS = 1000
 """Of a continuous schedule's discrete bound."""
 HYBRID = 1e-3
-"""The bound's part in L_hybrid (Nichol & Dhariwal 2021, section 3.1)."""
+"""The bound's part in L_hybrid (Nichol & Dhariwal 2021, section 3.1), of nats here; their code counts in bits."""
 
 
 def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
@@ -50,7 +50,8 @@ def variational_bound(
 
     Args:
         variance: that of p(x_s | x_t): "small", "large", "learned", or (T,) numbers, one per step. The decoder's is
-            beta_1 unless it is learned or given; a denoiser of the target "levels" is its own decoder.
+            beta_1 unless it is given (the code of Ho et al. 2020 takes the posterior's at the second step instead); a
+            denoiser of the target "levels" is its own decoder.
         steps: T; by default the schedule's own, or 1000 for a continuous one.
         levels: how many values a data element takes, evenly spaced on [-1, 1]; None: data is continuous.
     """
@@ -136,15 +137,19 @@ def _term(
     if model.variance.ndim == 1 and not isinstance(variance, Tensor):
         # The decoder needs a width: beta_1 where the posterior's variance is 0 (the step onto the data).
         model = Normal(model.mean, torch.where(index > 0, model.variance, process.level(t).sigma ** 2))
-    posterior = process.posterior(x0, x_t, s, t)
-    safe = Normal(posterior.mean, torch.where(index > 0, posterior.variance, float64(1.0)))
+    # A posterior's mean is linear, so the two differ by that of x_0's error: taken so, nothing cancels in many steps.
+    off = process.posterior(x0 - prediction.x0, torch.zeros_like(x_t), s, t)
+    exact = Normal(off.mean, torch.where(index > 0, off.variance, float64(1.0)))
+    term = exact.kl(Normal(torch.zeros_like(x_t), model.variance)).flatten(1).mean(1)
+    first = (index == 0).nonzero().flatten()
+    if not len(first):
+        return term
     if prediction.logits is not None:
-        decoded = level_log_prob(x0, prediction.logits)
-    elif levels is None:
-        decoded = normal_log_prob(x0, model)
+        decoded = level_log_prob(x0[first], prediction.logits[first])
     else:
-        decoded = discretised_log_prob(x0, model, levels)
-    return torch.where(expand(index, x0) == 0, -decoded, safe.kl(model)).flatten(1).mean(1)
+        x, decoder = x0[first], Normal(model.mean[first], model.variance[first])
+        decoded = normal_log_prob(x, decoder) if levels is None else discretised_log_prob(x, decoder, levels)
+    return term.index_copy(0, first.to(term.device), -decoded.flatten(1).mean(1))
 
 
 def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None) -> Tensor:
@@ -185,9 +190,14 @@ def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor
     lower = torch.where(x < -1 + half, -infinity, (offset - half) / scale)
     flip = offset > 0  # P(l < z < u) = P(-u < z < -l)
     high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_high = torch.special.log_ndtr(high)
+    log_high = _log_ndtr(high)
     # An open interval has low = -inf; until the last line it gets finite numbers, or its gradient would be 0 * inf.
     open_below = low == -torch.inf
-    log_low = torch.special.log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
+    log_low = _log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
     gap = torch.where(open_below, torch.full_like(low, -1.0), log_low - log_high)
     return log_high + torch.where(open_below, torch.zeros_like(low), torch.log1p(-gap.exp()))
+
+
+def _log_ndtr(z: Tensor) -> Tensor:
+    on = "cpu" if z.device.type == "mps" else z.device  # which lacks it
+    return torch.special.log_ndtr(z.to(on)).to(z.device)

@@ -1,9 +1,9 @@
 """Times drawn as often as their losses vary: loss-aware importance sampling, and with it a learnt noise schedule.
 
 An objective is a function of u in [0, 1), of even density. Drawn with the density p(u) instead and weighted with
-1 / p(u), its mean is the same, and its variance is least for p proportional to the root of E[loss(u)^2] (Nichol &
-Dhariwal 2021, eq. 18). In continuous time u -> log-SNR is then the noise schedule that Kingma et al. 2021 (section 5.1,
-appendix I) learn by gradient for the same aim: here its best form for the losses seen is taken as it is.
+1 / p(u), its mean is the same, and its variance, of independent draws, is least for p proportional to the root of
+E[loss(u)^2] (Nichol & Dhariwal 2021, eq. 18). In continuous time u -> log-SNR is then the noise schedule that Kingma et
+al. 2021 (section 5.1, appendix I) learn by gradient for the same aim: here its best form for the losses seen is taken.
 """
 
 from dataclasses import dataclass, field
