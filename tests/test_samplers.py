@@ -279,6 +279,35 @@ def test_a_learned_variance_reaches_both_ends(mix: float, name: str) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("mix", [0.3, 0.8])
+def test_a_learned_variance_is_that_of_the_steps_taken(mix: float) -> None:
+    """Between beta-tilde and beta, in logarithms, of the respaced chain, not of the table's own short steps.
+
+    From the table's alpha-bars (Nichol & Dhariwal 2021, eq. 15 and section 4); noises of 1 and -1 differ by twice the scale.
+    """
+    table = cosine(4000)
+    process = GaussianProcess(table)
+    inner, grid = gaussian_denoiser(process, as64(0.0), as64(0.5)), make_grid("trailing", table, 5)
+
+    def learned(x: Tensor, t: float | Tensor) -> Prediction:
+        return replace(inner(x, t), variance_mix=torch.full_like(x, mix))
+
+    def states(sign: float) -> list[float]:
+        def noise(k: int) -> Tensor:
+            return torch.tensor([[sign if k == 2 else 0.5]], dtype=torch.float64)
+
+        return [state.x.item() for state in trajectory(learned, process, grid, SAMPLERS["ddpm-learned"].step, noise)]
+
+    ahead, behind = states(1.0), states(-1.0)
+    assert ahead[1] == behind[1]
+    bars = np.cumprod(1 - table.betas.numpy())
+    at, to = (bars[round(4000 * t) - 1] for t in grid[1:3].tolist())
+    beta = 1 - at / to
+    tilde = (1 - to) / (1 - at) * beta
+    expected = math.exp(0.5 * (mix * math.log(beta) + (1 - mix) * math.log(tilde)))
+    assert (ahead[2] - behind[2]) / 2 == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", UNLEARNED)
 def test_evaluations_are_as_declared(name: str) -> None:
     """A sampler calls the denoiser `evaluations` times a step, but once for the last; at the state's own time."""
