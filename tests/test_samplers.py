@@ -283,7 +283,7 @@ def test_a_learned_variance_reaches_both_ends(mix: float, name: str) -> None:
 def test_a_learned_variance_is_that_of_the_steps_taken(mix: float) -> None:
     """Between beta-tilde and beta, in logarithms, of the respaced chain, not of the table's own short steps.
 
-    From the table's alpha-bars (Nichol & Dhariwal 2021, eq. 15 and section 4); noises of 1 and -1 differ by twice the scale.
+    By the alpha-bars (Nichol & Dhariwal 2021, eq. 15 and section 4); noises of 1 and -1 differ by twice the scale.
     """
     table = cosine(4000)
     process = GaussianProcess(table)
