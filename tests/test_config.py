@@ -181,6 +181,8 @@ def build(config: Config) -> Denoiser:
         (["denoiser.learned_variance=true"], "learned_variance"),
         (["objective.loss=bound", "objective.variance=learned"], "learned_variance"),
         (["denoiser.learned_variance=true", "objective.variance=learned"], "loss=bound"),
+        (["denoiser.target=levels", "network.head=8"], "learnt by a bound"),
+        (["denoiser.target=levels", "objective.loss=continuous-bound"], "needs network.head"),
     ],
 )
 def test_what_does_not_go_together(settings: list[str], message: str) -> None:
@@ -215,21 +217,6 @@ def test_networks_that_do_not_fit(network: Network, size: tuple[int, int], messa
     """A network too deep or folded for the images is refused by name."""
     with pytest.raises(UsageError, match=message):
         default_network(network, size)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["denoiser.target=levels"], "needs network.head"),
-        (["network.values=true"], "denoiser.target=levels"),
-    ],
-)
-def test_networks_that_do_not_fit_the_target(settings: list[str], message: str) -> None:
-    """The odds of values need a last layer of their own; what is told of values needs the odds."""
-    config = configure(*settings)
-    config = config.model_copy(update={"network": default_network(config.network, (16, 16))})
-    with pytest.raises(UsageError, match=message):
-        make_network(config, 1, 0)
 
 
 @pytest.mark.parametrize("side", [4, 7, 8, 15, 16, 28, 32, 64, 65])

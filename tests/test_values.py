@@ -37,7 +37,7 @@ def test_an_element_is_read_by_bayes_rule(values: Values, log_snr: float) -> Non
     density = norm.pdf(y[..., None], GRID, sigma) * np.exp(values.log_odds.detach().numpy())
     expected = density / density.sum(-1, keepdims=True)
     p = values.read(x, torch.full((3,), log_snr))
-    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-5, atol=1e-9)  # the grid is float32
+    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
     told = values.embedded(p).detach().numpy()
     embedding = values.embedding.detach().numpy()
     np.testing.assert_allclose(told[:, FEATURES + 3], expected[:, 1] @ embedding[:, 3], rtol=1e-5, atol=1e-9)

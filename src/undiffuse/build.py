@@ -175,8 +175,6 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     of_levels = config.denoiser.target == LEVELS
     if network.values and not of_levels:
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
-    if of_levels and not network.head:
-        raise UsageError("denoiser.target=levels needs network.head, such as 32: a last layer that is never rounded")
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
@@ -273,6 +271,8 @@ def make_objective(config: Config) -> Loss:
         )
     if objective.loss == "error" and config.denoiser.target == LEVELS:
         raise UsageError("denoiser.target=levels is learnt by a bound: set objective.loss=continuous-bound or bound")
+    if config.denoiser.target == LEVELS and config.network.kind == "unet" and not config.network.head:
+        raise UsageError("denoiser.target=levels needs network.head, such as 32: a last layer that is never rounded")
     if objective.loss == "bound":
         return partial(variational_bound, variance=objective.variance)
     if objective.loss == "hybrid":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.data import ImageSet
-from undiffuse.denoiser import LEVELS
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT
 from undiffuse.errors import UsageError
 from undiffuse.likelihood.density import BITS, Density, conditions_of, count_of, images_of, part_of, pixels, shared
 from undiffuse.likelihood.dequantise import (
@@ -23,7 +23,7 @@ from undiffuse.likelihood.dequantise import (
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
 from undiffuse.model import Model
-from undiffuse.objectives import Importance, continuous_bound
+from undiffuse.objectives import Importance
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, torch_generator
@@ -70,7 +70,7 @@ def ode_density(
     q: Dequantiser = uniform
     how = dequantiser
     if dequantiser == "learned":
-        how = f"learned, in {FIT_STEPS} steps of {FIT_BATCH} training images"
+        how = f"learned in {FIT_STEPS} steps"
         if split == "all":
             raise UsageError("a dequantiser is fitted to training images, and --split all measures those too")
         q = fitted(model, images_of(model, data, "train", bar), count if split == "train" else 0, seed, bar)
@@ -112,30 +112,38 @@ def ode_density(
     return Density(model.name, per_image, parts, None, conditions, np.asarray(images.images[:count]))
 
 
+@torch.enable_grad()
 def fitted(model: Model, images: ImageSet, taken: int, seed: int, bar: Bar = no_bar) -> LogisticDequantiser:
     """A learned q(u | x) for a model, from training images but the first `taken`.
 
-    Minimises the bound of Ho et al. 2019 (section 3.1), where for ln p(y) stands the model's own bound, estimated at
-    one time for each image of a batch; the times are drawn as the losses vary.
+    Minimises the bound of Ho et al. 2019 (section 3.1), where for ln p(y) stands the model's own bound in continuous
+    time, 1/2 the integral of SNR ||y - x_0_hat||^2 over the log-SNR (Kingma et al. 2021, eq. 17): for each image of a
+    batch at one log-SNR, drawn as the losses vary.
     """
     if taken >= len(images):
         raise UsageError(f"no training image is left for the dequantiser: give -n below {len(images)}")
-    draw = torch_generator(seed, Purpose.DEQUANTISE)
-    with torch.random.fork_rng():  # the caller's generator is left as it was
+    process, draw, importance = model.denoiser.process, torch_generator(seed, Purpose.DEQUANTISE), Importance()
+    schedule = process.schedule
+    low, high = (schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) for t in (1.0, schedule.t_min))
+    size = max(1, min(FIT_BATCH, BATCH // int(np.prod(images.shape))))
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(seed)
-        q = LogisticDequantiser(model.data.shape[2]).to(model.device)
-    optimizer, importance = torch.optim.Adam(q.parameters()), Importance()
+        q = LogisticDequantiser(model.data.shape[2])
+    optimizer = torch.optim.Adam(q.to(model.device).parameters())
 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
-        noise = torch.randn(y.shape, generator=draw).to(y)
-        losses = continuous_bound(model.denoiser, y, None, u, noise, levels=None)
+        log_snr = torch.lerp(low, high, u)
+        t = schedule.time(log_snr).clamp(schedule.t_min, 1)
+        x_t = process.corrupt(y, t, torch.randn(y.shape, generator=draw).to(y))
+        error = (model.denoiser(x_t, t).x0 - y).square().flatten(1).sum(1)
+        losses = (0.5 * (high - low) * log_snr.exp()).to(error) * error
         importance.update(u, losses)
-        return -y[0].numel() * losses * weight.to(losses)
+        return -losses * weight.to(losses)
 
     with bar("fitting the dequantiser", FIT_STEPS) as tick:
         for step in range(FIT_STEPS):
-            x0 = pixels(images, torch.randint(taken, len(images), (FIT_BATCH,), generator=draw).numpy())
+            x0 = pixels(images, torch.randint(taken, len(images), (size,), generator=draw).numpy())
             v = torch.rand(x0.shape, generator=draw)
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
             optimizer.zero_grad()

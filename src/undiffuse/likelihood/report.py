@@ -37,8 +37,10 @@ def sentence(density: Density) -> str:
     """What was measured, and what it means for a file."""
     facts = density.conditions
     coded, raw = density.bytes_per_image
-    how = {"continuous": "continuous bound", "ODE": "probability-flow ODE"}.get(facts["bound"])
-    how = how or f"bound of {counted(facts['steps'], 'step')}"
+    if facts["bound"] == "ODE":
+        how = f"probability-flow ODE, dequantisation {facts['dequantisation']}"
+    else:
+        how = "continuous bound" if facts["steps"] is None else f"bound of {counted(facts['steps'], 'step')}"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
     note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
     return (

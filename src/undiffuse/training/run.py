@@ -364,7 +364,7 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 
 
 def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
-    with torch.random.fork_rng():  # the caller's generator is left as it was
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
         network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
     if config.denoiser.target == LEVELS and isinstance(network, UNet):
