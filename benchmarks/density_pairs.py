@@ -67,7 +67,7 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def draw(found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
     """Every picture as a point; below the diagonal diffusion is the better one."""
-    figure = Figure(figsize=(5.2 * len(found), 4.6))
+    figure = Figure(figsize=(5.4 * len(found), 4.6), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, (images, ours, theirs)) in zip(panels, found.items(), strict=True):
         points = axes.scatter(theirs, ours, c=distinct_values(images), s=2, alpha=0.6, linewidths=0, rasterized=True)
