@@ -123,16 +123,14 @@ def density(
     own = model.denoiser.process.schedule.steps
     steps = (own if bound == "auto" else None) if isinstance(bound, str) else int(bound)
     variance = _checked(model, steps, variance)
-    if variance == "optimal" and split == "all":
-        raise UsageError("optimal variances are measured on training images, and --split all evaluates those too")
     images = images_of(model, data, split, bar)
     count = count_of(images, n, DEFAULT_N)
     facts = conditions_of(model, images, split, data)
     formula = Formula(steps, variance)
     if variance == "optimal":
         assert steps is not None
-        taken = count if split == "train" else 0
-        formula = Formula(steps, _tuned(model, images_of(model, data, "train", bar), taken, steps, seed, bar))
+        others, numbers = unmeasured(model, data, split, count, "the optimal variances", bar)
+        formula = Formula(steps, _tuned(model, others, numbers[-TUNED_ON:], steps, seed, bar))
     draws = draws if steps is None else min(draws, steps - 1)
 
     def measure(numbers: np.ndarray) -> Bound:
@@ -233,6 +231,24 @@ def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     return make_data_of(model.data.shape, config, split, bar)
 
 
+def unmeasured(
+    model: Model, data: str | None, split: str, count: int, purpose: str, bar: Bar
+) -> tuple[ImageSet, np.ndarray]:
+    """The training images, and the numbers of those that are not among the first `count` of `split`, for `purpose`.
+
+    Raises UsageError where there are none.
+    """
+    if split == "all":
+        raise UsageError(
+            f"{purpose} must come from training images that are not measured, and --split all measures all"
+        )
+    images = images_of(model, data, "train", bar)
+    numbers = np.arange(count if split == "train" else 0, len(images))
+    if not len(numbers):
+        raise UsageError(f"no training image is left for {purpose}: give -n below {len(images)}")
+    return images, numbers
+
+
 def _checked(model: Model, steps: int | None, variance: str) -> str:
     learned = model.denoiser.learned_variance
     if variance not in VARIANCES:
@@ -272,11 +288,8 @@ def _noise(seed: int, numbers: np.ndarray, x0: Tensor, purpose: Purpose = Purpos
     return noise
 
 
-def _tuned(model: Model, images: ImageSet, taken: int, steps: int, seed: int, bar: Bar) -> Tensor:
-    """The optimal variances, from the last training images; the first `taken` are those to be measured."""
-    numbers = np.arange(taken, len(images))[-TUNED_ON:]
-    if not len(numbers):
-        raise UsageError(f"no training image is left for the optimal variances: give -n below {len(images)}")
+def _tuned(model: Model, images: ImageSet, numbers: np.ndarray, steps: int, seed: int, bar: Bar) -> Tensor:
+    """The optimal variances, from the images numbered `numbers`."""
 
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)

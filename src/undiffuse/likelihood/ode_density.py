@@ -9,7 +9,17 @@ from torch import Tensor
 from undiffuse.data import ImageSet
 from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.density import BITS, Density, conditions_of, count_of, images_of, part_of, pixels, shared
+from undiffuse.likelihood.density import (
+    BITS,
+    Density,
+    conditions_of,
+    count_of,
+    images_of,
+    part_of,
+    pixels,
+    shared,
+    unmeasured,
+)
 from undiffuse.likelihood.dequantise import (
     Dequantiser,
     LogisticDequantiser,
@@ -23,8 +33,9 @@ from undiffuse.likelihood.dequantise import (
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
 from undiffuse.model import Model
-from undiffuse.objectives import Importance
+from undiffuse.objectives import Importance, continuous_bound, first_share
 from undiffuse.objectives.times import low_discrepancy
+from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, torch_generator
 
@@ -68,12 +79,9 @@ def ode_density(
     count, elements = count_of(images, n, DEFAULT_N), int(np.prod(images.shape))
     facts = conditions_of(model, images, split, data)
     q: Dequantiser = uniform
-    how = dequantiser
     if dequantiser == "learned":
-        how = f"learned in {FIT_STEPS} steps"
-        if split == "all":
-            raise UsageError("a dequantiser is fitted to training images, and --split all measures those too")
-        q = fitted(model, images_of(model, data, "train", bar), count if split == "train" else 0, seed, bar)
+        others, numbers = unmeasured(model, data, split, count, "a dequantiser", bar)
+        q = fitted(model, others, numbers, seed, bar)
 
     def measure(numbers: np.ndarray) -> tuple[Tensor, int]:
         samples = numbers.tolist()
@@ -103,7 +111,7 @@ def ode_density(
         "draws": 1,
         "seed": seed,
         "solver": {**dataclasses.asdict(solver), "evaluations": [evaluations for _, evaluations in found]},
-        "dequantisation": how,
+        "dequantisation": "uniform" if q is uniform else f"learned in {FIT_STEPS} steps",
         "divergence": "rademacher, 1 probe",
         "log_snr_max": float(model.denoiser.process.schedule.log_snr(model.denoiser.process.schedule.t_min)),
     }
@@ -113,18 +121,17 @@ def ode_density(
 
 
 @torch.enable_grad()
-def fitted(model: Model, images: ImageSet, taken: int, seed: int, bar: Bar = no_bar) -> LogisticDequantiser:
-    """A learned q(u | x) for a model, from training images but the first `taken`.
+def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: Bar = no_bar) -> LogisticDequantiser:
+    """A learned q(u | x) for a model, from the images numbered `numbers`.
 
     Minimises the bound of Ho et al. 2019 (section 3.1), where for ln p(y) stands the model's own bound in continuous
-    time, 1/2 the integral of SNR ||y - x_0_hat||^2 over the log-SNR (Kingma et al. 2021, eq. 17): for each image of a
-    batch at one log-SNR, drawn as the losses vary.
+    time, on a schedule of even log-SNRs: for each image of a batch at one of them, drawn as the losses vary.
     """
-    if taken >= len(images):
-        raise UsageError(f"no training image is left for the dequantiser: give -n below {len(images)}")
-    process, draw, importance = model.denoiser.process, torch_generator(seed, Purpose.DEQUANTISE), Importance()
-    schedule = process.schedule
-    low, high = (schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) for t in (1.0, schedule.t_min))
+    schedule, importance = model.denoiser.process.schedule, Importance()
+    draw = torch_generator(seed, Purpose.DEQUANTISE)
+    ends = [schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).item() for t in (schedule.t_min, 1.0)]
+    denoiser = dataclasses.replace(model.denoiser, process=GaussianProcess(LogSNR(ends)))
+    share = first_share(denoiser, continuous=True)  # of the reconstruction, where y has no part
     size = max(1, min(FIT_BATCH, BATCH // int(np.prod(images.shape))))
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(seed)
@@ -133,17 +140,14 @@ def fitted(model: Model, images: ImageSet, taken: int, seed: int, bar: Bar = no_
 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
-        log_snr = torch.lerp(low, high, u)
-        t = schedule.time(log_snr).clamp(schedule.t_min, 1)
-        x_t = process.corrupt(y, t, torch.randn(y.shape, generator=draw).to(y))
-        error = (model.denoiser(x_t, t).x0 - y).square().flatten(1).sum(1)
-        losses = (0.5 * (high - low) * log_snr.exp()).to(error) * error
+        noise = torch.randn(y.shape, generator=draw).to(y)
+        losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, levels=None)
         importance.update(u, losses)
-        return -losses * weight.to(losses)
+        return -(1 - share) * y[0].numel() * losses * weight.to(losses)
 
     with bar("fitting the dequantiser", FIT_STEPS) as tick:
         for step in range(FIT_STEPS):
-            x0 = pixels(images, torch.randint(taken, len(images), (size,), generator=draw).numpy())
+            x0 = pixels(images, numbers[torch.randint(len(numbers), (size,), generator=draw).numpy()])
             v = torch.rand(x0.shape, generator=draw)
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
             optimizer.zero_grad()
