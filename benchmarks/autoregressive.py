@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.data import load
-from undiffuse.devices import has_bf16
+from undiffuse.devices import cpu_has_bf16
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.progress import bar
@@ -189,7 +189,7 @@ def train(images: Tensor, seconds: float, tell: Callable[..., None]) -> tuple[Au
             break
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(share / WARMUP, 1) * (1 - share)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             loss = nats(network, x).mean() / dimensions
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -232,7 +232,7 @@ def measure(name: str, minutes: float) -> dict[str, Any]:
         "epochs": steps * BATCH / len(images),
         "parameters": sum(p.numel() for p in network.parameters()),
         "rate": RATE,
-        "precision": "bf16" if has_bf16() else "fp32",
+        "precision": "bf16" if cpu_has_bf16() else "fp32",
         "seed": SEED,
         "torch": torch.__version__,
         "fingerprints": {"train": learned, "test": measured},
