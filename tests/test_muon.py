@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from undiffuse.config import Training
+from undiffuse.errors import UsageError
+from undiffuse.networks import MLP, UNet
 from undiffuse.training.muon import QUINTIC, Muon, make_optimizer, orthogonalised
 
 
@@ -39,10 +41,17 @@ def test_a_first_step_has_the_root_mean_square_of_the_learning_rate_times_a_fift
     assert weight.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
 
 
+class Named(nn.Sequential):
+    """A network that names its first layer's weight as a matrix, and its last layer's, which is too thin to be one."""
+
+    def matrices(self) -> list[torch.Tensor]:
+        return [layer.weight for layer in self if isinstance(layer, (nn.Linear, nn.Conv2d))]
+
+
 def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 32)
-    networks = [nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)) for _ in range(2)]
+    networks = [Named(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     config = Training(learning_rate=0.01, weight_decay=0.1)
     ours = make_optimizer(config, networks[0])
@@ -62,9 +71,23 @@ def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
 
 
 def test_a_network_without_matrices_and_one_with_nothing_else_both_learn() -> None:
-    for network in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
-        optimizer = make_optimizer(Training(), network)
-        before = network.weight.detach().clone()
-        network.weight.grad = torch.randn_like(network.weight)
+    for layer in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
+        optimizer = make_optimizer(Training(), Named(layer))
+        before = layer.weight.detach().clone()
+        layer.weight.grad = torch.randn_like(layer.weight)
         optimizer.step()
-        assert (network.weight != before).any()
+        assert (layer.weight != before).any()
+
+
+def test_the_network_says_which_weights_are_matrices() -> None:
+    """Convolutions of U-Nets in 1 and 2 dimensions, layers of the MLP's blocks; who does not say is refused."""
+    settings = {"channels": (32,), "attention": (0,)}
+    for network in (UNet(16, 16, dims=1, patch=1, **settings), UNet(16, 16, dims=2, patch=1, **settings)):  # type: ignore[arg-type]
+        ours = {id(p) for p in make_optimizer(Training(), network).param_groups[0]["params"]}
+        expected = {name for name, p in network.named_parameters() if p.ndim > 2}
+        assert {name for name, p in network.named_parameters() if id(p) in ours} == expected
+    mlp = MLP(2, 2, width=32, blocks=1)
+    ours = {id(p) for p in make_optimizer(Training(), mlp).param_groups[0]["params"]}
+    assert {name for name, p in mlp.named_parameters() if id(p) in ours} == {"blocks.0.1.weight", "blocks.0.3.weight"}
+    with pytest.raises(UsageError, match=r"matrices\(\).*training.optimizer=adamw"):
+        make_optimizer(Training(), nn.Linear(32, 32))

@@ -16,7 +16,7 @@ from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.networks import UNet, UNet2D
+from undiffuse.networks import PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import (
@@ -178,28 +178,29 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
+    common: dict[str, Any] = {
+        "patch": network.patch,
+        "channels": network.channels,
+        "blocks": network.blocks,
+        "attention": network.attention,
+        "classes": classes,
+        "dropout": network.dropout,
+    }
+    if not (of_levels or network.head or network.kernel or network.fourier):
+        return UNet(channels, outputs, **common)
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
-        if network.fourier or network.values:
-            raise UndiffuseError(
-                "the configuration leaves denoiser.sigma_data open: it is not that of a run or a model"
-            )
-        sigma_data = 1.0  # for nothing
-    return UNet(
+        raise UndiffuseError("the configuration leaves denoiser.sigma_data open: it is not that of a run or a model")
+    return PixelUNet(
         channels,
         outputs,
-        patch=network.patch,
-        channels=network.channels,
-        blocks=network.blocks,
-        attention=network.attention,
-        classes=classes,
-        dropout=network.dropout,
         head=network.head,
         kernel=network.kernel,
         values=VALUES if network.values else 0,
         sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
+        **common,
     )
 
 

@@ -28,6 +28,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
+from undiffuse.networks import current_name
 
 FORMAT = 1
 BUILT_IN = Path(__file__).parent / "models"
@@ -181,7 +182,8 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     config, data, training = read_card(folder)
     network = make_network(config, data.shape[2], len(data.classes))
     try:
-        network.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        network.load_state_dict({current_name(key): tensor for key, tensor in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
