@@ -14,7 +14,7 @@ from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
+from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, SCORE_OF_STATE, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
@@ -239,12 +239,15 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     assert config.denoiser.sigma_data is not None
     if config.denoiser.target == LEVELS and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=levels says all there is of a pixel: leave denoiser.learned_variance out")
+    if config.denoiser.score_scale != "unit" and config.denoiser.target != "score":
+        raise UsageError("denoiser.score_scale belongs to denoiser.target=score: leave it out")
     denoiser = Denoiser(
         network,
         make_process(config.process),
-        config.denoiser.target,
+        SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target,
         config.denoiser.sigma_data,
         config.denoiser.learned_variance,
+        least_log_snr=_least_log_snr(network),
     )
     try:
         if config.denoiser.target != LEVELS:
@@ -252,6 +255,12 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     except ValueError as error:
         raise UsageError(f"denoiser.target with process.schedule={config.process.schedule}: {error}") from None
     return denoiser
+
+
+def _least_log_snr(network: Callable[..., Any]) -> float:
+    """The lowest log-SNR that a network can be told of: a table's last where it counts the steps of a table."""
+    network = getattr(network, "module", network)  # within what runs it, or trains it on several processes
+    return network.log_snr.min().item() if isinstance(network, UNet2D) else -LOG_SNR_LIMIT
 
 
 def make_times(config: Objective) -> TimeSampler:
