@@ -25,7 +25,7 @@ from undiffuse.metrics.intervals import mean
 from undiffuse.model import load
 from undiffuse.plots import curves
 from undiffuse.progress import bar
-from undiffuse.sampling import sample_noise
+from undiffuse.randomness import keyed_draws
 
 SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 
@@ -47,17 +47,13 @@ def main() -> None:
     options = parser.parse_args()
 
     model, recipe, n = load(options.model), Recipe("ddpm", options.steps), options.n
-    height, width, channels = model.data.shape
     train, test = (make_data(model.config.data, split) for split in ("train", "test"))
     extractor = find_extractor("classifier", train, test)
     none = torch.full((n,), len(model.data.classes)) if model.data.classes else None
-    first, second = (
-        sample_noise(0, range(start, start + n), (channels, height, width), torch.empty(0, device=model.device))
-        for start in (0, n)
-    )
+    first, second = (keyed_draws(0, range(start, start + n)) for start in (0, n))
 
     def draw(shared: int) -> np.ndarray:
-        return with_switched_noise(model, recipe, first, second, shared, none, lambda: tick(n))
+        return with_switched_noise(model, recipe, first, second, shared, n, none, lambda: tick(n))
 
     with bar("sampling", (len(SHARES) + 1) * n * options.steps) as tick:
         whole = draw(options.steps + 1)

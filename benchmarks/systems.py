@@ -23,7 +23,7 @@ from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
 from undiffuse.engines import available, with_engine
 from undiffuse.model import DataFacts, write_model
-from undiffuse.sampling import sample_noise
+from undiffuse.randomness import keyed_draws
 from undiffuse.training.batches import make_batch
 from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
@@ -149,8 +149,8 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
     denoiser, objective = make_denoiser(config, Free()), make_objective(config)
     parts: dict[str, Work] = {
         "make_batch": lambda: make_batch(config, data, 0, slice(None)),
-        "its noise": lambda: sample_noise(0, range(batch), (CHANNELS, size, size), ready.x0)(0),
-        "objective around the network": lambda: objective(denoiser, ready.x0, None, ready.u, ready.noise).mean(),
+        "its noise": lambda: keyed_draws(0, range(batch))(0).normal(ready.x0),
+        "objective around the network": lambda: objective(denoiser, ready.x0, None, ready.u, ready.draw).mean(),
         "clipping": clipping,
         "EMA": lambda: ema.update(parameters, 1000),
     }

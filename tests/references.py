@@ -4,7 +4,8 @@ Levels are written in mpmath, samplers in NumPy as their papers have them, denoi
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import mpmath
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from undiffuse.denoiser import Prediction
 from undiffuse.process import (
     EDM,
     VE,
     VP,
+    Denoise,
     FlowMatching,
     GaussianProcess,
+    Prediction,
     Schedule,
     SubVP,
     Table,
@@ -30,6 +32,7 @@ from undiffuse.process import (
     sigmoid,
     zero_terminal_snr,
 )
+from undiffuse.sampling import State, Step, trajectory
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -52,6 +55,32 @@ SCHEDULES: dict[str, Schedule] = {name: make(20) for name, make in TABLES.items(
     name: make() for name, make in FORMULAS.items()
 }
 ZERO_SNR = {"zero-snr", "flow"}  # no signal is left at t = 1
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A draw whose normal numbers a function makes when they are asked for."""
+
+    noise: Callable[[], Tensor]
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self.noise()
+
+    def uniform(self, like: Tensor) -> Tensor:
+        raise AssertionError("no rule for a Gaussian process needs uniform numbers")
+
+
+def walk(
+    denoise: Denoise,
+    process: GaussianProcess,
+    grid: Tensor,
+    step: Step,
+    noise: Callable[[int], Tensor],
+    start: Tensor | None = None,
+) -> Iterator[State]:
+    """A trajectory with the noise of step k given by a function; without a start, from noise 0 at the prior's scale."""
+    start = process.prior_scale() * noise(0) if start is None else start
+    return trajectory(denoise, process, grid, step, start, lambda k: Lazy(lambda: noise(k)))
 
 
 def as64(*values: float) -> Tensor:

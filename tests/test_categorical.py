@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from references import SCHEDULES, ZERO_SNR
 from scipy import stats
 from torch import Tensor
 
+from undiffuse.objectives import variational_bound
 from undiffuse.process import Categorical, CategoricalProcess, FlowMatching, Schedule, cosine, linear
-from undiffuse.randomness import Draw, Purpose, normal
+from undiffuse.randomness import keyed_draws, normal, stream
+from undiffuse.sampling import ancestral, make_grid, trajectory
 
 every_kind = pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 every_count = pytest.mark.parametrize("values", [2, 3, 4, 5])
@@ -170,15 +173,11 @@ def test_absorbing_keeps_what_is_not_masked() -> None:
     np.testing.assert_allclose(law[1], [0.2 * revealed, 0.3 * revealed, 0.5 * revealed, 1 - revealed], rtol=1e-12)
 
 
-def draws(count: int, seed: int = 0) -> Draw:
-    return Draw(tuple((seed, Purpose.SAMPLE, sample, 1) for sample in range(count)))
-
-
 def test_samples_follow_the_law() -> None:
     """A chi-squared test over 40,000 samples; what has no probability never comes."""
     p = np.array([0.0, 0.5, 0.0, 0.2, 0.05, 0.25, 0.0])
     law = Categorical(torch.from_numpy(p).log().expand(400, 100, 7))
-    counts = np.bincount(law.sample(draws(400)).flatten().numpy(), minlength=7)
+    counts = np.bincount(law.sample(keyed_draws(0, range(400))(1)).flatten().numpy(), minlength=7)
     assert (counts[p == 0] == 0).all()
     assert stats.chisquare(counts[p > 0], 40_000 * p[p > 0]).pvalue > 1e-3
 
@@ -203,13 +202,15 @@ def test_rare_categories_are_not_too_rare() -> None:
 def test_draws_do_not_depend_on_the_batch() -> None:
     """Sample k's numbers alone are those it has among others; both kinds and folds have streams of their own."""
     like = torch.empty(3, 2, 4)
-    together, alone = draws(3), Draw(draws(3).keys[1:2])
+    together, alone = keyed_draws(0, range(3))(1), keyed_draws(0, [1])(1)
     for number in ("normal", "uniform"):
         assert torch.equal(getattr(together, number)(like)[1:2], getattr(alone, number)(like[:1]))
     assert torch.equal(together.normal(like), normal(together.keys, (2, 4)))
-    u = torch.cat([d.uniform(like).flatten() for d in (together, together.fold(1), together.fold(2), draws(3, 1))])
+    u = torch.cat(
+        [d.uniform(like).flatten() for d in (together, together.fold(1), together.fold(2), keyed_draws(1, range(3))(1))]
+    )
     assert u.dtype == torch.float64 and len(u.unique()) == len(u)
-    many = Draw(draws(1).keys).uniform(torch.empty(1, 20_000)).flatten().numpy()
+    many = keyed_draws(0, [0])(1).uniform(torch.empty(1, 20_000)).flatten().numpy()
     assert stats.kstest(many, "uniform").pvalue > 1e-3
 
 
@@ -220,3 +221,81 @@ def test_refusals() -> None:
         CategoricalProcess(linear(10), 1)
     assert CategoricalProcess(FlowMatching(), 3, "uniform").mask is None
     assert "flow" in ZERO_SNR  # where the exact end is tested
+
+
+@every_kind
+def test_the_loop_samples_tokens(kind: str) -> None:
+    """Ancestral sampling through `trajectory` with the exact posterior: pairs come as often as the data has them.
+
+    Two tokens that depend on each other; elements are revealed one by one with many steps, so no two at once by chance.
+    """
+    q = CategoricalProcess(FlowMatching(), 3, kind)
+    joint = np.array([[0.3, 0.02, 0.08], [0.05, 0.24, 0.01], [0.01, 0.1, 0.19]])
+    pairs = torch.from_numpy(joint).float().log()
+
+    def denoise(x: Tensor, t: float) -> Categorical:
+        told = [q.marginal(torch.arange(3), t).log_probs[:, x[:, k]].T for k in range(2)]  # ln q(x_t | x_0 = i)
+        both = pairs + told[0][:, :, None] + told[1][:, None, :]
+        both = both - both.flatten(1).logsumexp(1)[:, None, None]
+        return Categorical(torch.stack([both.logsumexp(2), both.logsumexp(1)], 1))
+
+    class Shared:  # one stream for all samples, since 20,000 keys take minutes
+        def __init__(self, step: int):
+            self.step = step
+
+        def uniform(self, like: Tensor) -> Tensor:
+            return torch.from_numpy(stream(1, self.step).random(like.shape))
+
+    count = 20_000
+    draws: Any = Shared
+    start = q.prior(torch.zeros(count, 2)).sample(draws(0))
+    grid = make_grid("trailing", q.schedule, 60)
+    *_, last = trajectory(denoise, q, grid, ancestral, start, draws)
+    assert last.t == 0 and (last.x < 3).all()
+    counts = np.bincount(3 * last.x[:, 0] + last.x[:, 1], minlength=9)
+    expected = count * joint.flatten()
+    # Sixty steps reveal both tokens in one step once in 60 times, when their dependence is lost: within 2 %.
+    assert np.abs(counts - expected).sum() / count < 0.04
+    assert stats.chisquare(np.bincount(last.x[:, 0]), count * joint.sum(1)).pvalue > 1e-3
+
+
+@every_kind
+def test_the_discrete_bound_of_tokens_is_exact(kind: str) -> None:
+    """With the true posterior of one token, prior + steps + first term is the entropy of the data, and the last gap.
+
+    The same `variational_bound` that pictures use, every term, the expectation over x_t by enumeration.
+    """
+    q, p = CategoricalProcess(cosine(6), 3, kind, torch.float64), np.array([0.5, 0.3, 0.2])
+    log_p = torch.from_numpy(p).log()
+
+    class Known:
+        process = q
+
+        def __call__(self, x: Tensor, t: Tensor, condition: None) -> Categorical:
+            told = torch.stack([q.marginal(torch.full_like(x, i), t).log_prob(x) for i in range(3)], -1)
+            return Categorical((told + log_p).log_softmax(-1))
+
+    class Enumerated:
+        """Uniform numbers in the middles of `rows` even intervals, one for each row."""
+
+        def __init__(self, rows: int):
+            self.u = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
+
+        def uniform(self, like: Tensor) -> Tensor:
+            return self.u
+
+        def normal(self, like: Tensor) -> Tensor:
+            raise AssertionError("tokens need no normal numbers")
+
+    rows, total = 4000, 0.0
+    for x0 in range(3):
+        data = torch.full((rows, 1), x0)
+        for index in range(6):
+            u = torch.full((rows,), (index + 0.5) / 6, dtype=torch.float64)
+            terms = variational_bound(Known(), data, None, u, Enumerated(rows))  # type: ignore[arg-type]
+            total += p[x0] * terms.mean().item() / 6
+        total += p[x0] * q.marginal(data[:1], 1.0).kl(q.prior(data[:1])).item()
+    # -sum p ln p, and in the prior's term what the last state still tells; enumeration is exact to 1 / rows.
+    mixture = sum(p[i] * probabilities(q.marginal(torch.tensor([i]), 1.0))[0] for i in range(3))
+    gap = stats.entropy(mixture, probabilities(q.prior(torch.zeros(1)))[0])
+    assert total == pytest.approx(stats.entropy(p) + gap, abs=2e-3)

@@ -10,9 +10,10 @@ from references import EPS, SCHEDULES, TABLES, ZERO_SNR, as64, gaussian_denoiser
 from scipy import special, stats
 from torch import Tensor
 
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser, Prediction, reverse
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser
 from undiffuse.networks import MLP, UNet
-from undiffuse.process import GaussianProcess, linear
+from undiffuse.process import GaussianProcess, Prediction, linear
+from undiffuse.randomness import Given
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_target = pytest.mark.parametrize("target", TARGETS)
@@ -49,7 +50,9 @@ def test_a_perfect_network_gives_back_data_and_noise(name: str, target: str) -> 
     t = times_of(name, target)
     x0, noise = data(len(t))
     denoiser = Denoiser(silent, process, target)
-    prediction = Denoiser(says(denoiser.target_of(x0, noise, t)), process, target)(process.corrupt(x0, t, noise), t)
+    prediction = Denoiser(says(denoiser.target_of(x0, noise, t)), process, target)(
+        process.corrupt(x0, t, Given(noise)), t
+    )
     level = process.level(t)
     u = (level.sigma / level.alpha)[:, None] if target in ("eps", "score") else as64(0.0)
     # x_0 = (x_t - sigma eps) / alpha: rounding of size eps |noise| is multiplied by sigma / alpha.
@@ -133,7 +136,7 @@ def test_network_input_has_unit_variance(name: str) -> None:
     process, sd = GaussianProcess(SCHEDULES[name]), 0.3
     signs = as64(1, 1, -1, -1)[:, None], as64(1, -1, 1, -1)[:, None]
     for t in TIMES.tolist():
-        Denoiser(network, process, "x0", sd)(process.corrupt(sd * signs[0], t, signs[1]), t)
+        Denoiser(network, process, "x0", sd)(process.corrupt(sd * signs[0], t, Given(signs[1])), t)
         assert heard[-1].square().mean().item() == pytest.approx(1, abs=8 * EPS)
 
 
@@ -183,7 +186,7 @@ def test_float32_costs_only_its_rounding(name: str, target: str) -> None:
     t = times_of(name, target)
     x0, noise = data(len(t))
     denoiser = Denoiser(silent, process, target)
-    output, x_t = denoiser.target_of(x0, noise, t).float(), process.corrupt(x0, t, noise).float()
+    output, x_t = denoiser.target_of(x0, noise, t).float(), process.corrupt(x0, t, Given(noise)).float()
     prediction = Denoiser(says(output), process, target)(x_t, t)
     assert prediction.x0.dtype == prediction.eps.dtype == torch.float32
     level = process.level(t)
@@ -198,7 +201,7 @@ def test_half_precision_output_is_read_at_the_precision_of_the_state() -> None:
     x0, noise = data(2)
     denoiser = Denoiser(silent, process, "v")
     output = denoiser.target_of(x0, noise, t).bfloat16()
-    x_t = process.corrupt(x0, t, noise)
+    x_t = process.corrupt(x0, t, Given(noise))
     prediction = Denoiser(says(output), process, "v")(x_t, t)
     ((alpha, sigma),) = levels(process, as64(t))
     torch.testing.assert_close(prediction.x0, alpha * x_t - sigma * output.double(), rtol=1e-13, atol=1e-14)
@@ -211,8 +214,8 @@ def test_another_x0_gets_the_eps_that_fits() -> None:
     for t in (as64(0.1, 0.5, 1.0), 0.3):
         changed = Prediction(x_t, x_t, x_t).with_x0(x0, x_t, process.level(t))
         assert changed.x0 is x0
-        assert changed.variance_mix is x_t
-        torch.testing.assert_close(process.corrupt(changed.x0, t, changed.eps), x_t, rtol=1e-14, atol=1e-14)
+        assert changed.v is x_t
+        torch.testing.assert_close(process.corrupt(changed.x0, t, Given(changed.eps)), x_t, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -229,13 +232,13 @@ def test_learned_variance_is_iddpm(name: str) -> None:
     for i in (2, 20, 50):
         beta, tilde = betas[i - 1], (1 - bars[i - 1]) / (1 - bars[i]) * betas[i - 1]
         for s, t in (((i - 1) / 50, i / 50), (table.time_of(torch.full((6,), k)) for k in (i - 1, i))):
-            model = reverse(process, prediction, x_t, s, t, "learned")
+            model = process.reverse(prediction, x_t, s, t, "learned")
             mix = (v.numpy() + 1) / 2
             np.testing.assert_allclose(model.variance.numpy(), beta**mix * tilde ** (1 - mix), rtol=1e-10)
             noise = torch.full_like(x_t, 2.0)
             expected = model.mean.numpy() + 2 * np.sqrt(beta**mix * tilde ** (1 - mix))
-            np.testing.assert_allclose(model.sample(noise).numpy(), expected, rtol=1e-10)
-            ends = [reverse(process, prediction, x_t, s, t, kind).variance.numpy() for kind in ("small", "large")]
+            np.testing.assert_allclose(model.at(noise).numpy(), expected, rtol=1e-10)
+            ends = [process.reverse(prediction, x_t, s, t, kind).variance.numpy() for kind in ("small", "large")]
             np.testing.assert_allclose(ends[0], tilde, rtol=1e-10)
             np.testing.assert_allclose(ends[1], beta, rtol=1e-10)
 
@@ -244,9 +247,9 @@ def test_learned_variance_needs_a_network_that_learned_it() -> None:
     """ValueError, in words, where the prediction has no variance."""
     process = GaussianProcess(linear(10))
     prediction = Denoiser(silent, process)(torch.zeros(1, 2), 0.5)
-    assert prediction.variance_mix is None
+    assert prediction.v is None
     with pytest.raises(ValueError, match="learned"):
-        reverse(process, prediction, torch.zeros(1, 2), 0.4, 0.5, "learned")
+        process.reverse(prediction, torch.zeros(1, 2), 0.4, 0.5, "learned")
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 5)])
@@ -270,7 +273,7 @@ def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
     p = np.exp(log_p - special.logsumexp(log_p, -1, keepdims=True))
     np.testing.assert_allclose(prediction.logits.softmax(-1).numpy(), p, rtol=1e-9, atol=1e-300)
     np.testing.assert_allclose(prediction.x0.numpy(), p @ values, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(process.corrupt(prediction.x0, t, prediction.eps), x_t, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(process.corrupt(prediction.x0, t, Given(prediction.eps)), x_t, rtol=1e-12, atol=1e-12)
 
 
 @every_schedule
@@ -284,7 +287,7 @@ def test_large_variance_is_right_for_unit_normal_data(name: str) -> None:
     for s, t in ((0.05, 0.1), (0.3, 0.8), (0.5, 0.95)):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = levels(process, as64(s, t))
         x_t = as64(1.0)
-        model = reverse(process, denoise(x_t, t), x_t, s, t, "large")
+        model = process.reverse(denoise(x_t, t), x_t, s, t, "large")
         variance_t, variance_s = alpha_t**2 + sigma_t**2, alpha_s**2 + sigma_s**2
         covariance = alpha_t / alpha_s * variance_s
         assert model.mean.item() == pytest.approx(covariance / variance_t, rel=1e-12)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, ignore
+from references import walk
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from undiffuse.model import Model, load, with_process
 from undiffuse.networks import UNet2D
 from undiffuse.networks.unet2d import Options
 from undiffuse.process import Table, cosine, linear, scaled_linear, zero_terminal_snr
-from undiffuse.sampling import SAMPLERS, Step, ddim, ddpm, make_grid, trajectory
+from undiffuse.sampling import SAMPLERS, Step, ancestral, ddim, make_grid
 from undiffuse.training import train
 
 diffusers = pytest.importorskip("diffusers")
@@ -150,7 +151,7 @@ def ours(model: Model, rule: Step, steps: int) -> Tensor:
 
     grid = make_grid("trailing", process.schedule, steps)
     with torch.no_grad():
-        *_, last = trajectory(clip(model.denoiser.bind(None), process), process, grid, rule, noise)
+        *_, last = walk(clip(model.denoiser.bind(None), process), process, grid, rule, noise)
     return last.x
 
 
@@ -171,7 +172,7 @@ RULES: dict[str, tuple[str, Step, dict[str, Any]]] = {
     "DDIM": ("DDIMPipeline", ddim, {}),
     "DDIM, eta 0.5": ("DDIMPipeline", partial(ddim, eta=0.5), {"eta": 0.5}),
     "DDIM, eta 1": ("DDIMPipeline", partial(ddim, eta=1.0), {"eta": 1.0}),
-    "DDPM": ("DDPMPipeline", ddpm, {}),
+    "DDPM": ("DDPMPipeline", ancestral, {}),
 }
 
 

@@ -10,6 +10,7 @@ from references import EPS, FORMULAS, SCHEDULES, TABLES, ZERO_SNR, as64, formula
 from scipy import integrate, stats
 
 from undiffuse.process import VP, FlowMatching, GaussianProcess, Normal, Schedule, cosine, expand, linear
+from undiffuse.randomness import Given
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
@@ -109,18 +110,18 @@ def test_times_per_sample(name: str) -> None:
     x0, x_t, noise = torch.randn(3, 4, 2, 3, dtype=torch.float64, generator=generator)
     s, t = as64(0.0, 0.2, 0.45, 0.9), as64(0.05, 0.25, 1.0, 0.95)
     together = [q.marginal(x0, t), q.transition(x_t, s, t), q.posterior(x0, x_t, s, t)]
-    corrupted = q.corrupt(x0, t, noise)
+    corrupted = q.corrupt(x0, t, Given(noise))
     for k in range(4):
         one, s_k, t_k = slice(k, k + 1), s[k].item(), t[k].item()
         alone = [q.marginal(x0[one], t_k), q.transition(x_t[one], s_k, t_k), q.posterior(x0[one], x_t[one], s_k, t_k)]
         for ours, expected in zip(together, alone, strict=True):
             assert (ours.mean[one] == expected.mean).all()
             assert ours.variance[k] == expected.variance
-            assert (ours.sample(noise)[one] == expected.sample(noise[one])).all()
-        assert (corrupted[one] == q.corrupt(x0[one], t_k, noise[one])).all()
-    assert q.corrupt(x0.float(), t, noise.float()).dtype == torch.float32
-    assert q.posterior(x0.float(), x_t.float(), s, t).sample(noise.float()).dtype == torch.float32
-    assert q.posterior(x0.float(), x_t.float(), 0.1, 0.2).sample(noise.float()).dtype == torch.float32
+            assert (ours.at(noise)[one] == expected.at(noise[one])).all()
+        assert (corrupted[one] == q.corrupt(x0[one], t_k, Given(noise[one]))).all()
+    assert q.corrupt(x0.float(), t, Given(noise.float())).dtype == torch.float32
+    assert q.posterior(x0.float(), x_t.float(), s, t).sample(Given(noise.float())).dtype == torch.float32
+    assert q.posterior(x0.float(), x_t.float(), 0.1, 0.2).sample(Given(noise.float())).dtype == torch.float32
 
 
 @every_schedule
@@ -129,8 +130,10 @@ def test_corrupt_draws_from_the_marginal(name: str) -> None:
     q, x0, noise = process(name), as64(0.4, -2.0), as64(1.5, -0.5)
     for t in (0.05, 0.5, 1.0):
         ((alpha, sigma),) = levels(q, as64(t))
-        assert q.corrupt(x0, t, noise).tolist() == [alpha * a + sigma * b for a, b in zip(x0, noise, strict=True)]
-        torch.testing.assert_close(q.marginal(x0, t).sample(noise), q.corrupt(x0, t, noise), rtol=4 * EPS, atol=EPS)
+        assert q.corrupt(x0, t, Given(noise)).tolist() == [
+            alpha * a + sigma * b for a, b in zip(x0, noise, strict=True)
+        ]
+        torch.testing.assert_close(q.marginal(x0, t).at(noise), q.corrupt(x0, t, Given(noise)), rtol=4 * EPS, atol=EPS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -213,7 +216,7 @@ def test_a_variance_for_each_element() -> None:
     """A variance shaped like the mean belongs to its element, in `sample` and in `kl` (torch.distributions)."""
     mean, other, noise = torch.randn(3, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     own, its = noise.exp(), mean.exp()
-    torch.testing.assert_close(Normal(mean, own).sample(noise), mean + own.sqrt() * noise, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(Normal(mean, own).at(noise), mean + own.sqrt() * noise, rtol=1e-14, atol=1e-15)
     exact = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, own.sqrt()), torch.distributions.Normal(other, its.sqrt())
     )

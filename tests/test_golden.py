@@ -12,7 +12,7 @@ import torch
 from undiffuse.generate import Recipe, states
 from undiffuse.likelihood.bound import Formula, bound, spread
 from undiffuse.model import Model, built_in, load
-from undiffuse.sampling import sample_noise
+from undiffuse.randomness import keyed_draws
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = [Recipe("ddim", 5), Recipe("dpm++2m", 5), Recipe("ddpm", 5), Recipe("unipc", 5)]
@@ -37,10 +37,10 @@ def said_by(name: str) -> dict[str, np.ndarray]:
         *_, last = states(model, recipe, NUMBERS, labels)
         said[recipe.key] = last.x.numpy()
     x0 = pictures(model)
-    noise = sample_noise(0, NUMBERS, x0.shape[1:], x0)
+    draws = keyed_draws(0, NUMBERS)
     for steps, variance in ((None, "small"), (10, "large")):
         u = spread(torch.tensor(NUMBERS), 6)
-        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), noise, u, labels).total.numpy()
+        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), draws, u, labels).total.numpy()
     return said
 
 

@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from references import SCHEDULES, as64, gaussian_denoiser, levels, oracle
+from references import SCHEDULES, as64, gaussian_denoiser, levels, oracle, walk
 from torch import Tensor
 
 from undiffuse.denoiser import Prediction
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.process import GaussianProcess, linear
-from undiffuse.sampling import SAMPLERS, make_grid, trajectory
+from undiffuse.sampling import SAMPLERS, make_grid
 
 SCALES = as64(0.1, 0.9, 1.5, 40.0)[:, None, None]
 
@@ -50,7 +50,7 @@ def test_clip_is_numpys() -> None:
     for low, high in ((-1.0, 1.0), (0.0, 0.5)):
         clipped = clip(denoise, process, low, high)(x_t, 0.4)
         np.testing.assert_array_equal(clipped.x0.numpy(), np.clip(raw.numpy(), low, high))
-        assert clipped.variance_mix is x_t
+        assert clipped.v is x_t
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
@@ -84,6 +84,6 @@ def test_every_sampler_stays_in_the_range_of_a_clipped_denoiser(name: str) -> No
     grid = make_grid(SAMPLERS[name].grid, process.schedule, 10)
     ends = []
     for denoise in (inner, clip(inner, process)):
-        *_, last = trajectory(denoise, process, grid, SAMPLERS[name].step, noisy)
+        *_, last = walk(denoise, process, grid, SAMPLERS[name].step, noisy)
         ends.append(last.x.abs().max())
     assert ends[1] <= 1 < ends[0]

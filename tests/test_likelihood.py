@@ -18,6 +18,7 @@ from undiffuse.likelihood.bound import times_of
 from undiffuse.objectives import hybrid, variational_bound, weighted_error
 from undiffuse.objectives.bound import level_log_prob, reconstruction_log_prob
 from undiffuse.process import EDM, VP, GaussianProcess, LogSNR, Schedule, Table, cosine, linear
+from undiffuse.randomness import Given
 
 MEAN, STD = 0.3, 0.6
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e * STD**2)
@@ -83,7 +84,9 @@ def test_every_term_of_gaussian_data(name: str, variance: str) -> None:
     at = levels(denoiser.process, torch.from_numpy(times))
     terms, true = [], []
     gap = prior_gap(*at[-1])
-    errors = squared_errors(denoiser, X0, steps, lambda k: NOISE, ((torch.arange(steps) + 0.5) / steps).expand(4, -1))
+    errors = squared_errors(
+        denoiser, X0, steps, lambda k: Given(NOISE), ((torch.arange(steps) + 0.5) / steps).expand(4, -1)
+    )
     given = optimal_variance(denoiser.process, errors)
     for i, ((alpha_s, sigma_s), (alpha_t, sigma_t)) in enumerate(itertools.pairwise(at)):
         rest = STD**2 * sigma_t**2 / (alpha_t**2 * STD**2 + sigma_t**2)  # Var[x_0 | x_t]
@@ -95,7 +98,9 @@ def test_every_term_of_gaussian_data(name: str, variance: str) -> None:
         # -ln N(x_0; x_0_hat, v) where the step ends at the data, else KL(q(x_s | x_t, x_0) || N(., v))
         terms.append(0.5 * (true[i] / v + (math.log(2 * math.pi * v) if i == 0 else math.log(v / tilde) - 1)))
         gap += 0.5 * (true[i] / v - 1 - math.log(true[i] / v))
-    found = bound(denoiser, X0, Formula(steps, given if variance == "optimal" else variance, None), lambda k: NOISE, u)
+    found = bound(
+        denoiser, X0, Formula(steps, given if variance == "optimal" else variance, None), lambda k: Given(NOISE), u
+    )
     # `added` cancels: eps sigma_t^2 / added, at most 1e-13 here
     assert given.tolist() == pytest.approx(true, rel=1e-11)
     assert found.reconstruction.mean().item() == pytest.approx(terms[0], rel=1e-11, abs=1e-12)
@@ -115,7 +120,7 @@ def test_optimal_variances_of_steps_unseen() -> None:
     seen = np.array([0, 3, 4, 4, 10, 19])
     u = ((torch.from_numpy(seen) + 0.5) / steps).expand(4, -1)
     denoiser = gaussian(table)
-    found = optimal_variance(denoiser.process, squared_errors(denoiser, X0, steps, lambda k: NOISE, u))
+    found = optimal_variance(denoiser.process, squared_errors(denoiser, X0, steps, lambda k: Given(NOISE), u))
     bar = np.concatenate([[1.0], np.cumprod(1 - table.betas.numpy())])
     rest = STD**2 * (1 - bar[1:]) / (bar[1:] * STD**2 + 1 - bar[1:])
     rest = np.interp(np.arange(steps), seen, rest[seen])
@@ -153,7 +158,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
     halfway = []
     for schedule in SAME_ENDS.values():
         denoiser, (u, weights) = gaussian(schedule), panels(schedule, 24, 8)
-        found = bound(denoiser, X0, Formula(None, levels=None), lambda k: NOISE, u.expand(4, -1))
+        found = bound(denoiser, X0, Formula(None, levels=None), lambda k: Given(NOISE), u.expand(4, -1))
         torch.testing.assert_close(found.times[0], schedule.t_min + (1 - schedule.t_min) * u, rtol=0, atol=1e-14)
         torch.testing.assert_close(found.draws.mean(1), found.diffusion)
         diffusion = (found.draws.mean(0) @ weights).item()
@@ -163,7 +168,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
         gap = prior_gap(end.alpha.item(), end.sigma.item()) + 0.5 * math.log1p(math.exp(-FIRST) / STD**2)
         total = (found.prior + found.reconstruction).mean().item() + diffusion
         assert total - ENTROPY == pytest.approx(gap, abs=1e-11)
-        two = bound(denoiser, X0, Formula(None, levels=None), lambda k: NOISE, as64(0.0, 0.5).expand(4, 2))
+        two = bound(denoiser, X0, Formula(None, levels=None), lambda k: Given(NOISE), as64(0.0, 0.5).expand(4, 2))
         halfway.append(two.draws[:, 1].mean().item())
         slope = -schedule.log_snr_derivative(schedule.t_min).item() * (1 - schedule.t_min)
         first = 0.5 * slope / (1 + math.exp(-FIRST) / STD**2)
@@ -194,7 +199,7 @@ def test_many_steps_become_the_continuous_bound() -> None:
         u = every_step(1, n + 1)[0].repeat_interleave(4)
         x0, noise = X0.repeat(n, 1), NOISE.repeat(n, 1)
         inside = 1 / (n + 1) + n / (n + 1) * u
-        terms = variational_bound(gaussian(schedule), x0, None, inside, noise, "small", n + 1, None)
+        terms = variational_bound(gaussian(schedule), x0, None, inside, Given(noise), "small", n + 1, None)
         gaps.append(terms.sum().item() / 4 / (n + 1) - exact)
     rows = richardson(gaps)
     for k in (1, 2, 3):  # the error that is left is of the order 1, 2, 3
@@ -214,7 +219,7 @@ def test_odds_are_by_bayes_rule(log_snr: float) -> None:
     sharp[0, 1] = SHARPEST + 3  # no sharper than that
     free = torch.randn(2, channels, 256, 2, dtype=torch.float64, generator=draw)
     x0 = torch.from_numpy(VALUES)[torch.randint(256, (2, channels, 2), generator=draw)]
-    x_t = process.corrupt(x0, t, torch.randn(2, channels, 2, dtype=torch.float64, generator=draw))
+    x_t = process.corrupt(x0, t, Given(torch.randn(2, channels, 2, dtype=torch.float64, generator=draw)))
     said = torch.cat([mean / sd, sharp, free.flatten(1, 2)], 1)
     prediction = Denoiser(lambda x, log_snr, condition: said, process, LEVELS, sd)(x_t, t)
     assert prediction.logits is not None
@@ -276,7 +281,7 @@ def test_the_continuous_bound_of_categories_is_their_entropy() -> None:
     """All that is lost is the prior's KL: the integral of the errors is what x_t tells, its rest is the decoder's."""
     denoiser, x0, noise, chance, limit = categorical(LogSNR([4.0, -4.0]))
     u, weights = panels(denoiser.process.schedule, 2, 16)
-    found = bound(denoiser, x0, Formula(None), lambda k: noise, u.expand(len(x0), -1))
+    found = bound(denoiser, x0, Formula(None), lambda k: Given(noise), u.expand(len(x0), -1))
     assert (chance @ found.reconstruction).item() > 1e-3
     total = chance @ (found.prior + found.reconstruction + found.draws @ weights)
     assert total.item() == pytest.approx(limit, rel=1e-10)
@@ -287,7 +292,7 @@ def test_the_bound_of_categories_falls_to_their_entropy() -> None:
     denoiser, x0, noise, chance, limit = categorical(LogSNR([4.0, -4.0], 0.05))
     gaps = []
     for n in (16, 32, 64, 128):
-        found = bound(denoiser, x0, Formula(n + 1), lambda k: noise, every_step(len(x0), n + 1))
+        found = bound(denoiser, x0, Formula(n + 1), lambda k: Given(noise), every_step(len(x0), n + 1))
         gaps.append((chance @ found.total).item() - limit)
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > 0.03
     rows = richardson(gaps)
@@ -347,7 +352,7 @@ def test_the_bound_is_the_papers(table: Table, steps: int, variance: str) -> Non
     chosen: Any = torch.linspace(0.001, 0.2, steps, dtype=torch.float64) if variance == "given" else variance
     learned = variance == "learned"
     denoiser = Denoiser(network, GaussianProcess(table), "eps", 1.0, learned, least_log_snr=-40)
-    found = bound(denoiser, x0, Formula(steps, chosen), seeded(shape), every_step(6, steps))
+    found = bound(denoiser, x0, Formula(steps, chosen), lambda k: Given(seeded(shape)(k)), every_step(6, steps))
     bar = np.append(1.0, np.cumprod(1 - table.betas.numpy()))[:: table.steps // steps]
     prior, terms = ddpm_terms(1 - bar[1:] / bar[:-1], x0.numpy(), seeded(shape), said, chosen)
     np.testing.assert_allclose(found.prior.numpy(), prior, rtol=1e-11, atol=1e-15)
@@ -374,11 +379,13 @@ def test_hybrid_teaches_the_mean_by_the_error_and_the_variance_by_the_bound(step
         return value.detach(), gradient
 
     total = steps or 10
-    both, gradient = learn(lambda d: hybrid(d, x0, None, u, noise, steps))
+    both, gradient = learn(lambda d: hybrid(d, x0, None, u, Given(noise), steps))
     simple, of_simple = learn(
-        lambda d: weighted_error(d, x0, None, u, noise, times=lambda schedule, u: ((u * total).floor() + 1) / total)
+        lambda d: weighted_error(
+            d, x0, None, u, Given(noise), times=lambda schedule, u: ((u * total).floor() + 1) / total
+        )
     )
-    vlb, of_vlb = learn(lambda d: variational_bound(d, x0, None, u, noise, "learned", steps))
+    vlb, of_vlb = learn(lambda d: variational_bound(d, x0, None, u, Given(noise), "learned", steps))
     torch.testing.assert_close(both, simple + vlb / 1000, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient[:, :2], of_simple[:, :2], rtol=1e-11, atol=0)
     torch.testing.assert_close(gradient[:, 2:], of_vlb[:, 2:] / 1000, rtol=1e-12, atol=0)
@@ -394,7 +401,7 @@ def test_an_image_has_its_bound_in_any_company(formula: Formula) -> None:
 
     def of(numbers: list[int]) -> Any:
         u = spread(torch.tensor(numbers), 7)
-        return bound(denoiser, x0[numbers], formula, lambda k: seeded(shape)(k)[numbers], u)
+        return bound(denoiser, x0[numbers], formula, lambda k: Given(seeded(shape)(k)[numbers]), u)
 
     whole = of(list(range(6)))
     for numbers in ([5, 2, 3], [5], [2]):
@@ -434,6 +441,6 @@ def test_a_step_is_never_taken_for_the_decoder(steps: int) -> None:
         asked.append(log_snr.item())
         return torch.zeros_like(x)
 
-    bound(Denoiser(network, process), x0, Formula(steps), lambda k: x0, torch.zeros(1, 1, dtype=torch.float64))
+    bound(Denoiser(network, process), x0, Formula(steps), lambda k: Given(x0), torch.zeros(1, 1, dtype=torch.float64))
     first, second = (process.schedule.log_snr(i / steps).item() for i in (1, 2))
     assert asked == pytest.approx([first, second], rel=1e-6)

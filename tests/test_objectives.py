@@ -25,6 +25,7 @@ from undiffuse.objectives import (
     weighted_error,
 )
 from undiffuse.process import VP, GaussianProcess, Normal, Table, cosine, linear
+from undiffuse.randomness import Given
 
 GRID = torch.arange(256, dtype=torch.float64) * 2 / 255 - 1  # the values of a data element
 
@@ -94,7 +95,9 @@ def test_loss_does_not_depend_on_what_the_network_predicts(name: str, target: st
     x0, noise = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     t = as64(0.05, 0.3, 0.5, 0.75, 0.9)
     denoiser = Denoiser(network_for(target, process, guess, sd), process, target, sd)
-    loss = weighted_error(denoiser, x0, t, t, noise, times=lambda schedule, u: u, weighting=WEIGHTINGS[weighting])
+    loss = weighted_error(
+        denoiser, x0, t, t, Given(noise), times=lambda schedule, u: u, weighting=WEIGHTINGS[weighting]
+    )
     for k, (alpha, sigma) in enumerate(levels(process, t)):
         x_t = alpha * x0[k] + sigma * noise[k]
         error = (x0[k] - guess(x_t, as64(alpha), as64(sigma))).square().mean().item()
@@ -111,7 +114,7 @@ def test_simple_loss_is_the_error_in_eps(name: str) -> None:
     u = as64(0.12, 0.41, 0.83)
     denoiser = Denoiser(lambda x, log_snr, condition: torch.sin(x), process, "eps", sd)
     steps = SCHEDULES[name].steps
-    for k, loss in enumerate(weighted_error(denoiser, x0, None, u, noise).tolist()):
+    for k, loss in enumerate(weighted_error(denoiser, x0, None, u, Given(noise)).tolist()):
         t = (math.floor(u[k] * steps) + 1) / steps if steps else 1e-3 + (1 - 1e-3) * u[k].item()
         if name == "edm":
             t = 0.002 / 80 + (1 - 0.002 / 80) * u[k].item()
@@ -136,7 +139,7 @@ def bound_of(process: GaussianProcess, x0_of: Callable, variance: str, steps: in
     def bound(x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         denoiser = Denoiser(network_for("x0", process, x0_of, 0.5), process, "x0", 0.5)
         t = times[index + 1]
-        return variational_bound(denoiser, x0, t, (index.double() + 0.5) / total, noise, variance, steps)
+        return variational_bound(denoiser, x0, t, (index.double() + 0.5) / total, Given(noise), variance, steps)
 
     return bound
 
@@ -165,7 +168,12 @@ def test_bound_terms_of_many_steps_keep_their_digits() -> None:
     x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(9))
     index, x0_hat = torch.tensor([100, 5_000, 50_000]), x0 + 0.01
     loss = variational_bound(
-        Denoiser(lambda *_: x0_hat, process, "x0", 0.5), x0, None, (index + 0.5).double() / steps, noise, steps=steps
+        Denoiser(lambda *_: x0_hat, process, "x0", 0.5),
+        x0,
+        None,
+        (index + 0.5).double() / steps,
+        Given(noise),
+        steps=steps,
     )
     snr = process.schedule.log_snr(bound_times(process, steps)).exp()
     expected = steps / 2 * (snr[index] - snr[index + 1]) * (x0_hat - x0).double().square().mean(1)
@@ -185,7 +193,7 @@ def test_bound_terms_with_other_variances(variance: str) -> None:
         return torch.cat([x.cos(), 2 * mix - 1], 1) if variance == "learned" else x.cos()
 
     denoiser = Denoiser(network, process, "x0", 0.5, learned_variance=variance == "learned")
-    loss = variational_bound(denoiser, x0, None, (index.double() + 0.5) / 20, noise, variance)
+    loss = variational_bound(denoiser, x0, None, (index.double() + 0.5) / 20, Given(noise), variance)
     betas, bars = table.betas.tolist(), [1.0, *np.cumprod(1 - table.betas.numpy())]
     for k, i in enumerate(index.tolist()):
         beta, bar, before = betas[i], bars[i + 1], bars[i]
@@ -212,7 +220,7 @@ def test_bound_ends_with_the_discretised_decoder(variance: str) -> None:
         return torch.cat([x0_hat, torch.full_like(x0, 0.3)], 1) if variance == "learned" else x0_hat
 
     denoiser = Denoiser(network, GaussianProcess(table), "x0", 0.5, learned_variance=variance == "learned")
-    loss = variational_bound(denoiser, x0, None, torch.zeros(7, dtype=torch.float64), x0, variance)
+    loss = variational_bound(denoiser, x0, None, torch.zeros(7, dtype=torch.float64), Given(x0), variance)
     std = math.sqrt(table.betas[0].item())
     for ours, x, m in zip(loss.tolist(), x0.flatten().tolist(), x0_hat.flatten().tolist(), strict=True):
         upper = math.inf if x == 1 else (x - m + 1 / 255) / std
@@ -288,9 +296,9 @@ def test_bound_estimates_its_sum() -> None:
     denoiser = Denoiser(network_for("x0", process, x0_of, 0.5), process, "x0", 0.5)
     u = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
     t = ((u * 4).floor() + 1) / 4
-    mean = variational_bound(denoiser, x0[:1].expand(40, 1), t, u, noise[:1].expand(40, 1)).mean()
+    mean = variational_bound(denoiser, x0[:1].expand(40, 1), t, u, Given(noise[:1].expand(40, 1))).mean()
     torch.testing.assert_close(mean, per_term.sum(), rtol=1e-13, atol=0)
-    last = variational_bound(denoiser, x0[:1], as64(1.0), as64(1 - 2.0**-53), noise[:1])
+    last = variational_bound(denoiser, x0[:1], as64(1.0), as64(1 - 2.0**-53), Given(noise[:1]))
     torch.testing.assert_close(last, 4 * per_term[3:], rtol=1e-13, atol=0)
 
 
@@ -356,7 +364,7 @@ def test_bound_of_an_untrained_network_has_finite_gradients(variance: str, dtype
     for process in (GaussianProcess(linear(20)), GaussianProcess(linear(1000))):
         denoiser = Denoiser(lambda x, log_snr, condition: said, process, "x0")
         said.grad = None
-        loss = variational_bound(denoiser, x0, None, u - u[0], torch.ones_like(x0), variance)
+        loss = variational_bound(denoiser, x0, None, u - u[0], Given(torch.ones_like(x0)), variance)
         assert loss.isfinite().all()
         loss.sum().backward()
         assert said.grad.isfinite().all()
@@ -449,13 +457,13 @@ def test_training_finds_the_analytic_denoiser(target: str) -> None:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - step / 500)
         x0, noise = draw(256)
-        loss = loss_of(x0, None, DRAWS["low-discrepancy"](256, generator), noise).mean()
+        loss = loss_of(x0, None, DRAWS["low-discrepancy"](256, generator), Given(noise)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     for t in (0.1, 0.2, 0.35):
         x0, noise = draw(4000)
-        x_t = process.corrupt(x0, t, noise).double()
+        x_t = process.corrupt(x0, t, Given(noise)).double()
         exact = mixture_denoiser(process)(x_t, t).x0
         level = process.level(t)
         assert torch.equal(exact, mixture_x0(x_t, level.alpha, level.sigma, **MODES))

@@ -21,6 +21,7 @@ from references import (
     karras_heun,
     levels,
     mixture_denoiser,
+    walk,
 )
 from scipy import stats
 from torch import Tensor
@@ -28,8 +29,8 @@ from torch import Tensor
 from undiffuse.denoiser import Denoiser, Prediction
 from undiffuse.networks import MLP, UNet
 from undiffuse.process import EDM, VE, VP, FlowMatching, GaussianProcess, SubVP, Time, cosine, linear
-from undiffuse.randomness import Purpose, normal, stream, torch_generator
-from undiffuse.sampling import SAMPLERS, Step, ddim, ddpm, heun, make_grid, sample_noise, trajectory
+from undiffuse.randomness import Given, Purpose, keyed_draws, normal, stream, torch_generator
+from undiffuse.sampling import SAMPLERS, Step, ancestral, ddim, heun, make_grid
 from undiffuse.sampling import steps as step_rules
 
 MEAN, STD = as64(0.0, -0.4, 0.7, 2.0), as64(1.0, 0.05, 0.3, 1.7)  # of the data, each element its own
@@ -48,7 +49,7 @@ def moments(process: GaussianProcess, grid: Tensor, step: Step) -> list[tuple[np
         unit[1 + k] = 1
         return unit
 
-    states = [s.x.numpy() for s in trajectory(gaussian_denoiser(process, MEAN, STD), process, grid, step, noise)]
+    states = [s.x.numpy() for s in walk(gaussian_denoiser(process, MEAN, STD), process, grid, step, noise)]
     return [(x[0], ((x[1:] - x[0]) ** 2).sum(0)) for x in states]
 
 
@@ -89,7 +90,7 @@ def test_ddpm_output_on_gaussian_data(name: str, variance: str) -> None:
     for n, rule in runs(name):
         grid = make_grid(rule, process.schedule, n)
         at = levels(process, grid)
-        ours = moments(process, grid, partial(ddpm, variance=variance))
+        ours = moments(process, grid, partial(ancestral, variance=variance))
         if name in ZERO_SNR:  # 1 / sqrt(1 - beta) of the paper is 0 / 0 from pure noise: x_s ~ q(x_s | x_0 = mean)
             start = {e: (at[1][0] * MEAN[e].item(), None) for e in range(4)}
             assert all(ours[1][0][e] == pytest.approx(m, abs=1e-12) for e, (m, _) in start.items())
@@ -117,7 +118,7 @@ def test_heun_output_on_gaussian_data(name: str) -> None:
 
     for n, rule in [*runs(name), (7, "karras")]:
         grid = make_grid(rule, process.schedule, n)
-        *_, last = trajectory(gaussian_denoiser(process, MEAN, STD), process, grid, heun, torch.empty, start)
+        *_, last = walk(gaussian_denoiser(process, MEAN, STD), process, grid, heun, torch.empty, start)
         exact = karras_heun(start.numpy(), levels(process, grid), x0_of)
         np.testing.assert_allclose(last.x.numpy(), exact, rtol=1e-9, atol=1e-9)
 
@@ -135,8 +136,8 @@ def test_heun_forgets_what_was_believed_in_pure_noise(monkeypatch: pytest.Monkey
         return prediction.with_x0(prediction.x0 + 0.1 * (t == 1.0), x_t, process.level(t))
 
     def difference() -> float:
-        *_, right = trajectory(denoise, process, grid, heun, torch.empty, start)
-        *_, wrong = trajectory(mistaken, process, grid, heun, torch.empty, start)
+        *_, right = walk(denoise, process, grid, heun, torch.empty, start)
+        *_, wrong = walk(mistaken, process, grid, heun, torch.empty, start)
         return (right.x - wrong.x).abs().mean().item()
 
     assert difference() < 0.005
@@ -151,7 +152,7 @@ def test_ddpm_of_many_steps_has_the_variance_of_the_data() -> None:
         process = GaussianProcess(TABLES["zero-snr"](steps))  # x_1 is the prior's exactly
         grid = make_grid("trailing", process.schedule, steps)
         for variance, found in errors.items():
-            mean, var = moments(process, grid, partial(ddpm, variance=variance))[-1]
+            mean, var = moments(process, grid, partial(ancestral, variance=variance))[-1]
             np.testing.assert_allclose(mean, MEAN.numpy(), atol=1e-9)
             found.append(var[2] - 0.09)
     assert all(e < 0 for e in errors["small"])
@@ -169,8 +170,8 @@ def test_ddim_with_eta_one_is_ddpm(name: str) -> None:
     noise = [torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in range(11)]
     denoise = mixture_denoiser(process)
     pairs = zip(
-        trajectory(denoise, process, grid, partial(ddim, eta=1.0), noise.__getitem__),
-        trajectory(denoise, process, grid, ddpm, noise.__getitem__),
+        walk(denoise, process, grid, partial(ddim, eta=1.0), noise.__getitem__),
+        walk(denoise, process, grid, ancestral, noise.__getitem__),
         strict=True,
     )
     for ours, expected in pairs:
@@ -194,7 +195,7 @@ def test_ddim_without_noise_is_euler(name: str) -> None:
     start = process.prior_scale() * torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     for n, rule in runs(name):
         grid = make_grid(rule, process.schedule, n)
-        *_, last = trajectory(mixture_denoiser(process), process, grid, ddim, torch.empty, start)
+        *_, last = walk(mixture_denoiser(process), process, grid, ddim, torch.empty, start)
         exact = euler(start.numpy(), levels(process, grid), mixture_x0_numpy)
         np.testing.assert_allclose(last.x.numpy(), exact, rtol=1e-8, atol=1e-9)
 
@@ -216,8 +217,8 @@ def test_one_process_under_any_schedule(name: str) -> None:
     for schedule in (VP(), SubVP(), VE(), EDM(), FlowMatching(), cosine(50)):
         process = GaussianProcess(schedule)
         grid = torch.cat([schedule.time(log_snr), as64(0.0)])
-        start = process.corrupt(torch.full((4, 2), 0.3, dtype=torch.float64), grid[0], noise[0])
-        states = trajectory(mixture_denoiser(process), process, grid, STEPS[name], noise.__getitem__, start)
+        start = process.corrupt(torch.full((4, 2), 0.3, dtype=torch.float64), grid[0], Given(noise[0]))
+        states = walk(mixture_denoiser(process), process, grid, STEPS[name], noise.__getitem__, start)
         results.append(torch.stack([state.x / schedule.level(state.t).alpha for state in states]))
     for other in results[1:]:
         # time(log_snr) is off by eps |lambda| of lambda, and each step passes it on
@@ -233,10 +234,10 @@ def test_the_last_state_is_the_prediction_of_the_data(name: str, schedule: str) 
     noise = partial(lambda k: torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(k)))
     for n in (1, 2, 3, 7):
         grid = make_grid("trailing", process.schedule, n)
-        states = list(trajectory(denoise, process, grid, STEPS[name], noise))
+        states = list(walk(denoise, process, grid, STEPS[name], noise))
         assert [s.t for s in states] == grid.tolist()
         assert (states[-1].x == denoise(states[-2].x, states[-2].t).x0).all()
-        assert states[-1].x0 is states[-1].x
+        assert torch.equal(states[-1].x0, states[-1].x)
         assert states[0].x0 is None
         assert (states[0].x == process.prior_scale() * noise(0)).all()
         assert all(s.x.isfinite().all() for s in states)
@@ -257,23 +258,23 @@ def test_noise_is_asked_for_only_where_it_is_needed(name: str) -> None:
     denoise, grid = gaussian_denoiser(process, as64(0, 0), as64(1, 1)), make_grid("trailing", process.schedule, 5)
     for start in (None, torch.zeros(2, 2)):
         asked.clear()
-        list(trajectory(denoise, process, grid, STEPS[name], noise, start))
+        list(walk(denoise, process, grid, STEPS[name], noise, start))
         assert asked == ([0] if start is None else []) + ([1, 2, 3, 4] if name in NEEDS_NOISE else [])
 
 
 @pytest.mark.parametrize(("mix", "name"), [(0.0, "ddpm"), (1.0, "ddpm-large")])
 def test_a_learned_variance_reaches_both_ends(mix: float, name: str) -> None:
-    """ddpm-learned with the mix at 0 is ddpm, with the mix at 1 it is ddpm-large: equal to rounding."""
+    """ddpm-learned with the mix at 0 is ancestral, with the mix at 1 it is ddpm-large: equal to rounding."""
     process = GaussianProcess(linear(50))
     inner = gaussian_denoiser(process, as64(0.0), as64(0.5))
 
     def learned(x: Tensor, t: float | Tensor) -> Prediction:
-        return replace(inner(x, t), variance_mix=torch.full_like(x, mix))
+        return replace(inner(x, t), v=torch.full_like(x, mix))
 
     grid = make_grid("trailing", process.schedule, 7)
     draws = torch.linspace(-2, 2, 8 * 3, dtype=torch.float64).view(8, 3, 1)
     ours, plain = (
-        list(trajectory(d, process, grid, SAMPLERS[n].step, draws.__getitem__))[-1].x
+        list(walk(d, process, grid, SAMPLERS[n].step, draws.__getitem__))[-1].x
         for d, n in ((learned, "ddpm-learned"), (inner, name))
     )
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
@@ -290,13 +291,13 @@ def test_a_learned_variance_is_that_of_the_steps_taken(mix: float) -> None:
     inner, grid = gaussian_denoiser(process, as64(0.0), as64(0.5)), make_grid("trailing", table, 5)
 
     def learned(x: Tensor, t: float | Tensor) -> Prediction:
-        return replace(inner(x, t), variance_mix=torch.full_like(x, mix))
+        return replace(inner(x, t), v=torch.full_like(x, mix))
 
     def states(sign: float) -> list[float]:
         def noise(k: int) -> Tensor:
             return torch.tensor([[sign if k == 2 else 0.5]], dtype=torch.float64)
 
-        return [state.x.item() for state in trajectory(learned, process, grid, SAMPLERS["ddpm-learned"].step, noise)]
+        return [state.x.item() for state in walk(learned, process, grid, SAMPLERS["ddpm-learned"].step, noise)]
 
     ahead, behind = states(1.0), states(-1.0)
     assert ahead[1] == behind[1]
@@ -319,7 +320,7 @@ def test_evaluations_are_as_declared(name: str) -> None:
         return inner(x, t)
 
     grid = make_grid(SAMPLERS[name].grid, process.schedule, 6)
-    list(trajectory(denoise, process, grid, SAMPLERS[name].step, lambda k: torch.ones(1, 1, dtype=torch.float64)))
+    list(walk(denoise, process, grid, SAMPLERS[name].step, lambda k: torch.ones(1, 1, dtype=torch.float64)))
     assert len(times) == 6 * SAMPLERS[name].evaluations - (SAMPLERS[name].evaluations - 1)
     assert set(times) == set(grid[:-1].tolist())
 
@@ -333,7 +334,7 @@ def test_the_loop_is_lazy() -> None:
         return Prediction(x, x)
 
     grid = make_grid("trailing", process.schedule, 10)
-    states = trajectory(denoise, process, grid, ddim, lambda k: torch.zeros(1, 1))
+    states = walk(denoise, process, grid, ddim, lambda k: torch.zeros(1, 1))
     next(states)
     assert calls == []
     next(states)
@@ -354,7 +355,7 @@ def test_float32_states_stay_float32(name: str) -> None:
             return Prediction(prediction.x0.to(dtype), prediction.eps.to(dtype))
 
         draws = [n.to(dtype) for n in noise]
-        *_, last = trajectory(typed, process, grid, SAMPLERS[name].step, draws.__getitem__)
+        *_, last = walk(typed, process, grid, SAMPLERS[name].step, draws.__getitem__)
         assert last.x.dtype == dtype
         results.append(last.x.double())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
@@ -416,12 +417,16 @@ def test_sample_k_is_the_same_alone_and_in_a_batch(name: str, kind: str) -> None
         like = torch.zeros((), dtype=torch.float64)
         grid, step = make_grid(SAMPLERS[name].grid, process.schedule, 5), SAMPLERS[name].step
 
+        def noise_of(numbers: list[int]) -> Callable[[int], Tensor]:
+            draws = keyed_draws(5, numbers)
+            return lambda step: draws(step).normal(like.expand(len(numbers), *shape))
+
         def sample(numbers: list[int]) -> Tensor:
-            *_, last = trajectory(denoise, process, grid, step, sample_noise(5, numbers, shape, like))
+            *_, last = walk(denoise, process, grid, step, noise_of(numbers))
             return last.x
 
         together = sample([0, 1, 2, 3, 17])
         for row, k in enumerate([0, 1, 2, 3, 17]):
-            assert (sample_noise(5, [k], shape, like)(2) == sample_noise(5, [9, k], shape, like)(2)[1:]).all()
+            assert (noise_of([k])(2) == noise_of([9, k])(2)[1:]).all()
             torch.testing.assert_close(sample([k])[0], together[row], rtol=1e-9, atol=1e-10)
     assert (together[0] - together[1]).abs().max() > 1e-3

@@ -18,12 +18,14 @@ from references import (
     mixture_flow,
     multistep,
     oracle,
+    walk,
 )
 from torch import Tensor
 
 from undiffuse.denoiser import Prediction
 from undiffuse.process import VP, FlowMatching, GaussianProcess
-from undiffuse.sampling import SAMPLERS, State, Step, make_grid, trajectory
+from undiffuse.randomness import Given
+from undiffuse.sampling import SAMPLERS, State, Step, make_grid
 from undiffuse.sampling.steps import Evaluation
 
 SOLVERS: dict[str, Step] = {
@@ -101,9 +103,9 @@ def test_constant_data_is_exact(name: str, schedule: str) -> None:
     denoise = oracle(process, lambda x, alpha, sigma: c.expand_as(x))
     for n, rule in ((4, "trailing"), (7, "leading"), (5, "log-snr")):
         grid = make_grid(rule, process.schedule, n)
-        start = process.corrupt(c, grid[0], eps)[None]
-        for state in trajectory(denoise, process, grid, SOLVERS[name], torch.empty, start):
-            exact = process.corrupt(c, state.t, eps)[None] if state.t else c[None]
+        start = process.corrupt(c, grid[0], Given(eps))[None]
+        for state in walk(denoise, process, grid, SOLVERS[name], torch.empty, start):
+            exact = process.corrupt(c, state.t, Given(eps))[None] if state.t else c[None]
             torch.testing.assert_close(state.x, exact, rtol=1e-9, atol=1e-10)
 
 
@@ -158,7 +160,7 @@ def test_solvers_are_their_papers(name: str, schedule: str) -> None:
     for n, rule in grids:
         grid = make_grid(rule, process.schedule, n)
         at = levels(process, grid)
-        *_, last = trajectory(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start)
+        *_, last = walk(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start)
         if name == "dpm++2m":
             exact = dpm_solver_pp_2m(start.numpy(), at, mixture_x0_numpy)
         else:
@@ -176,13 +178,13 @@ def test_pure_noise_is_a_start_like_any(name: str, schedule: str) -> None:
     prior_mean = (MODES["means"] * MODES["weights"]).sum()
     for n in (1, 2, 3, 10):
         grid = make_grid("trailing", process.schedule, n)
-        states = list(trajectory(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start))
+        states = list(walk(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start))
         assert all(state.x.isfinite().all() for state in states)
         ((alpha, sigma),) = levels(process, grid[1:2])
         torch.testing.assert_close(states[1].x, alpha * prior_mean + sigma * start, rtol=1e-12, atol=1e-12)
     if schedule == "flow":
         grid = make_grid("trailing", process.schedule, 400)
-        *_, state, _ = trajectory(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start)
+        *_, state, _ = walk(mixture_denoiser(process), process, grid, SOLVERS[name], torch.empty, start)
         ((alpha, sigma),) = levels(process, grid[-2:-1])
         # from sigma / alpha = 1e5 on x / alpha is x_1 sigma / alpha + E[x_0], to 1e-5
         exact = mixture_flow(start.numpy() * 1e5 + prior_mean.item(), 1e5, sigma / alpha)
@@ -202,7 +204,7 @@ def test_a_truncated_grid_is_the_rest_of_a_whole_one() -> None:
         process = GaussianProcess(SCHEDULES[schedule])
         grid = make_grid("trailing", process.schedule, 8)
         for name in ("ddim", "heun"):
-            run = partial(trajectory, mixture_denoiser(process), process, step=SOLVERS[name], noise=torch.empty)
+            run = partial(walk, mixture_denoiser(process), process, step=SOLVERS[name], noise=torch.empty)
             states = list(run(grid=grid, start=START * process.prior_scale()))
             *_, last = run(grid=grid[3:], start=states[3].x)
             assert (last.x == states[-1].x).all()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command
+from references import walk
 from torch import Tensor
 
 from undiffuse.denoiser import Denoise, Prediction
@@ -15,7 +16,7 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.generate import Recipe
 from undiffuse.model import load
 from undiffuse.process import GaussianProcess, Time, cosine
-from undiffuse.sampling import at_log_snrs, ddim, dpm_solver_pp, make_grid, search_grid, trajectory
+from undiffuse.sampling import at_log_snrs, ddim, dpm_solver_pp, make_grid, search_grid
 from undiffuse.sampling.search import bands, difference, energy_distance
 
 
@@ -70,14 +71,14 @@ def test_a_searched_grid_is_better_and_reports_what_it_does(step: object) -> Non
     denoise = bimodal(process)
     start = torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     fine = make_grid("log-snr", process.schedule, 400)
-    target = list(trajectory(denoise, process, fine, step, lambda n: start))[-1].x  # type: ignore[arg-type]
+    target = list(walk(denoise, process, fine, step, lambda n: start))[-1].x  # type: ignore[arg-type]
     grid = make_grid("log-snr", process.schedule, 5)
     log_snrs, differences = search_grid(denoise, process, step, grid, start, target)  # type: ignore[arg-type]
     assert differences[-1] < 0.5 * differences[0]
     assert all(a > b for a, b in itertools.pairwise(differences))
     found = at_log_snrs(process.schedule, log_snrs)
     assert len(found) == 6 and found[0] == 1 and found[-1] == 0 and (found.diff() < 0).all()
-    end = list(trajectory(denoise, process, found, step, lambda n: start))[-1].x  # type: ignore[arg-type]
+    end = list(walk(denoise, process, found, step, lambda n: start))[-1].x  # type: ignore[arg-type]
     assert difference(end, target) == pytest.approx(differences[-1], rel=1e-6)
 
 

@@ -9,7 +9,6 @@ a, b, q and r p, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So
 process it says under every other.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from undiffuse.process import GaussianProcess, Level, Normal, Time, expand, float64, remembered
+from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
 
@@ -113,34 +112,6 @@ def _needs_signal(level: Level, target: str) -> None:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a denoiser says about x_t, shaped like it.
-
-    Attributes:
-        x0: the expected data, E[x_0 | x_t].
-        eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
-        variance_mix: where between the posterior's (0) and the transition's (1) log-variance that of
-            p(x_s | x_t) lies (Nichol & Dhariwal 2021, eq. 15; not clipped, as there); None where it was not learnt.
-        logits: of the target "levels", ln p(x_0 = v | x_t) per element and value, up to a constant for the element:
-            (B, C, ..., levels).
-    """
-
-    x0: Tensor
-    eps: Tensor
-    variance_mix: Tensor | None = None
-    logits: Tensor | None = None
-
-    def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
-        """This prediction with another x_0, and the eps that goes with it."""
-        eps = (x_t - expand(level.alpha, x_t) * x0) / expand(level.sigma, x_t)
-        return dataclasses.replace(self, x0=x0, eps=eps)
-
-
-Denoise = Callable[[Tensor, Time], Prediction]
-"""(x_t, t) -> Prediction: a denoiser with its condition bound, and all that samplers and guidance know of one."""
-
-
-@dataclass(frozen=True)
 class Denoiser:
     """A network read as a denoiser for a process.
 
@@ -187,7 +158,7 @@ class Denoiser:
         return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
 
     def output(self, x_t: Tensor, t: Time, condition: Any = None) -> tuple[Tensor, Tensor | None]:
-        """The network's output for x_t, shaped like it, and the learned variance mix, if any."""
+        """The network's output for x_t, shaped like it, and v of a learned variance, if any."""
         log_snr = self.process.schedule.log_snr(t)
         if (log_snr == math.inf).any():
             raise ValueError("at t = 0 there is no noise to be asked about: x_0 is x_t itself")
@@ -211,10 +182,10 @@ class Denoiser:
         """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
         if self.target == LEVELS:
             return self._of_levels(x_t, t, condition)
-        output, variance_mix = self.output(x_t, t, condition)
+        output, v = self.output(x_t, t, condition)
         c = self.coefficients(t)
         x0 = expand(c.p, x_t) * x_t + expand(c.q, x_t) * output.to(x_t.dtype)
-        return Prediction(x0, x0, variance_mix).with_x0(x0, x_t, self.process.level(t))
+        return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.level(t))
 
     def _of_levels(self, x_t: Tensor, t: Time, condition: Any) -> Prediction:
         """x_0 as its mean over the 256 values an element can take, given what the network says and x_t itself.
@@ -258,27 +229,3 @@ def level_logits(
     root, centre = both.sqrt().to(x_t), (precision * mean + told * x_t) / both
     distance = torch.addcmul((-root * centre).unsqueeze(-1), root.unsqueeze(-1), values)
     return torch.addcmul(logits, distance, distance, value=-0.5)
-
-
-def reverse(process: GaussianProcess, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str) -> Normal:
-    """p(x_s | x_t): the posterior's mean at the predicted x_0 (Ho et al. 2020, section 3.2), and a variance.
-
-    Args:
-        variance: "small", the posterior's, right for data that is a point; "large", the transition's (beta), at the
-            scale of x_s, right for data that is unit normal; "learned", the prediction's mix of both in log space.
-    """
-    posterior = process.posterior(prediction.x0, x_t, s, t)
-    if variance == "small":
-        return posterior
-    at_s, at_t = process.level(s), process.level(t)
-    scale = (at_s.alpha**2 + at_s.sigma**2) / (at_t.alpha**2 + at_t.sigma**2)  # 1 for variance-preserving schedules
-    large = scale * process.noise_fraction(s, t) * at_t.sigma**2
-    if variance == "large":
-        return Normal(posterior.mean, large)
-    if prediction.variance_mix is None:
-        raise ValueError('variance "learned" needs a model that was trained to predict it (denoiser.learned_variance)')
-    mix = prediction.variance_mix
-    # A step onto the data has no posterior variance to mix with: all of it is the transition's.
-    small = torch.where(float64(s) > 0, posterior.variance, large)
-    log_variance = mix * expand(large.log(), mix) + (1 - mix) * expand(small.log(), mix)
-    return Normal(posterior.mean, log_variance.exp())

@@ -14,10 +14,12 @@ from undiffuse.generate import Recipe, generate, states, to_uint8
 from undiffuse.model import Model
 from undiffuse.plots import curves, strips
 from undiffuse.process import cosine, linear
-from undiffuse.sampling import Noise, sample_noise, trajectory
+from undiffuse.randomness import Draw, keyed_draws
+from undiffuse.sampling import trajectory
 
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
+Draws = Callable[[int], Draw]
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50
@@ -70,8 +72,8 @@ def _forward(model: Model, out: Path, seed: int) -> Picture:
     process = model.denoiser.process
     x0, what = _examples(model, 4, seed)
     times = torch.linspace(0, 1, COLUMNS, dtype=torch.float64).tolist()
-    noise = sample_noise(seed, range(len(x0)), x0.shape[1:], x0)(0)
-    noisy = [to_uint8(process.corrupt(x0, t, noise)) for t in times]
+    draw = keyed_draws(seed, range(len(x0)))(0)
+    noisy = [to_uint8(process.corrupt(x0, t, draw)) for t in times]
     rows = [(f"image {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
     path = out / "1-forward.png"
     strips(rows, [f"t={t:.2f}" for t in times], "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
@@ -142,23 +144,26 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tic
 def with_switched_noise(
     model: Model,
     recipe: Recipe,
-    first: Noise,
-    then: Noise,
+    first: Draws,
+    then: Draws,
     switch: int,
+    count: int,
     labels: Tensor | None,
     tick: Callable[[], None],
 ) -> np.ndarray:
-    """uint8 (B, H, W, C) samples whose steps before `switch` take the noise of `first`, the others that of `then`.
+    """uint8 (B, H, W, C) samples whose steps before `switch` draw from `first`, the others from `then`.
 
-    Step 0 is the noise they start from. labels: int64 (B,); `tick` is called after every step.
+    Step 0 is the noise they start from. labels: int64 (B,), as many as samples; `tick` is called after every step.
     """
     process = model.denoiser.process
     denoise = recipe.denoise(model, None if labels is None else labels.to(model.device))
 
-    def noise(step: int) -> Tensor:
+    def draws(step: int) -> Draw:
         return (first if step < switch else then)(step)
 
-    for state in trajectory(denoise, process, recipe.times(model), recipe.step, noise):
+    height, width, channels = model.data.shape
+    start = process.prior(torch.empty(count, channels, height, width, device=model.device)).sample(draws(0))
+    for state in trajectory(denoise, process, recipe.times(model), recipe.step, start, draws):
         last = state
         if state.x0 is not None:
             tick()
@@ -170,14 +175,11 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
     steps = _at_most(model, SHARED_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]
-    height, width, channels = model.data.shape
-    like = torch.empty(0, device=model.device)
-    common = sample_noise(seed, [0] * count, (channels, height, width), like)
-    own = sample_noise(seed, range(1, count + 1), (channels, height, width), like)
+    common, own = keyed_draws(seed, [0] * count), keyed_draws(seed, range(1, count + 1))
     labels = model.labels(np.zeros(count))
 
-    def run(first: Noise, then: Noise, switch: int) -> np.ndarray:
-        return with_switched_noise(model, recipe, first, then, switch, labels, lambda: tick(count))
+    def run(first: Draws, then: Draws, switch: int) -> np.ndarray:
+        return with_switched_noise(model, recipe, first, then, switch, count, labels, lambda: tick(count))
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
     of = f"of {steps}"

@@ -17,6 +17,7 @@ from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
+from undiffuse.randomness import keyed_draws
 from undiffuse.sampling import (
     GRIDS,
     SAMPLERS,
@@ -26,7 +27,6 @@ from undiffuse.sampling import (
     ddim,
     default_sampler,
     make_grid,
-    sample_noise,
     trajectory,
 )
 
@@ -127,9 +127,10 @@ def states(
         labels = labels.to(model.device)
     height, width, channels = model.data.shape
     process, device = model.denoiser.process, model.device
-    noise = sample_noise(recipe.seed, numbers, (channels, height, width), torch.empty(0, device=device))
+    draws = keyed_draws(recipe.seed, numbers)
+    start = process.prior(torch.empty(len(numbers), channels, height, width, device=device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
-    yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, noise)
+    yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, start, draws)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

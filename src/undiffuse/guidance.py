@@ -2,8 +2,7 @@
 
 import torch
 
-from undiffuse.denoiser import Denoise, Prediction
-from undiffuse.process import GaussianProcess, Time
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 
 
 def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: float = 1.0) -> Denoise:

@@ -4,9 +4,10 @@ Keys are tuples of integers: (seed, purpose, ...). Sampling keys by (seed, sampl
 position in the global batch), so sample k is the same alone or in a crowd, and a resumed run needs no saved state.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,29 +48,57 @@ def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(noise)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The random numbers of one step, a key for each sample: the same bits whatever batch a sample is in.
+class Draw(Protocol):
+    """The random numbers of one step of a batch. Asking twice gives the same numbers twice."""
 
-    Asking twice gives the same numbers twice; `fold` makes other ones.
-    """
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers, of the shape, dtype and device of `like` (B, ...)."""
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1), float64, of the shape and device of `like` (B, ...)."""
+
+
+@dataclass(frozen=True)
+class KeyedDraw:
+    """A draw with a key for each sample: the same bits whatever batch a sample is in."""
 
     keys: tuple[tuple[int, ...], ...]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers, of the shape, dtype and device of `like` (B, ...)."""
+        """As `Draw.normal`."""
         return normal(self.keys, like.shape[1:]).to(like)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1), float64, of the shape and device of `like` (B, ...)."""
+        """As `Draw.uniform`."""
         u = np.empty((len(self.keys), *like.shape[1:]))
         for row, key in zip(u, self.keys, strict=True):
             stream(*key, Purpose.UNIFORM).random(out=row)
         return torch.from_numpy(u).to(like.device)
 
-    def fold(self, number: int) -> "Draw":
-        """Independent numbers of the same samples, for every `number` from 1 on."""
-        return Draw(tuple((*key, Purpose.FOLD, number) for key in self.keys))
+    def fold(self, number: int) -> "KeyedDraw":
+        """Independent numbers for the same samples, other ones for every `number` from 1 on."""
+        return KeyedDraw(tuple((*key, Purpose.FOLD, number) for key in self.keys))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A draw whose normal numbers were made before: of the shape that they are asked for."""
+
+    noise: Tensor
+
+    def normal(self, like: Tensor) -> Tensor:
+        """The numbers."""
+        return self.noise
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """There are none. Raises ValueError."""
+        raise ValueError("only normal numbers were given")
+
+
+def keyed_draws(seed: int, samples: Iterable[int], purpose: Purpose = Purpose.SAMPLE) -> Callable[[int], KeyedDraw]:
+    """step -> the numbers of the samples numbered `samples` at that step: pure functions of (seed, sample, step)."""
+    samples = [int(sample) for sample in samples]
+    return lambda step: KeyedDraw(tuple((seed, purpose, sample, step) for sample in samples))
 
 
 def torch_generator(*key: int) -> torch.Generator:

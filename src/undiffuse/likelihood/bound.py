@@ -15,6 +15,7 @@ from torch import Tensor
 from undiffuse.denoiser import Denoiser
 from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
 from undiffuse.process import GaussianProcess
+from undiffuse.randomness import Draw
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def bound(
     denoiser: Denoiser,
     x0: Tensor,
     formula: Formula,
-    noise: Callable[[int], Tensor],
+    draws: Callable[[int], Draw],
     u: Tensor,
     condition: Any = None,
 ) -> Bound:
@@ -77,21 +78,21 @@ def bound(
 
     Args:
         x0: data (B, ...), of `formula.levels` values on [-1, 1] where it is discrete.
-        noise: number of the draw -> standard normal noise like x0; 0 is the reconstruction's.
+        draws: number of the estimate -> its random numbers; 0 is the reconstruction's.
         u: where in the process the draws are, float64 (B, K) in [0, 1): `spread` or `every_step`.
     """
     process, objective = denoiser.process, formula.objective
     share = first_share(denoiser, formula.steps is None, formula.steps)
-    first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), noise(0))
+    first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), draws(0))
     inside = (share + (1 - share) * u).clamp(min=share * (1 + 2**-50))  # (1 / T) T may round to less than 1
-    draws = [
-        (1 - share) * objective(denoiser, x0, condition, inside[:, k], noise(k + 1)).cpu().double()
+    estimates = [
+        (1 - share) * objective(denoiser, x0, condition, inside[:, k], draws(k + 1)).cpu().double()
         for k in range(u.shape[1])
     ]
     exact = x0.cpu().double()  # not every device has float64
     prior = process.marginal(exact, 1.0).kl(process.prior(exact)).flatten(1).mean(1)
-    terms = torch.stack(draws, 1) if draws else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1: none between
-    diffusion = terms.sum(1) / max(len(draws), 1)
+    terms = torch.stack(estimates, 1) if estimates else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1 has none
+    diffusion = terms.sum(1) / max(len(estimates), 1)
     return Bound(prior, diffusion, first.cpu().double(), times_of(denoiser, formula, inside), terms)
 
 
@@ -119,19 +120,19 @@ def every_step(count: int, steps: int) -> Tensor:
 
 @torch.no_grad()
 def squared_errors(
-    denoiser: Denoiser, x0: Tensor, steps: int, noise: Callable[[int], Tensor], u: Tensor, condition: Any = None
+    denoiser: Denoiser, x0: Tensor, steps: int, draws: Callable[[int], Draw], u: Tensor, condition: Any = None
 ) -> Tensor:
     """What the predicted x_0 misses at each of T steps: the sum of mean squares, and of how many, float64 (2, T).
 
     Args:
-        x0, noise, u: as for `bound`; u covers all T steps.
+        x0, draws, u: as for `bound`; u covers all T steps.
     """
     times = step_times(denoiser.process.schedule, steps)
     sums = torch.zeros(2, steps, dtype=torch.float64)
     for k in range(u.shape[1]):
         index = (u[:, k] * steps).long().clamp(max=steps - 1)
         t = times[index + 1]
-        error = denoiser(denoiser.process.corrupt(x0, t, noise(k)), t, condition).x0 - x0
+        error = denoiser(denoiser.process.corrupt(x0, t, draws(k)), t, condition).x0 - x0
         square = (error.cpu().double() ** 2).flatten(1).mean(1)
         sums.index_add_(1, index, torch.stack([square, torch.ones_like(square)]))
     return sums

@@ -22,7 +22,7 @@ from undiffuse.likelihood.bound import bound as bound_of
 from undiffuse.model import Model
 from undiffuse.objectives import step_times
 from undiffuse.progress import Bar, no_bar
-from undiffuse.randomness import Purpose, normal
+from undiffuse.randomness import Purpose, keyed_draws
 
 BITS = math.log2(math.e)  # in a nat
 T = TypeVar("T")
@@ -137,7 +137,7 @@ def density(
         x0 = pixels(images, numbers).to(model.device)
         every = steps is not None and draws == steps - 1
         u = every_step(len(x0), draws + 1) if every else spread(torch.from_numpy(numbers), draws)
-        return bound_of(model.denoiser, x0, formula, _noise(seed, numbers, x0), u)
+        return bound_of(model.denoiser, x0, formula, keyed_draws(seed, numbers, Purpose.BOUND), u)
 
     parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
     conditions = facts | {
@@ -281,20 +281,13 @@ def shared(
     return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def _noise(seed: int, numbers: np.ndarray, x0: Tensor, purpose: Purpose = Purpose.BOUND) -> Any:
-    def noise(draw: int) -> Tensor:
-        return normal([(seed, purpose, int(number), draw) for number in numbers], x0.shape[1:]).to(x0)
-
-    return noise
-
-
 def _tuned(model: Model, images: ImageSet, numbers: np.ndarray, steps: int, seed: int, bar: Bar) -> Tensor:
     """The optimal variances, from the images numbered `numbers`."""
 
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)
         u = spread(torch.from_numpy(here), min(TUNED_DRAWS, steps))
-        return squared_errors(model.denoiser, x0, steps, _noise(seed, here, x0, Purpose.VARIANCE), u)
+        return squared_errors(model.denoiser, x0, steps, keyed_draws(seed, here, Purpose.VARIANCE), u)
 
     found = shared(measure, numbers, BATCH, model, "measuring the optimal variances", bar)
     return optimal_variance(model.denoiser.process, torch.stack(found).sum(0))

@@ -37,7 +37,7 @@ from undiffuse.objectives import Importance, continuous_bound, first_share
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.progress import Bar, no_bar
-from undiffuse.randomness import Purpose, torch_generator
+from undiffuse.randomness import Given, Purpose, torch_generator
 
 DEFAULT_N = 100
 BATCH = 50 * 28 * 28  # elements; the steps of the solver are the batch's
@@ -140,7 +140,7 @@ def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: 
 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
-        noise = torch.randn(y.shape, generator=draw).to(y)
+        noise = Given(torch.randn(y.shape, generator=draw).to(y))
         losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, levels=None)
         importance.update(u, losses)
         return -(1 - share) * y[0].numel() * losses * weight.to(losses)

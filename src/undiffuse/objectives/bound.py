@@ -4,15 +4,26 @@ Where u < `first_share` it is the first term, how well x_0 is told from the leas
 in continuous time the integrand. The prior's term holds nothing to learn; `undiffuse.likelihood` adds it.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from undiffuse.denoiser import Denoiser, Prediction, level_logits, reverse
+from undiffuse.denoiser import Denoiser, level_logits
 from undiffuse.objectives.weighting import simple
-from undiffuse.process import Level, Normal, Schedule, expand, float64
+from undiffuse.process import (
+    Categorical,
+    Level,
+    Normal,
+    Prediction,
+    Process,
+    Schedule,
+    Time,
+    expand,
+    float64,
+    float64_device,
+)
+from undiffuse.randomness import Draw
 
 RECONSTRUCTION = 1 / 64
 """The share of u that the continuous bound gives to its first term (importance sampling may give it more samples)."""
@@ -38,7 +49,7 @@ def variational_bound(
     x0: Tensor,
     condition: Any,
     u: Tensor,
-    noise: Tensor,
+    draw: Draw,
     variance: str | Tensor = "small",
     steps: int | None = None,
     levels: int | None = 256,
@@ -58,14 +69,12 @@ def variational_bound(
     times = step_times(denoiser.process.schedule, steps)
     index = _index(u, len(times) - 1)
     t = times[index + 1]
-    x_t = denoiser.process.corrupt(x0, t, noise)
+    x_t = denoiser.process.corrupt(x0, t, draw)
     prediction = denoiser(x_t, t, condition)
-    return (len(times) - 1) * _term(denoiser, prediction, x0, x_t, times, index, variance, levels)
+    return (len(times) - 1) * _terms(denoiser.process, prediction, x0, x_t, times, index, variance, levels)
 
 
-def hybrid(
-    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, noise: Tensor, steps: int | None = None
-) -> Tensor:
+def hybrid(denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, steps: int | None = None) -> Tensor:
     """L_simple + 0.001 L_vlb, where the bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
 
     The bound is in nats/dimension; its gradient does not reach the mean.
@@ -73,16 +82,16 @@ def hybrid(
     times = step_times(denoiser.process.schedule, steps)
     index = _index(u, len(times) - 1)
     t = times[index + 1]
-    x_t = denoiser.process.corrupt(x0, t, noise)
+    x_t = denoiser.process.corrupt(x0, t, draw)
     prediction = denoiser(x_t, t, condition)
     weight = simple(denoiser.process.schedule.log_snr(t))
     error = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
-    fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.variance_mix)
-    return error + HYBRID * (len(times) - 1) * _term(denoiser, fixed, x0, x_t, times, index, "learned", 256)
+    fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.v)
+    return error + HYBRID * (len(times) - 1) * _terms(denoiser.process, fixed, x0, x_t, times, index, "learned", 256)
 
 
 def continuous_bound(
-    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, noise: Tensor, levels: int | None = 256
+    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, levels: int | None = 256
 ) -> Tensor:
     """The reconstruction term, or the integrand of the diffusion term, of the bound with T -> infinity, nats/dimension.
 
@@ -94,7 +103,7 @@ def continuous_bound(
     schedule = denoiser.process.schedule
     first = u < RECONSTRUCTION
     t = schedule.t_min + (1 - schedule.t_min) * ((u - RECONSTRUCTION) / (1 - RECONSTRUCTION)).clamp(min=0)
-    x_t = denoiser.process.corrupt(x0, t, noise)
+    x_t = denoiser.process.corrupt(x0, t, draw)
     prediction = denoiser(x_t, t, condition)
     weight = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * schedule.snr_derivative(t)
     bound = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
@@ -116,9 +125,16 @@ def _index(u: Tensor, steps: int) -> Tensor:
     return (u * steps).floor().long().clamp(max=steps - 1)
 
 
-def _term(
-    denoiser: Denoiser,
-    prediction: Prediction,
+def step_kl(
+    process: Process, prediction: Any, x0: Tensor, x_t: Tensor, s: Time, t: Time, variance: str | Tensor
+) -> Tensor:
+    """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of every element, in nats, for every kind of process."""
+    return process.posterior(x0, x_t, s, t).kl(process.reverse(prediction, x_t, s, t, variance))
+
+
+def _terms(
+    process: Process,
+    prediction: Any,
     x0: Tensor,
     x_t: Tensor,
     times: Tensor,
@@ -127,28 +143,42 @@ def _term(
     levels: int | None,
 ) -> Tensor:
     """L_index of each sample, index 0 .. T - 1, nats/dimension: (B,)."""
-    process = denoiser.process
-    s, t = times[index], times[index + 1]
-    if isinstance(variance, Tensor):
-        model = Normal(process.posterior(prediction.x0, x_t, s, t).mean, variance[index])
-    else:
-        model = reverse(process, prediction, x_t, s, t, variance)
-    if model.variance.ndim == 1 and not isinstance(variance, Tensor):
-        # The decoder needs a width: beta_1 where the posterior's variance is 0 (the step onto the data).
-        model = Normal(model.mean, torch.where(index > 0, model.variance, process.level(t).sigma ** 2))
-    # A posterior's mean is linear, so the two differ by that of x_0's error: taken so, nothing cancels in many steps.
-    off = process.posterior(x0 - prediction.x0, torch.zeros_like(x_t), s, t)
-    exact = Normal(off.mean, torch.where(index > 0, off.variance, float64(1.0)))
-    term = exact.kl(Normal(torch.zeros_like(x_t), model.variance)).flatten(1).mean(1)
-    first = (index == 0).nonzero().flatten()
-    if not len(first):
-        return term
+    steps, first = (index > 0).nonzero().flatten(), (index == 0).nonzero().flatten()
+    terms = []
+    if len(steps):
+        at, number = steps.to(x0.device), index[steps]
+        numbers = variance[number] if isinstance(variance, Tensor) else variance
+        # In float64, since with many steps the two laws are nearly one, and their means' difference loses its digits.
+        exact = (prediction.double().rows(at), _double(x0)[at], _double(x_t)[at])
+        terms.append(step_kl(process, *exact, times[number], times[number + 1], numbers))
+    if len(first):
+        at = first.to(x0.device)
+        width = variance[0] if isinstance(variance, Tensor) else None
+        terms.append(-first_log_prob(process, prediction.rows(at), x0[at], times[1], width, levels))
+    means = torch.cat([term.flatten(1).mean(1).to(x0.device) for term in terms])
+    ordered = means[torch.cat([steps, first]).argsort().to(x0.device)]
+    return ordered.to(x_t.dtype) if x_t.is_floating_point() else ordered
+
+
+def _double(x: Tensor) -> Tensor:
+    return float64_device(x).double() if x.is_floating_point() else x
+
+
+def first_log_prob(
+    process: Process, prediction: Any, x0: Tensor, t: Time, variance: Tensor | None, levels: int | None
+) -> Tensor:
+    """ln p(x_0 | x_t) of every element, in nats, where x_t is the least noisy state: -L_0.
+
+    A prediction of probabilities is its own decoder; else it is a normal law, of beta_1 unless a `variance` is given.
+    """
+    if isinstance(prediction, Categorical):
+        return prediction.log_prob(x0)
     if prediction.logits is not None:
-        decoded = level_log_prob(x0[first], prediction.logits[first])
-    else:
-        x, decoder = x0[first], Normal(model.mean[first], model.variance[first])
-        decoded = normal_log_prob(x, decoder) if levels is None else discretised_log_prob(x, decoder, levels)
-    return term.index_copy(0, first.to(term.device), -decoded.flatten(1).mean(1))
+        return level_log_prob(x0, prediction.logits)
+    if variance is None:
+        variance = process.schedule.level(t).sigma ** 2
+    decoder = Normal(prediction.x0, variance)
+    return decoder.log_prob(x0) if levels is None else discretised_log_prob(x0, decoder, levels)
 
 
 def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None) -> Tensor:
@@ -159,7 +189,7 @@ def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tenso
     if logits is not None:
         return level_log_prob(x0, logits)
     if levels is None:
-        return normal_log_prob(x0, Normal(x_t / level.alpha, (level.sigma / level.alpha) ** 2))
+        return Normal(x_t / level.alpha, (level.sigma / level.alpha) ** 2).log_prob(x0)
     return level_log_prob(x0, level_logits(x_t, level, torch.zeros(levels, device=x0.device, dtype=x0.dtype)))
 
 
@@ -167,12 +197,6 @@ def level_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
     """The log-probability that logits (B, C, ..., levels) give to the level of each element of x0 (B, C, ...)."""
     index = ((x0 + 1) * ((logits.shape[-1] - 1) / 2)).round().long()
     return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def normal_log_prob(x: Tensor, normal: Normal) -> Tensor:
-    """The log-density of x, per element, in nats."""
-    variance = expand(normal.variance, x)
-    return -0.5 * ((x - normal.mean) ** 2 / variance + (2 * math.pi * variance).log())
 
 
 def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor:
@@ -198,5 +222,4 @@ def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor
 
 
 def _log_ndtr(z: Tensor) -> Tensor:
-    on = "cpu" if z.device.type == "mps" else z.device  # which lacks it
-    return torch.special.log_ndtr(z.to(on)).to(z.device)
+    return torch.special.log_ndtr(float64_device(z)).to(z.device)  # MPS lacks it too

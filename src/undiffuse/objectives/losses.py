@@ -1,8 +1,8 @@
 """How a denoiser learns: an objective maps a batch of data and its randomness to one loss per sample.
 
-    objective(denoiser, x0 (B, ...), condition, u (B,) float64 in [0, 1), noise like x0) -> (B,)
+    objective(denoiser, x0 (B, ...), condition, u (B,) float64 in [0, 1), draw) -> (B,)
 
-`u` chooses the time and `noise` the corruption, so that a loss is a pure function of its arguments.
+`u` chooses the time and `draw` the corruption, so that a loss is a pure function of its arguments.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.objectives.times import TimeSampler, uniform
 from undiffuse.objectives.weighting import Weighting, simple
 from undiffuse.process import expand
+from undiffuse.randomness import Draw
 
-Objective = Callable[[Denoiser, Tensor, Any, Tensor, Tensor], Tensor]
+Objective = Callable[[Denoiser, Tensor, Any, Tensor, Draw], Tensor]
 
 
 def weighted_error(
@@ -23,7 +24,7 @@ def weighted_error(
     x0: Tensor,
     condition: Any,
     u: Tensor,
-    noise: Tensor,
+    draw: Draw,
     times: TimeSampler = uniform,
     weighting: Weighting = simple,
 ) -> Tensor:
@@ -33,7 +34,8 @@ def weighted_error(
     """
     schedule = denoiser.process.schedule
     t = times(schedule, u)
-    output, _ = denoiser.output(denoiser.process.corrupt(x0, t, noise), t, condition)
+    noise = draw.normal(x0)
+    output, _ = denoiser.output(denoiser.process.marginal(x0, t).at(noise), t, condition)
     error = (output.to(x0.dtype) - denoiser.target_of(x0, noise, t)) ** 2
     weight = weighting(schedule.log_snr(t)) * denoiser.coefficients(t).q ** 2
     return expand(weight, error).flatten() * error.flatten(1).mean(1)

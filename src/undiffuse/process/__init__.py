@@ -1,10 +1,13 @@
 """What noise does: schedules and the Gaussian process q."""
 
-from undiffuse.process.categorical import Categorical, CategoricalProcess
+from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
-from undiffuse.process.gaussian import GaussianProcess, Normal, expand
+from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.knots import LogSNR
-from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
+from undiffuse.process.laws import Categorical, Law, Normal, expand
+from undiffuse.process.prediction import Denoise, Prediction
+from undiffuse.process.process import Process
+from undiffuse.process.schedule import Level, Schedule, Time, float64, float64_device, remembered
 from undiffuse.process.table import Table, cosine, linear, quadratic, scaled_linear, sigmoid, zero_terminal_snr
 
 __all__ = [
@@ -13,11 +16,15 @@ __all__ = [
     "VP",
     "Categorical",
     "CategoricalProcess",
+    "Denoise",
     "FlowMatching",
     "GaussianProcess",
+    "Law",
     "Level",
     "LogSNR",
     "Normal",
+    "Prediction",
+    "Process",
     "Schedule",
     "SubVP",
     "Table",
@@ -25,6 +32,7 @@ __all__ = [
     "cosine",
     "expand",
     "float64",
+    "float64_device",
     "linear",
     "quadratic",
     "remembered",

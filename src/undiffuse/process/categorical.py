@@ -15,41 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from undiffuse.process.gaussian import expand
+from undiffuse.process.laws import Categorical, expand
 from undiffuse.process.schedule import Schedule, Time
 from undiffuse.randomness import Draw
 
 KINDS = ("absorbing", "uniform")
-
-
-@dataclass(frozen=True)
-class Categorical:
-    """One of K categories for every element: normalised log-probabilities, (B, ..., K), -inf for what cannot be."""
-
-    log_probs: Tensor
-
-    def sample(self, draw: Draw) -> Tensor:
-        """Categories, int64 (B, ...), by inverting the distribution function at a float64 uniform number.
-
-        In float64, since float32 numbers are 2^-24 apart: what is less probable than that would come too rarely.
-        """
-        on = self.log_probs.to("cpu") if self.log_probs.device.type == "mps" else self.log_probs  # which has no float64
-        upper = on.double().exp().cumsum(-1)
-        total = upper[..., -1:]
-        u = draw.uniform(on[..., 0]).unsqueeze(-1) * total
-        u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not lead past the last
-        return torch.searchsorted(upper, u, right=True).squeeze(-1).to(self.log_probs.device)
-
-    def kl(self, other: "Categorical") -> Tensor:
-        """KL(self || other) per element, in nats: (B, ...). Infinite where `other` rules out what may be."""
-        possible = self.log_probs > -torch.inf
-        p = torch.where(possible, self.log_probs, torch.zeros_like(self.log_probs))
-        q = torch.where(possible, other.log_probs, torch.zeros_like(p))  # by cases: 0 ln(0 / q) = 0, with gradient 0
-        return torch.where(possible, p.exp() * (p - q), torch.zeros_like(p)).sum(-1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """ln of the probability of each element of x, int64 (B, ...)."""
-        return self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +72,7 @@ class CategoricalProcess:
         """
         return self._given(x_t, s, t, self.marginal(x0, s).log_probs)
 
-    def reverse(self, prediction: Categorical, x_t: Tensor, s: Time, t: Time) -> Categorical:
+    def reverse(self, prediction: Categorical, x_t: Tensor, s: Time, t: Time, variance: str = "small") -> Categorical:
         """p(x_s | x_t), the mean of the posterior over the predicted x_0 (Austin et al. 2021, eq. 4).
 
         sum_i q(x_s | x_t, i) p(i | x_t) is proportional to q(x_t | x_s) [alpha_s w(x_s) + (1 - alpha_s) pi(x_s)], with
@@ -111,6 +81,7 @@ class CategoricalProcess:
         Args:
             prediction: p(x_0 | x_t) over the K values, (B, ..., K). What x_t rules out gets no probability, whatever
                 the prediction; the result is NaN where nothing is left.
+            variance: of no meaning here.
         """
         told = self._told(x_t, self.log_survival(t))[..., : self.values]
         possible = told > -torch.inf

@@ -9,37 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undiffuse.process.schedule import Level, Schedule, Time
-
-
-def expand(value: Tensor, like: Tensor) -> Tensor:
-    """A coefficient made ready to multiply `like`: 0-dim as it is, one per sample as (B, 1, ..., 1), else its shape.
-
-    A 0-dim float64 CPU tensor multiplies a float32 tensor on any device without raising its dtype or synchronising.
-    """
-    if value.ndim == 0:
-        return value
-    value = value.to(device=like.device, dtype=like.dtype)
-    return value.view(-1, *[1] * (like.ndim - 1)) if value.ndim == 1 else value
-
-
-@dataclass(frozen=True)
-class Normal:
-    """N(mean, variance I): `variance` is 0-dim or one per sample, as `expand` broadcasts it (or shaped like `mean`)."""
-
-    mean: Tensor
-    variance: Tensor
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """mean + sqrt(variance) noise."""
-        return self.mean + expand(self.variance.sqrt(), self.mean) * noise
-
-    def kl(self, other: "Normal") -> Tensor:
-        """KL(self || other) per element, in nats: shaped like the means. Infinite where only one variance is 0."""
-        own, its = (torch.as_tensor(expand(v, self.mean)) for v in (self.variance, other.variance))
-        ratio = own / its
-        kl = 0.5 * ((self.mean - other.mean) ** 2 / its + (ratio - 1 - ratio.log()))
-        return torch.where((its == 0) & (own > 0), torch.inf, kl)
+from undiffuse.process.laws import Normal, expand
+from undiffuse.process.prediction import Prediction
+from undiffuse.process.schedule import Level, Schedule, Time, float64
+from undiffuse.randomness import Draw
 
 
 @dataclass(frozen=True)
@@ -60,10 +33,9 @@ class GaussianProcess:
         level = self.level(t)
         return Normal(expand(level.alpha, x0) * x0, level.sigma**2)
 
-    def corrupt(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t noise."""
-        level = self.level(t)
-        return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
+    def corrupt(self, x0: Tensor, t: Time, draw: Draw) -> Tensor:
+        """x_t ~ q(x_t | x_0): alpha_t x_0 + sigma_t eps."""
+        return self.marginal(x0, t).sample(draw)
 
     def noise_fraction(self, s: Time, t: Time) -> Tensor:
         """c = 1 - SNR(t)/SNR(s): the share of sigma_t^2 that was added after s, in [0, 1]; exact at both ends."""
@@ -81,6 +53,34 @@ class GaussianProcess:
         from_x_t = at_t.alpha / at_s.alpha * (at_s.sigma / at_t.sigma) ** 2
         return Normal(expand(from_x0, x0) * x0 + expand(from_x_t, x_t) * x_t, c * at_s.sigma**2)
 
+    def reverse(
+        self, prediction: Prediction, x_t: Tensor, s: Time, t: Time, variance: str | Tensor = "small"
+    ) -> Normal:
+        """p(x_s | x_t): the posterior's mean at the predicted x_0 (Ho et al. 2020, section 3.2), and a variance.
+
+        At s = 0 it is the predicted x_0 itself, with no noise put back (Ho et al. 2020, algorithm 2: z = 0).
+
+        Args:
+            variance: "small", the posterior's, right for data that is a point; "large", the transition's (beta), at the
+                scale of x_s, right for data that is unit normal; "learned", the prediction's v between both in log
+                space; or the numbers themselves, 0-dim or (B,).
+        """
+        posterior = self.posterior(prediction.x0, x_t, s, t)
+        if variance == "small":
+            return posterior
+        if isinstance(variance, Tensor):
+            chosen = variance
+        else:
+            chosen = self._large_variance(s, t)
+            if variance == "learned":
+                chosen = _between(posterior.variance, chosen, prediction.v)
+        return Normal(posterior.mean, expand((float64(s) > 0).double(), chosen) * chosen)
+
+    def _large_variance(self, s: Time, t: Time) -> Tensor:
+        at_s, at_t = self.level(s), self.level(t)
+        scale = (at_s.alpha**2 + at_s.sigma**2) / (at_t.alpha**2 + at_t.sigma**2)  # 1 where variance is preserved
+        return scale * self.noise_fraction(s, t) * at_t.sigma**2
+
     def prior_scale(self) -> Tensor:
         """The standard deviation of the prior: that of x_1 for data of unit variance, 1 for every VP schedule."""
         end = self.level(1.0)
@@ -89,3 +89,11 @@ class GaussianProcess:
     def prior(self, like: Tensor) -> Normal:
         """p(x_1), which sampling starts from: N(0, prior_scale^2 I), shaped like `like`."""
         return Normal(torch.zeros_like(like), self.prior_scale() ** 2)
+
+
+def _between(small: Tensor, large: Tensor, v: Tensor | None) -> Tensor:
+    """exp(v ln large + (1 - v) ln small) (Nichol & Dhariwal 2021, eq. 15), shaped like v; large where small is 0."""
+    if v is None:
+        raise ValueError('variance "learned" needs a model that was trained to predict it (denoiser.learned_variance)')
+    small = torch.where(small > 0, small, large)
+    return (v * expand(large.log(), v) + (1 - v) * expand(small.log(), v)).exp()

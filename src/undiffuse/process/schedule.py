@@ -27,6 +27,11 @@ def float64(value: Time | list[float]) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
+def float64_device(x: Tensor) -> Tensor:
+    """x where float64 can be computed: on its own device, or on the CPU for MPS, which lacks it."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
 def remembered(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
     """A method of a schedule that computes each float time once: a sampler asks for the same few, many times a step.
 

@@ -1,20 +1,15 @@
 """The loop: a generator of states. Progress bars, previews, early stops and streaming are the caller's business."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from undiffuse.denoiser import Denoise
-from undiffuse.process import GaussianProcess
-from undiffuse.randomness import Purpose, normal
+from undiffuse.process import Denoise, Process
+from undiffuse.randomness import Draw
 from undiffuse.sampling.solvers import dpm_solver_pp, unipc
-from undiffuse.sampling.steps import State, Step, ddim, ddpm, heun
-
-Noise = Callable[[int], Tensor]
-"""step number -> standard normal noise shaped like the state; 0 is where the loop starts from."""
+from undiffuse.sampling.steps import State, Step, ancestral, ddim, heun
 
 
 @dataclass(frozen=True)
@@ -27,9 +22,9 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(ddpm, "trailing"),
-    "ddpm-large": Sampler(partial(ddpm, variance="large"), "trailing"),
-    "ddpm-learned": Sampler(partial(ddpm, variance="learned"), "trailing"),
+    "ddpm": Sampler(ancestral, "trailing"),
+    "ddpm-large": Sampler(partial(ancestral, variance="large"), "trailing"),
+    "ddpm-learned": Sampler(partial(ancestral, variance="learned"), "trailing"),
     "ddim": Sampler(ddim, "trailing"),
     "euler": Sampler(ddim, "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
     "heun": Sampler(heun, "karras", evaluations=2),
@@ -46,22 +41,19 @@ def default_sampler(steps: int) -> str:
 
 
 def trajectory(
-    denoise: Denoise, process: GaussianProcess, grid: Tensor, step: Step, noise: Noise, start: Tensor | None = None
+    denoise: Denoise, process: Process, grid: Tensor, step: Step, start: Tensor, draws: Callable[[int], Draw]
 ) -> Iterator[State]:
     """Yields the state at every time of `grid` (float64), the start included.
 
     Args:
         grid: strictly decreasing; or, for the rules without noise, strictly increasing from a t > 0: the same ODE from
             data to noise (DDIM's inversion). At t = 0 there is no noise yet, and so no direction to follow.
-        noise: asked for step 0 (the start, unless `start` is given) and for the steps 1 .. N that need noise.
-        start: x at grid[0]; by default, for a grid from t = 1 down, a sample of the prior.
+        start: x at grid[0], (B, ...): at t = 1 a sample of the prior, `process.prior(like).sample(draws(0))`.
+        draws: number of the step, 1 .. N -> its random numbers.
 
-    Raises ValueError for any other grid, and for a start that is missing.
+    Raises ValueError for any other grid.
     """
-    times = _checked(grid)
-    if start is None and times[0] != 1:
-        raise ValueError(f"the prior is x at t = 1: give the start of a grid from t = {times[0]:g}")
-    return _walk(denoise, process, times, step, noise, start)
+    return _walk(denoise, process, _checked(grid), step, start, draws)
 
 
 def _checked(grid: Tensor) -> list[float]:
@@ -81,19 +73,10 @@ def _checked(grid: Tensor) -> list[float]:
 
 
 def _walk(
-    denoise: Denoise, process: GaussianProcess, times: list[float], step: Step, noise: Noise, start: Tensor | None
+    denoise: Denoise, process: Process, times: list[float], step: Step, start: Tensor, draws: Callable[[int], Draw]
 ) -> Iterator[State]:
-    state = State(process.prior_scale() * noise(0) if start is None else start, times[0])
+    state = State(start, times[0])
     yield state
     for number, s in enumerate(times[1:], 1):
-        state = step(state, s, denoise, process, partial(noise, number))
+        state = step(state, s, denoise, process, draws(number))
         yield state
-
-
-def sample_noise(seed: int, samples: Sequence[int], shape: Sequence[int], like: Tensor) -> Noise:
-    """The noise of the samples numbered `samples`: a pure function of (seed, sample, step), on the device of `like`."""
-
-    def noise(step: int) -> Tensor:
-        return normal([(seed, Purpose.SAMPLE, sample, step) for sample in samples], shape).to(like)
-
-    return noise

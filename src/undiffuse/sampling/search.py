@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from undiffuse.denoiser import Denoise
-from undiffuse.process import GaussianProcess
+from undiffuse.process import Denoise, GaussianProcess
 from undiffuse.sampling.grids import at_log_snrs
 from undiffuse.sampling.steps import State, Step
 
@@ -53,14 +52,17 @@ def difference(x: Tensor, y: Tensor) -> float:
     return sum(distances) / len(distances)
 
 
-def _no_noise() -> Tensor:
-    raise ValueError("a grid can be searched for deterministic samplers alone")
+class _NoDraw:
+    def normal(self, like: Tensor) -> Tensor:
+        raise ValueError("a grid can be searched for deterministic samplers alone")
+
+    uniform = normal
 
 
 def _states(start: State, times: list[float], denoise: Denoise, process: GaussianProcess, step: Step) -> list[State]:
     states = [start]
     for s in times:
-        states.append(step(states[-1], s, denoise, process, _no_noise))
+        states.append(step(states[-1], s, denoise, process, _NoDraw()))
     return states
 
 

@@ -7,13 +7,12 @@ The rules differ in how they extrapolate x_0(l) from evaluations already made. A
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from undiffuse.denoiser import Denoise
-from undiffuse.process import GaussianProcess
+from undiffuse.process import Denoise, GaussianProcess
+from undiffuse.randomness import Draw
 from undiffuse.sampling.steps import Evaluation, State
 
 
@@ -22,7 +21,7 @@ def dpm_solver_pp(
     s: float,
     denoise: Denoise,
     process: GaussianProcess,
-    noise: Callable[[], Tensor],
+    draw: Draw,
     order: int = 2,
 ) -> State:
     """DPM-Solver++ multistep of order 2 (2M) or 3 (3M) (Lu et al. 2022b, algorithm 2 and appendix).
@@ -51,7 +50,7 @@ def unipc(
     s: float,
     denoise: Denoise,
     process: GaussianProcess,
-    noise: Callable[[], Tensor],
+    draw: Draw,
     order: int = 2,
 ) -> State:
     """UniPC of order 2 or 3, predicting x_0, with B(h) = e^-h - 1 (Zhao et al. 2023, algorithms 1-2, appendix).

@@ -1,19 +1,19 @@
 """One-step rules: from x_t to x_s, an explicit interval, mostly s < t, given a denoiser. Each is a page of its paper.
 
-    step(state at t, s, denoise, process, noise) -> state at s
+    step(state at t, s, denoise, process, draw) -> state at s
 
-`noise` is a function, so that a rule that needs none draws none. At s = 0 every rule returns the predicted data. The
+At s = 0 every rule returns the predicted data, and with a categorical process a sample of it. The
 rules without noise are solvers of an ODE and go both ways; those with noise refuse an s > t (ValueError).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from undiffuse.denoiser import Denoise, reverse
-from undiffuse.process import GaussianProcess
+from undiffuse.process import Denoise, GaussianProcess, Process
+from undiffuse.randomness import Draw
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,18 @@ class Evaluation(NamedTuple):
 
 PURE_NOISE = 80.0
 """sigma / alpha from which nothing of the data shows (sigma_max of Karras et al. 2022, table 1)."""
-Step = Callable[[State, float, Denoise, GaussianProcess, Callable[[], Tensor]], State]
+Step = Callable[[State, float, Denoise, Any, Draw], State]
+"""(state at t, s, denoise, process, draw) -> state at s."""
 
 
-def ddpm(
-    state: State,
-    s: float,
-    denoise: Denoise,
-    process: GaussianProcess,
-    noise: Callable[[], Tensor],
-    variance: str = "small",
-) -> State:
-    """Ancestral sampling, x_s ~ p(x_s | x_t) (Ho et al. 2020, algorithm 2).
+def ancestral(state: State, s: float, denoise: Denoise, process: Process, draw: Draw, variance: str = "small") -> State:
+    """Ancestral sampling, x_s ~ p(x_s | x_t): DDPM (Ho et al. 2020, algorithm 2) and D3PM (Austin et al. 2021).
 
-    `variance`: "small" (the posterior's), "large" (beta) or "learned", as `undiffuse.denoiser.reverse` has them.
+    `variance`, of a Gaussian process, is "small" (the posterior's), "large" (beta) or "learned": see its `reverse`.
     """
     _needs_descent(state.t, s, "ddpm")
     prediction = denoise(state.x, state.t)
-    if s == 0:
-        return State(prediction.x0, s, prediction.x0)
-    return State(reverse(process, prediction, state.x, s, state.t, variance).sample(noise()), s, prediction.x0)
+    return State(process.reverse(prediction, state.x, s, state.t, variance).sample(draw), s, prediction.x0)
 
 
 def ddim(
@@ -70,7 +62,7 @@ def ddim(
     s: float,
     denoise: Denoise,
     process: GaussianProcess,
-    noise: Callable[[], Tensor],
+    draw: Draw,
     eta: float = 0.0,
 ) -> State:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) noise, v = eta^2 times the posterior's variance.
@@ -86,10 +78,10 @@ def ddim(
     at_s = process.level(s)
     v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2
     x = at_s.alpha * prediction.x0 + (at_s.sigma**2 - v).sqrt() * prediction.eps
-    return State(x + v.sqrt() * noise() if eta else x, s, prediction.x0)
+    return State(x + v.sqrt() * draw.normal(x) if eta else x, s, prediction.x0)
 
 
-def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]) -> State:
+def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, draw: Draw) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
     Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or infinite, a

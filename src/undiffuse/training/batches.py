@@ -17,7 +17,7 @@ from torch import Tensor
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.objectives import DRAWS
-from undiffuse.randomness import Purpose, normal, stream, torch_generator
+from undiffuse.randomness import Given, Purpose, normal, stream, torch_generator
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Batch:
     labels: Tensor | None
     u: Tensor
     noise: Tensor
+
+    @property
+    def draw(self) -> Given:
+        """The noise, as objectives take it."""
+        return Given(self.noise)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, without waiting for it to arrive; u, from which the float64 levels follow, stays."""
