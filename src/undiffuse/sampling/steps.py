@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Denoise, reverse
@@ -84,7 +85,7 @@ def ddim(
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
     at_s = process.level(s)
-    v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2
+    v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2 if eta else torch.zeros_like(at_s.sigma)
     x = at_s.alpha * prediction.x0 + (at_s.sigma**2 - v).sqrt() * prediction.eps
     return State(x + v.sqrt() * noise() if eta else x, s, prediction.x0)
 
