@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import make_config, read_config
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, SCORE_OF_STATE, TARGETS, Denoiser, Prediction, reverse
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser, Prediction, reverse
 from undiffuse.errors import UsageError
 from undiffuse.model import load, with_process
 from undiffuse.networks import UNet2D
@@ -32,6 +32,7 @@ from undiffuse.process import (
     zero_terminal_snr,
 )
 from undiffuse.sampling import SAMPLERS, make_grid, trajectory
+from undiffuse.targets import SCORE_OF_STATE
 
 MEAN, STD, SD = 0.3, 0.5, 0.6  # of the data, and the sigma_data of the denoisers, which need not be its
 LEAST = math.exp(-LOG_SNR_LIMIT / 2)
@@ -52,7 +53,7 @@ every_target = pytest.mark.parametrize("target", TARGETS)
 
 
 def exact(target: str, mix: float | None = None) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    """The network that is exact for N(MEAN, STD^2) at the log-SNR it is told, by the targets' formulas at unit scale."""
+    """The network that is exact for N(MEAN, STD^2) at the log-SNR it is told, by its formula at unit scale."""
 
     def network(x: Tensor, log_snr: Tensor, condition: Any) -> Tensor:
         told = expand(log_snr.double(), x)
@@ -229,7 +230,9 @@ def test_the_data_itself_is_not_asked_about() -> None:
 SAVED = {"target": "score", "sigma_data": 0.5, "learned_variance": False}  # as model.json had it
 
 
-@pytest.mark.parametrize(("schedule", "scale"), [("ve", "state"), ("sub-vp", "state"), ("edm", "state"), ("vp", "unit")])
+@pytest.mark.parametrize(
+    ("schedule", "scale"), [("ve", "state"), ("sub-vp", "state"), ("edm", "state"), ("vp", "unit")]
+)
 def test_scores_that_were_saved_before_keep_their_meaning(schedule: str, scale: str) -> None:
     """-eps / sigma under the process they were trained on; new ones say which they are."""
     new = make_config({"denoiser.target": "score", "denoiser.sigma_data": 0.5, "process.schedule": schedule})
@@ -251,7 +254,7 @@ def test_only_a_score_is_saved_with_its_scale() -> None:
     """So that the fingerprints of all other models stay what they were."""
     assert "score_scale" not in make_config({}).model_dump(mode="json")["denoiser"]
     config = make_config({"denoiser.score_scale": "state", "denoiser.sigma_data": 0.5})
-    with pytest.raises(UsageError, match="score_scale belongs to denoiser.target=score"):
+    with pytest.raises(UsageError, match=r"score_scale belongs to denoiser\.target=score"):
         make_denoiser(config, lambda *_: None)
 
 
@@ -262,4 +265,3 @@ def test_a_score_of_the_state_stays_on_its_process(whole: Path) -> None:
     old = replace(model, denoiser=replace(model.denoiser, target=SCORE_OF_STATE))
     with pytest.raises(UsageError, match="score_scale=state"):
         with_process(old, schedule="edm")
-

@@ -35,7 +35,9 @@ class Table(Schedule):
         falls = (self.alpha_bar.log() - self.noise_variance.log()).diff() < 0
         if not falls.all():
             first = int((~falls).nonzero()[0])
-            raise ValueError(f"beta_{first + 1} = {self.betas[first]:g} changes nothing: alpha_bar is {self.alpha_bar[first]:g}")
+            raise ValueError(
+                f"beta_{first + 1} = {self.betas[first]:g} changes nothing: alpha_bar is {self.alpha_bar[first]:g}"
+            )
 
     @cached_property
     def alpha_bar(self) -> Tensor:

@@ -93,8 +93,9 @@ def ddim(
 def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
-    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or infinite, a
-    trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all along.
+    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or
+    infinite, a trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all
+    along.
     """
     first = denoise(state.x, state.t)
     if s == 0:
