@@ -85,7 +85,7 @@ TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
     "edm": _edm,
 }
 SCORE_OF_STATE = "score-of-state"
-"""The target of models saved while "score" meant this under every process; no choice for new ones."""
+"""What "score" once meant under every process, and still does for models saved then (denoiser.score_scale=state)."""
 KNOWN = {**TARGETS, SCORE_OF_STATE: _score_of_state}
 
 
