@@ -58,9 +58,8 @@ def test_a_network_of_values_is_the_same_elsewhere(
     model = load(likelihood)
     fast = with_engine(model, "onnxruntime")
     times = torch.tensor([1e-3, 0.3, 0.7, 1.0], dtype=torch.float64)
-    x = model.denoiser.process.corrupt(
-        torch.randint(0, 256, (4, 1, 16, 16)) / 127.5 - 1, times, torch.randn(4, 1, 16, 16)
-    )
+    x0 = torch.randint(0, 256, (4, 1, 16, 16)) / 127.5 - 1
+    x = model.denoiser.process.marginal(x0, times).at(torch.randn(4, 1, 16, 16))
     with torch.no_grad():
         expected, found = (m.denoiser(x, times).x0 for m in (model, fast))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)

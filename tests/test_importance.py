@@ -13,8 +13,8 @@ from torch import Tensor
 from undiffuse.denoiser import Denoiser, Prediction
 from undiffuse.objectives import Importance, continuous_bound
 from undiffuse.objectives.importance import RATE, UNIFORM
-from undiffuse.randomness import Given
 from undiffuse.process import GaussianProcess, LogSNR
+from undiffuse.randomness import Given
 
 BINS = 128
 MIDDLES = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
@@ -179,7 +179,7 @@ def bound_terms(schedule: LogSNR, u: Tensor) -> tuple[Tensor, Tensor]:
     chance = (weights.repeat(3) * weights.repeat_interleave(3)) / weights.sum() ** 2
     count = len(u)
     term = continuous_bound(
-        deGiven(noise)r, x0.repeat(count, 1), None, u.repeat_interleave(9), noise.repeat(count, 1), levels=None
+        denoiser, x0.repeat(count, 1), None, u.repeat_interleave(9), Given(noise.repeat(count, 1)), levels=None
     ).view(count, 9)
     return term @ chance, (term**2 @ chance).sqrt()
 

@@ -15,9 +15,20 @@ from torch import Tensor
 from undiffuse.denoiser import LEVELS, SHARPEST, Denoiser, Prediction, level_logits
 from undiffuse.likelihood import Formula, bound, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import times_of
-from undiffuse.objectives import hybrid, variational_bound, weighted_error
-from undiffuse.objectives.bound import level_log_prob, reconstruction_log_prob
-from undiffuse.process import EDM, VP, GaussianProcess, LogSNR, Schedule, Table, cosine, linear
+from undiffuse.objectives import continuous_bound, hybrid, variational_bound, weighted_error
+from undiffuse.objectives.bound import RECONSTRUCTION, level_log_prob, reconstruction_log_prob
+from undiffuse.process import (
+    EDM,
+    VP,
+    FlowMatching,
+    GaussianProcess,
+    LogSNR,
+    Schedule,
+    Table,
+    cosine,
+    linear,
+    zero_terminal_snr,
+)
 from undiffuse.randomness import Given
 
 MEAN, STD = 0.3, 0.6
@@ -332,6 +343,23 @@ def ddpm_terms(
         terms.append(kl.mean((1, 2)))
     prior = 0.5 * (bar[-1] * x0**2 - bar[-1] - np.log(1 - bar[-1]))
     return prior.mean((1, 2)), terms
+
+
+@pytest.mark.parametrize("schedule", [zero_terminal_snr(cosine(1000)), zero_terminal_snr(linear(20)), FlowMatching()])
+@pytest.mark.parametrize("target", ["v", "x0", "edm", "flow"])
+def test_the_continuous_bound_of_nothing_left_is_finite(schedule: Schedule, target: str) -> None:
+    """Up to the last u below 1, where no signal is left: 1/2 (-d SNR / dt) ||x_0 - x_0_hat||^2, which tends to that at
+    t = 1. Of a network that says 0: x_0_hat = p x_t, and p is 0 there but for edm's alpha sigma_data^2."""
+    u = 1 - as64(1e-6, 1e-9, 1e-11, 1e-12, 1e-13, 2.0**-53)
+    x0, noise = as64(0.5, -0.2, 0.7)[None].repeat(6, 1), as64(1.0, 0.3, -2.0)[None].repeat(6, 1)
+    denoiser = Denoiser(lambda x, *_: torch.zeros_like(x), GaussianProcess(schedule), target)
+    found = continuous_bound(denoiser, x0, None, u, Given(noise))
+    at_the_end = {"v": x0[0], "x0": x0[0], "edm": x0[0], "flow": x0[0] - noise[0]}[target]
+    level, near = schedule.level(1 - 1e-7), 1e-7
+    slope = -((level.alpha / level.sigma) ** 2).item() / near  # SNR is 0 at t = 1
+    scale = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * slope
+    expected = scale * at_the_end.square().mean().item()
+    assert found.tolist() == pytest.approx([expected] * 6, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned", "given"])

@@ -1,5 +1,6 @@
 """Schedules against mpmath, their stochastic differential equations, and their own inverses."""
 
+import itertools
 import math
 
 import mpmath
@@ -22,7 +23,7 @@ from references import (
 )
 from scipy.integrate import solve_ivp
 
-from undiffuse.process import VP, Table, cosine, linear, zero_terminal_snr
+from undiffuse.process import VP, GaussianProcess, LogSNR, Table, cosine, linear, zero_terminal_snr
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_formula = pytest.mark.parametrize("name", FORMULAS)
@@ -181,6 +182,54 @@ def test_derivative_is_that_of_log_snr(name: str) -> None:
     t = as64(0.013, 0.22, 0.61, 0.976).requires_grad_()
     (slope,) = torch.autograd.grad(SCHEDULES[name].log_snr(t).sum(), t)
     torch.testing.assert_close(SCHEDULES[name].log_snr_derivative(t.detach()), slope, rtol=1e-11, atol=0)
+
+
+NEAR_THE_ENDS = [1e-60, 1e-16, 1e-12, 1e-9, 1 - 1e-9, 1 - 1e-10, 1 - 1e-12, 1 - 1e-13, 1 - 2**-53]
+EXTREMES = SCHEDULES | {
+    "cosine-zero-snr": zero_terminal_snr(cosine(1000)),
+    "linear-zero-snr": zero_terminal_snr(linear(1000)),
+    "knots": LogSNR([13.3, 2.0, -6.0]),
+    "far knots": LogSNR([40.0, -40.0]),
+    "one step": Table([0.5]),
+    "one step to nothing": Table([1.0]),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_nothing_is_undefined_near_the_ends(name: str) -> None:
+    """Every function of time and of two times is a number (or, at an end itself, its own infinity), down to the last
+    float before 1; the log-SNR never rises."""
+    schedule = EXTREMES[name]
+    process = GaussianProcess(schedule)
+    times = as64(0, *NEAR_THE_ENDS, 1)
+    level = schedule.level(times)
+    for values in (level.alpha, level.sigma, schedule.log_snr(times), schedule.log_snr_derivative(times)):
+        assert not values.isnan().any()
+    inside = times[1:-1]
+    assert schedule.log_snr(inside).isfinite().all() and schedule.log_snr_derivative(inside).isfinite().all()
+    assert (schedule.log_snr(times).diff() <= 0).all()
+    assert (schedule.snr_derivative(times[1:]) <= 0).all() and schedule.snr_derivative(times[1:]).isfinite().all()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for s, t in itertools.combinations(times.tolist(), 2):
+        assert 0 <= process.noise_fraction(s, t) <= 1
+        for normal in (process.posterior(x, x, s, t), process.transition(x, s, t)):
+            assert normal.mean.isfinite().all() and normal.variance.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_derivative_of_the_signal_to_noise_ratio(name: str) -> None:
+    """d (alpha^2 / sigma^2) / dt by differences, and at t = 1 by those from below, where a log-SNR may have none."""
+    schedule, h = EXTREMES[name], 1e-6
+
+    def snr(t: float) -> float:
+        level = schedule.level(t)
+        return ((level.alpha / level.sigma) ** 2).item()
+
+    for t in (0.01337, 0.22042, 0.61337, 0.97642):  # no steps of the tables
+        slope = (snr(t + h) - snr(t - h)) / (2 * h)
+        assert schedule.snr_derivative(t).item() == pytest.approx(slope, rel=1e-4, abs=1e-9)
+    slope = (3 * snr(1.0) - 4 * snr(1 - h) + snr(1 - 2 * h)) / (2 * h)
+    assert schedule.snr_derivative(1.0).item() == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 @every_schedule

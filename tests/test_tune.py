@@ -1,9 +1,11 @@
 """Time grids made for a model."""
 
 import itertools
+import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from references import walk
 from torch import Tensor
 
 from undiffuse.denoiser import Denoise, Prediction
-from undiffuse.errors import UndiffuseError
-from undiffuse.generate import Recipe
-from undiffuse.model import load
-from undiffuse.process import GaussianProcess, Time, cosine
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.generate import Recipe, sample
+from undiffuse.model import Model, load, with_process
+from undiffuse.process import EDM, VE, FlowMatching, GaussianProcess, Schedule, Time, cosine, zero_terminal_snr
 from undiffuse.sampling import at_log_snrs, ddim, dpm_solver_pp, make_grid, search_grid
 from undiffuse.sampling.search import bands, difference, energy_distance
 
@@ -106,3 +108,68 @@ def test_a_damaged_file_of_grids_is_named(whole: Path, tmp_path: Path, content: 
     (sorted(run.glob("checkpoints/*"))[-1] / "grids.json").write_text(content)
     with pytest.raises(UndiffuseError, match=r"grids\.json is damaged"):
         load(run)
+
+
+def with_grid(whole: Path, folder: Path, log_snrs: list[float]) -> Model:
+    """The run's model with a grid for unipc in as many steps."""
+    shutil.copytree(whole, folder)
+    grids = {f"unipc:{len(log_snrs) + 1}": {"log_snr": log_snrs}}
+    (sorted(folder.glob("checkpoints/*"))[-1] / "grids.json").write_text(json.dumps(grids))
+    return load(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "edm", "options": {"sigma_max": 2.0}},
+        {"schedule": "ve", "options": {"sigma_max": 1.0}},
+        {"schedule": "vp", "options": {"beta_max": 3.0}},
+        {"schedule": "linear", "options": {"beta_max": 0.001}},
+    ],
+    ids=lambda settings: settings["schedule"],
+)
+def test_a_grid_does_not_go_to_a_process_without_its_noise(
+    whole: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Their log-SNRs at t = 1 are above the grid's first, -3.4: UsageError, which names the grid to ask for instead."""
+    model = with_process(with_grid(whole, tmp_path / "run", [-3.4, -0.2, 3.9, 9.5]), **settings)
+    assert model.denoiser.process.schedule.log_snr(1.0) > -3.4
+    with pytest.raises(UsageError, match=r"unipc:5, does not fit the process .*--grid log-snr"):
+        sample(model, 1, steps=5)
+    assert sample(model, 1, steps=5, grid="log-snr").shape == (1, 16, 16, 1)
+    assert sample(model, 1, steps=4).shape == (1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("schedule", ["edm", "ve", "vp", "sub-vp", "flow", "linear"])
+def test_a_grid_goes_to_every_process_that_has_its_noise(whole: Path, tmp_path: Path, schedule: str) -> None:
+    """At the same log-SNRs: what a network sees there is the same."""
+    log_snrs = [-3.4, -0.2, 3.9, 9.5]
+    model = with_process(with_grid(whole, tmp_path / "run", log_snrs), schedule=schedule)
+    times = Recipe("unipc", 5).times(model)
+    assert model.denoiser.process.schedule.log_snr(times[1:-1]).tolist() == pytest.approx(log_snrs, abs=1e-9)
+    assert len(sample(model, 1, steps=5)) == 1
+
+
+def test_a_grid_beyond_the_models_own_process_is_refused(whole: Path, tmp_path: Path) -> None:
+    """As from a file that another model's was copied to."""
+    model = with_grid(whole, tmp_path / "run", [-40.0, -30.0, 1.0])
+    with pytest.raises(UsageError, match=r"-40, -30, 1 are no grid here.*above the schedule's last, -19\.8"):
+        sample(model, 1, steps=4)
+
+
+@pytest.mark.parametrize("log_snrs", [[-9.0], [1.0, 1.0], [2.0, 1.0], [math.nan], [1.0, math.inf], [-math.inf, 1.0]])
+def test_at_log_snrs_makes_grids_alone(log_snrs: list[float]) -> None:
+    """Strictly decreasing from 1 to 0: ValueError where the log-SNRs are out of reach or out of order."""
+    for schedule in (EDM(), EDM(sigma_max=2.0), VE()):
+        with pytest.raises(ValueError, match="are no grid here"):
+            at_log_snrs(schedule, log_snrs)
+    assert at_log_snrs(EDM(), []).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("schedule", [zero_terminal_snr(cosine()), FlowMatching()], ids=["cosine", "flow"])
+def test_a_grid_is_searched_where_no_signal_is_left_too(schedule: Schedule) -> None:
+    process = GaussianProcess(schedule)
+    start = torch.randn(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grid = make_grid("karras", schedule, 4)
+    found, differences = search_grid(bimodal(process), process, ddim, grid, start, start.sign(), 100)
+    assert differences[-1] < differences[0] and (at_log_snrs(schedule, found).diff() < 0).all()

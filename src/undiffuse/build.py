@@ -14,7 +14,7 @@ from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, SCORE_OF_STATE, VALUES, Denoiser
+from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.networks import PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
@@ -31,6 +31,7 @@ from undiffuse.objectives import (
 )
 from undiffuse.objectives import Objective as Loss
 from undiffuse.progress import Bar, no_bar
+from undiffuse.targets import SCORE_OF_STATE
 
 TABLES = {
     "linear": process.linear,

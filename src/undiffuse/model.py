@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import Config, make_config, read_config
-from undiffuse.denoiser import SCORE_OF_STATE, Denoiser
+from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.networks import current_name
+from undiffuse.targets import SCORE_OF_STATE
 
 FORMAT = 1
 BUILT_IN = Path(__file__).parent / "models"
@@ -226,8 +227,8 @@ def find(name: str | os.PathLike[str]) -> Path:
 def with_process(model: Model, **settings: Any) -> Model:
     """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit.
 
-    `settings` are those of `undiffuse.config.Process`, the rest at its defaults. Raises UsageError for what these cannot
-    be, and for a model whose target has a meaning under its own process alone (denoiser.score_scale=state).
+    `settings` are those of `undiffuse.config.Process`, the rest at its defaults. Raises UsageError for what these
+    cannot be, and for a model whose target has a meaning under its own process alone (denoiser.score_scale=state).
     """
     if model.denoiser.target == SCORE_OF_STATE:
         raise UsageError(

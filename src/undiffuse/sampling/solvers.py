@@ -3,7 +3,8 @@
     x_s = sigma_s / sigma_t x_t + sigma_s int_{l_t}^{l_s} e^l x_0(l) dl.
 
 The rules differ in how they extrapolate x_0(l) from evaluations already made. All begin at order 1 and end with it
-(onto the data h is infinite and x_s = x_0); one at pure noise without signal, l = -inf, is too far to be of use.
+(onto the data h is infinite and x_s = x_0); one at pure noise without signal, l = -inf, is too far to be of use, and
+onto it (upwards) x_s = sigma_s eps.
 """
 
 import math
@@ -34,6 +35,8 @@ def dpm_solver_pp(
     if s == 0:
         return State(x0, s, x0, past)
     h = _half_log_snr(process, s) - _half_log_snr(process, state.t)
+    if h == -math.inf:
+        return State(_pure_noise(process, past[0], s), s, x0, past)
     differences = _differences(process, past, h)
     phi = math.expm1(-h)
     direction = -phi * x0
@@ -71,6 +74,12 @@ def _half_log_snr(process: GaussianProcess, t: float) -> float:
     return 0.5 * process.schedule.log_snr(t).item()
 
 
+def _pure_noise(process: GaussianProcess, at: Evaluation, s: float) -> Tensor:
+    """x_s where no signal is left: sigma_s eps, with the eps of an evaluation."""
+    level = process.level(at.t)
+    return process.level(s).sigma / level.sigma * (at.x - level.alpha * at.x0)
+
+
 def _usable(process: GaussianProcess, past: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
     return tuple(e for e in past if math.isfinite(_half_log_snr(process, e.t)))
 
@@ -96,6 +105,8 @@ def _unified_update(
     base, *older = past
     at_t, at_s = process.level(base.t), process.level(s)
     h = _half_log_snr(process, s) - _half_log_snr(process, base.t)
+    if h == -math.inf:
+        return _pure_noise(process, base, s)
     nodes = [((_half_log_snr(process, e.t) - _half_log_snr(process, base.t)) / h, e.x0) for e in older]
     if corrector is not None:
         nodes.append((1.0, corrector))

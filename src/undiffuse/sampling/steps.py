@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from undiffuse.process import Denoise, GaussianProcess, Process
@@ -76,7 +77,7 @@ def ddim(
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
     at_s = process.level(s)
-    v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2
+    v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2 if eta else torch.zeros_like(at_s.sigma)
     x = at_s.alpha * prediction.x0 + (at_s.sigma**2 - v).sqrt() * prediction.eps
     return State(x + v.sqrt() * draw.normal(x) if eta else x, s, prediction.x0)
 
@@ -84,8 +85,9 @@ def ddim(
 def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, draw: Draw) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
-    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or infinite, a
-    trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all along.
+    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or
+    infinite, a trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all
+    along.
     """
     first = denoise(state.x, state.t)
     if s == 0:
