@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from undiffuse.data import labels, pixels
+from undiffuse.data import labels, pictures
 from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.source import Content, Header, Source
 from undiffuse.errors import UndiffuseError, UsageError
@@ -47,7 +47,7 @@ def open_arrays(path: Path) -> Source:
 def _content(path: Path) -> Content:
     arrays = open_npy(path)
     if isinstance(arrays, np.ndarray):
-        return _of(pixels.pictures(path, {"the array": arrays}))
+        return _of(pictures.views_of(path, {"the array": arrays}))
     images = _images(path, arrays.names)
     label_names = [_first(arrays.names, "labels", split) for split in images.values()]
     if "arr_0" not in images:  # by position alone, nothing is known to belong together
@@ -56,7 +56,7 @@ def _content(path: Path) -> Content:
     if labelled and len(labelled) < len(images):
         missing = [name for name, label in zip(images, label_names, strict=True) if not label]
         raise UsageError(f"{path}: {labelled[0]} are labels, but {missing[0]} has none; all splits need them, or none")
-    views = pixels.pictures(path, {name: arrays.read(name) for name in images})
+    views = pictures.views_of(path, {name: arrays.read(name) for name in images})
     used = [*images, *labelled]
     found: np.ndarray | None = None
     classes: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def _of(
 
     def read(index: int) -> np.ndarray:
         part = int(np.searchsorted(starts, index, side="right")) - 1
-        return pixels.picture(views[part][index - starts[part]])
+        return pictures.picture(views[part][index - starts[part]])
 
     return Content(
         count=int(starts[-1]),

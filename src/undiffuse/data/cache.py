@@ -14,7 +14,7 @@ import numpy as np
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder
 
-FORMAT = 1
+FORMAT = 2
 HASH_CHUNK = 1 << 24
 
 

@@ -12,9 +12,9 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
-from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.data.reading import reading
+from undiffuse.errors import UsageError
 
-SHOWN = 200  # characters of another library's message
 DEFLATE_AT_BEST = 1032  # bytes that one byte of a deflate stream can stand for: 258 in 2 bits
 SYSCONF: dict[str, int] = getattr(os, "sysconf_names", {})
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -43,7 +43,7 @@ class Archive:
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], "Header"]]:
         """The member after its header, which agrees with the size of the file."""
-        with _reported(f"{name} of {self.path}"), zipfile.ZipFile(self.path) as archive:
+        with reading(f"{name} of {self.path}"), zipfile.ZipFile(self.path) as archive:
             member = archive.getinfo(f"{name}.npy")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("it is compressed in a way that NumPy does not write")
@@ -51,7 +51,7 @@ class Archive:
             if member.compress_size > self.path.stat().st_size or member.file_size > limit:
                 raise ValueError("the file is too short for the size it states")
             with archive.open(member) as file:
-                yield file, _header(file, member.file_size)
+                yield file, _header(file, member.file_size, f"{name} of {self.path}")
 
 
 class Header(NamedTuple):
@@ -68,7 +68,7 @@ def open_npy(path: Path) -> np.ndarray | Archive:
 
     Raises UndiffuseError naming the file when it is broken or holds Python objects.
     """
-    with _reported(str(path)), path.open("rb") as file:
+    with reading(str(path)), path.open("rb") as file:
         start = file.read(6)
         if start == b"\x93NUMPY":
             return _mapped(path)
@@ -81,7 +81,7 @@ def open_npy(path: Path) -> np.ndarray | Archive:
 
 def _mapped(path: Path) -> np.ndarray:
     with path.open("rb") as file:
-        shape, order, dtype, size = _header(file, path.stat().st_size)
+        shape, order, dtype, size = _header(file, path.stat().st_size, str(path))
         if size == 0:  # which cannot be mapped
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order=order)
@@ -98,8 +98,8 @@ def _archive(path: Path) -> Archive:
     return Archive(path, names)
 
 
-def _header(file: IO[bytes], length: int) -> Header:
-    """Reads the header of the array in `file`, which holds `length` bytes in all."""
+def _header(file: IO[bytes], length: int, what: str) -> Header:
+    """Reads the header of the array in `file`, which holds `length` bytes in all and is called `what`."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):  # 3.0 is for the names of fields, which no picture has
         raise ValueError(f"it is of NumPy's format {version[0]}.{version[1]}")
@@ -108,24 +108,15 @@ def _header(file: IO[bytes], length: int) -> Header:
         warnings.simplefilter("ignore")  # headers of Python 2 are well read
         shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise UsageError("it holds Python objects, which are never unpickled; save numbers or plain texts")
+        raise UsageError(
+            f"cannot read {what}: it holds Python objects, which are never unpickled; save numbers, or x.astype(str)"
+        )
     if min(shape, default=0) < 0 or dtype.itemsize == 0:
         raise ValueError(f"its header states shape {shape} of {dtype}")
     size, there = math.prod(shape) * dtype.itemsize, length - file.tell()
     if size != there:
         raise ValueError(f"its header promises {size:,} bytes, {there:,} are there")
     return Header(shape, "F" if fortran else "C", dtype, size)
-
-
-@contextlib.contextmanager
-def _reported(what: str) -> Iterator[None]:
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"cannot read {what}: {error}") from error
-    except Exception as error:  # the parsers of headers and zip files raise a dozen kinds on broken bytes
-        reason = (str(error) or type(error).__name__)[:SHOWN]
-        raise UndiffuseError(f"cannot read {what}: {reason}") from error
 
 
 def _memory() -> float:

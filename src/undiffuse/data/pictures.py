@@ -1,4 +1,4 @@
-"""What the numbers of an array of pictures mean: which axis is the channels, which value is white. Nothing is guessed."""
+"""What the numbers of an array of pictures mean: which axis is the channels, which value white. Nothing is guessed."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ GENERAL = (
 logger = logging.getLogger("undiffuse")
 
 
-def pictures(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Views (N, H, W, C) of all arrays, by their names in the file; `picture` makes uint8 of each [index].
 
     Their numbers are judged together, so that a dark split means what the others do. Raises UsageError where layout or
@@ -37,7 +37,7 @@ def pictures(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def picture(stored: np.ndarray) -> np.ndarray:
-    """One picture (H, W, C) as stored, which `pictures` accepted, as uint8 (H, W, 1 or 3); alpha is laid on white."""
+    """One picture (H, W, C) as stored, which `views_of` accepted, as uint8 (H, W, 1 or 3); alpha is laid on white."""
     if stored.dtype == np.bool_:
         stored = stored * np.uint8(255)
     stored = stored.astype(np.uint8, copy=False)
