@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub, through its own library."""
 
 import contextlib
-import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +28,11 @@ def open_hub(name: str, hint: str = "") -> Source:
 
     def opened() -> Content:
         needs("datasets", f"there is no path {name!r} here{hint}; names of the Hugging Face hub")
-        import datasets
-
         try:
-            with _asked_once(repository, revision or None):
+            reached = _reached(repository, revision or None)
+            import datasets  # only now: it takes longer to import than the hub to say no
+
+            with _offline(not reached):
                 splits = datasets.load_dataset(repository, revision=revision or None)
         except Exception as error:  # no network, no such name, no permission: each has its own class there
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -44,28 +45,38 @@ def open_hub(name: str, hint: str = "") -> Source:
     return Source(["hub", name], opened)
 
 
-@contextlib.contextmanager
-def _asked_once(repository: str, revision: str | None) -> Iterator[None]:
-    """Asks the hub for the name. Where it cannot be reached, only what its library has in its cache is used inside.
+def _reached(repository: str, revision: str | None) -> bool:
+    """Asks the hub for the name once; whether it answered, else the library's cache may have it.
 
-    Raises what the library does for a name or revision that is not there, or is not for everyone.
+    Raises what the library does for a name or revision that is not there, or is not for everyone, and ConnectionError
+    where the hub cannot be reached and the cache has nothing of that owner.
     """
-    import datasets
-    import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import HfApi, constants, errors
 
-    online = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     try:
-        huggingface_hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT)
+        HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
-    except Exception as error:
-        logging.getLogger("undiffuse").info("the hub cannot be reached: %s", error)
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    except Exception as error:  # no network, offline mode, a time-out: each has its own class there
+        cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+        if not any(cache.glob(f"{repository.split('/')[0]}___*")):  # the rest of the name is spelled anew there
+            raise ConnectionError(f"it cannot be reached ({error})") from error
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline(only_cached: bool) -> Iterator[None]:
+    """The library asks the hub for nothing inside, if `only_cached`: it would try again for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = (only_cached or one for one in before)
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = online
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _table(split: "Dataset") -> Table:
