@@ -35,7 +35,10 @@ BUILT_IN = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies."""
+    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
+
+    A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -44,6 +47,11 @@ class DataFacts:
     class_share: tuple[float, ...] = ()
     licence: str = ""
     fingerprint: str = ""
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The classes there were pictures of: those that can be drawn."""
+        return tuple(name for name, share in zip(self.classes, self.class_share, strict=True) if share > 0)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,15 @@ class Model:
 
     def label(self, name: str | int) -> int:
         """The class `name` (or, where none is called that, its number) as a label, or a UsageError."""
+        label = self._label(name)
+        if not self.data.class_share[label]:
+            raise UsageError(
+                f"the model {self.name} saw no picture of {self.data.classes[label]!r} in training, so it cannot draw it; "
+                f"it has {', '.join(self.data.learnt)}."
+            )
+        return label
+
+    def _label(self, name: str | int) -> int:
         classes = self.data.classes
         for index, known in enumerate(classes):
             if known.lower() == str(name).lower():
@@ -101,8 +118,8 @@ class Model:
             return int(name)
         if not classes:
             raise UsageError(f"the model {self.name} has no classes")
-        close = difflib.get_close_matches(str(name), classes, 1, 0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(classes)}."
+        close = difflib.get_close_matches(str(name), self.data.learnt, 1, 0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(self.data.learnt)}."
         raise UsageError(f"the model {self.name} has no class {name!r}; {hint}")
 
     def labels(self, samples: np.ndarray) -> Tensor | None:
@@ -114,7 +131,8 @@ class Model:
             return None
         u = np.modf((samples + 0.5) * 0.6180339887498949)[0]
         labels = np.searchsorted(np.cumsum(self.data.class_share), u, side="right")
-        return torch.from_numpy(np.minimum(labels, len(self.data.classes) - 1))
+        last = np.flatnonzero(self.data.class_share)[-1]  # where the sum of the shares is a little below 1
+        return torch.from_numpy(np.minimum(labels, last))
 
 
 def sha256_of_weights(network: nn.Module) -> str:

@@ -30,7 +30,7 @@ def models() -> None:
         table.add_row(
             name,
             f"{data.count} images of {height}x{width}x{channels} ({data.licence})",
-            ", ".join(data.classes),
+            ", ".join(data.learnt),
             f"{size:.1f} MB",
             told,
         )

@@ -1,7 +1,9 @@
 """From Content to a finished cache folder: survey the headers, decode every image once, stream it to disk."""
 
+import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,9 @@ from undiffuse.errors import UndiffuseError
 
 SHOWN = 10
 CHUNK = 256
+DARK = 64  # 14 bits in 16 reach this, 12 bits 16, masks 1
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
-
-logger = logging.getLogger("undiffuse")
 
 
 def build(
@@ -36,26 +37,57 @@ def build(
     UndiffuseError with one report of every image that cannot be read, in either split, unless `skip_corrupt` leaves
     them out, and when none remain.
     """
-    size, channels = _decide(content, size, channels)
-    with cache.writing(folder) as temporary:
+    with _quiet_pillow(), cache.writing(folder) as temporary:
+        size, channels = _decide(content, size, channels)
         good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
-        skipped = len(reasons)
+        skipped, remarks = len(reasons), []
         reasons |= _unreadable_elsewhere(content, chosen)
         if reasons:
             message = _report(content, reasons, content.count)
             if not skip_corrupt or not good.any():
                 raise UndiffuseError(message + ("" if skip_corrupt else "\nUse --skip-corrupt to leave them out."))
-            logger.warning("%s\nThey are left out.", message)
+            remarks.append(f"{message}\nThey are left out.")
             if skipped:
                 _compact(temporary / "images.npy", good)
+        remarks += _nearly_black(temporary / "images.npy")
         kept = chosen[good]
+        labels = None if content.labels is None else content.labels[kept]
+        if labels is not None and (labels < 0).any():
+            labels = None
         facts = {
-            "classes": content.classes,
+            "classes": () if labels is None else content.classes,
             "names": [content.names[index] for index in kept] if content.names else [],
             "licence": content.licence,
             "skipped": skipped,
+            "remarks": remarks,
         }
-        cache.finish(temporary, None if content.labels is None else content.labels[kept], facts)
+        cache.finish(temporary, labels, facts)
+
+
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns of every oddity of every file. What matters here is whether it reads the picture."""
+    log = logging.getLogger("PIL")
+    level = log.level
+    with warnings.catch_warnings():  # here and not where files are read: it is not safe in threads
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _nearly_black(path: Path) -> list[str]:
+    """A remark on images so dark, all of them, that their full scale must be another than 255."""
+    images = np.load(path, mmap_mode="r")
+    brightest = max(int(images[start : start + CHUNK].max()) for start in range(0, len(images), CHUNK))
+    if brightest > DARK:
+        return []
+    return [
+        f"nearly black: the brightest value of all images is {brightest} of 255. If white has another value in these "
+        "files (1, 15, 4095 or the like, instead of 255, or 65535 in 16 bits), multiply them to reach it and save them."
+    ]
 
 
 def _decide(content: Content, size: int | None, channels: int | None) -> tuple[int | None, int]:

@@ -20,7 +20,7 @@ HASH_CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished data set as it lies in the cache; the fields mean what they mean in ImageSet."""
+    """A finished data set as it lies in the cache; fields as in ImageSet, and remarks to be logged at each loading."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -29,6 +29,7 @@ class Stored:
     licence: str
     fingerprint: str
     skipped: int
+    remarks: tuple[str, ...]
 
 
 def cache_dir() -> Path:
@@ -107,6 +108,7 @@ def read(folder: Path) -> Stored | None:
             licence=meta["licence"],
             fingerprint=meta["fingerprint"],
             skipped=meta["skipped"],
+            remarks=tuple(meta["remarks"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

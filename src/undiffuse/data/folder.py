@@ -1,81 +1,61 @@
-"""A folder of images: any mode, size and depth; the first level of subfolders names the classes."""
+"""A folder of images: any mode, size and depth; the folders in it are its splits and classes."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from undiffuse.data import policy
+from undiffuse.data.layout import arrange
+from undiffuse.data.remarks import kinds, readable, some, warn
 from undiffuse.data.source import Content, Source
+from undiffuse.data.walk import READ, walk
 from undiffuse.errors import UsageError
-
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico", ".apng"),
-)
-TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 def open_folder(root: Path) -> Source:
-    """Source over every image under `root`; raises UsageError when there is none, or when classes are unclear.
+    """Source over every image under `root`, with the splits and classes that `layout.arrange` finds.
 
-    train/ beside test/ (or val/, valid/, validation/) are the splits, and anything else beside them is not used.
+    Raises UsageError when there is no image, or when splits or classes are unclear; logs what is left out.
     """
-    files = sorted(_images(root))
-    if not files:
-        raise UsageError(f"no images in {root} (looked for {' '.join(EXTENSIONS)})")
-    tops = {file.parts[0] for file in files if len(file.parts) > 1}
-    held_out = next((name for name in TEST_FOLDERS if name in tops), None)
-    own_split = "train" in tops and held_out is not None
-    if own_split:
-        files = [file for file in files if len(file.parts) > 1 and file.parts[0] in ("train", held_out)]
-    names = _classes(root, files, depth=1 if own_split else 0)
+    found = walk(root)
+    place = readable(str(root))
+    for remark in found.remarks:
+        warn(remark)
+    if not found.pictures:
+        unread = f": {kinds(found.unread)} cannot be read; convert them to PNG" if found.unread else ""
+        raise UsageError(f"no images in {place}{unread} (looked for {' '.join(sorted(READ))})")
+    layout = arrange(root, found)
+    for remark in layout.remarks:
+        warn(remark)
+    files = layout.files
+    classes = _texts(place, {name for name in layout.classes if name is not None})
 
     def opened() -> Content:
-        classes = tuple(sorted(set(names)))
-        position = {name: label for label, name in enumerate(classes)}
+        names = sorted(classes.values())
+        position = {raw: names.index(text) for raw, text in classes.items()} | {None: -1}
         return Content(
             count=len(files),
             read=lambda index: policy.decode(root / files[index]),
             header=lambda index: policy.header(root / files[index]),
-            where=lambda index: str(files[index]),
-            labels=np.array([position[name] for name in names], dtype=np.int64) if names else None,
-            classes=classes,
-            names=tuple(map(str, files)),
-            test=np.array([file.parts[0] == held_out for file in files]) if own_split else None,
+            where=lambda index: readable(str(files[index])),
+            labels=np.array([position[name] for name in layout.classes], dtype=np.int64) if names else None,
+            classes=tuple(names),
+            names=tuple(readable(str(file)) for file in files),
+            test=None if layout.test is None else np.array(layout.test),
         )
 
-    identity = ["folder", str(root.resolve()), [[str(file), *_stamp(root / file)] for file in files]]
-    return Source(identity, opened)
+    stamps = [[str(file), *_stamp(root / file)] for file in files]
+    return Source(["folder", str(root.resolve()), stamps, layout.classes, layout.test], opened)
 
 
-def _images(root: Path) -> Iterator[PurePosixPath]:
-    """Image files under `root`, relative to it; hidden ones are left out, links are followed, loops are not."""
-    visited = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                yield PurePosixPath(Path(folder, name).relative_to(root).as_posix())
-
-
-def _classes(root: Path, files: list[PurePosixPath], depth: int) -> list[str]:
-    """The class name of each file, or [] when none has one."""
-    loose = [file for file in files if len(file.parts) == depth + 1]
-    if len(loose) == len(files):
-        return []
-    if loose:
-        raise UsageError(
-            f"{root}: {len(loose)} images lie beside class folders (the first is {loose[0]}). "
-            "Move them into a class folder, or all images into one folder for a set without classes."
-        )
-    return [file.parts[depth] for file in files]
+def _texts(place: str, names: set[str]) -> dict[str, str]:
+    """Folders' names -> class names. Raises UsageError where two come out alike."""
+    texts = {name: readable(name) for name in names}
+    if len(set(texts.values())) < len(texts):
+        raise UsageError(f"{place}: two class folders are both written {some(sorted(texts.values()))}; rename one")
+    if odd := sorted(text for name, text in texts.items() if name != text):
+        warn(f"{place}: class folders whose names are not plain UTF-8 text; their classes are written {some(odd)}")
+    return texts
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from undiffuse.data import arrays, cache, idx, splits
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.imageset import ImageSet
+from undiffuse.data.remarks import readable, some, warn
 from undiffuse.data.source import Source
 from undiffuse.errors import UsageError
 
@@ -49,6 +52,8 @@ def load(
     if size is not None and not 1 <= size <= LARGEST_SIZE:
         raise UsageError(f"size must be from 1 to {LARGEST_SIZE}, not {size}")
     name = os.fspath(source)
+    if name != readable(name):
+        raise UsageError(f"the path {readable(name)} is not plain UTF-8 text: rename it, or link to it by another name")
     opened = _source(name)
     folder = cache.folder_for("data", [cache.FORMAT, [opened.identity, split, size, channels, skip_corrupt]])
     stored = cache.read(folder)
@@ -57,6 +62,8 @@ def load(
             stored = cache.read(folder)  # another process may have built it meanwhile
             if stored is None:
                 stored = _build(opened, folder, split, size, channels, skip_corrupt, progress)
+    for remark in (*stored.remarks, *_unlearnable(stored, split)):
+        warn(f"{name}: {remark}")
     return ImageSet(
         name=name,
         split=split,
@@ -82,11 +89,22 @@ def _build(
     from undiffuse.data.build import build  # Pillow is only needed when the cache has nothing
 
     content = source.open()
-    test = splits.held_out(content.count) if content.test is None else content.test
+    test = splits.held_out(content.count, content.labels) if content.test is None else content.test
     build(content, splits.select(test, split), folder, size, channels, skip_corrupt, progress)
     stored = cache.read(folder)
     assert stored is not None, "what was just written can be read"
     return stored
+
+
+def _unlearnable(stored: cache.Stored, split: str) -> list[str]:
+    """A remark on the classes that the training images leave without a single one."""
+    if split != "train" or stored.labels is None:
+        return []
+    empty = np.flatnonzero(np.bincount(stored.labels, minlength=len(stored.classes)) == 0)
+    if not len(empty):
+        return []
+    names = some([stored.classes[label] for label in empty])
+    return [f"no image to train on in {len(empty)} of {len(stored.classes)} classes: {names}. Models cannot draw them."]
 
 
 def _source(name: str) -> Source:

@@ -1,33 +1,92 @@
 """The one resize and crop policy: any image in, uint8 (size, size, channels) out. docs/data.md states it for users."""
 
-from collections.abc import Iterable
+import contextlib
+import io
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from undiffuse.data import pixels
+from undiffuse.data.png import without_metadata
 from undiffuse.data.source import Header
 
 DEFAULT_SIZE = 32
 LARGEST_KEPT = 64
-SIXTEEN_BIT_FULL_SCALE = 65535
-GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
+# What may be opened, whatever the name says. Others of Pillow's run programs (EPS) or are no pictures of their own.
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO"),
+    *("QOI", "SGI"),
+)
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FOREIGN = {b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF", b"JXL ": "JPEG XL"}
+T = TypeVar("T")
 
 
 def header(file: Path | BinaryIO) -> Header:
-    """Size and greyness of an image file; reads no pixels. Raises whatever Pillow raises for a broken file."""
-    with Image.open(file) as image:
-        return Header(image.width, image.height, grey=_is_grey(image))
+    """Size and greyness of an image file; reads no pixels. Raises ValueError for a broken file."""
+    return _opened(file, lambda image: Header(image.width, image.height, pixels.is_grey(image)))
 
 
 def decode(file: Path | BinaryIO) -> Image.Image:
     """The first frame of an image file, upright, mode L or RGB.
 
-    Raises whatever Pillow raises for a broken file, and ValueError for pixel values that have no certain meaning.
+    Raises ValueError saying what is wrong with a broken file, and for pixel values that have no certain meaning.
     """
-    with Image.open(file) as image:
-        return to_eight_bit(ImageOps.exif_transpose(image))
+    return _opened(file, lambda image: _upright(pixels.to_eight_bit(image), image))
+
+
+def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
+    """What `use` gives for the opened image; a PNG that only its metadata spoil is read without them."""
+    if isinstance(file, Path):
+        if file.exists() and not file.is_file():
+            raise ValueError("not a regular file")
+        with file.open("rb") as opened:
+            return _opened(opened, use)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return use(image)
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them meet
+        file.seek(0)
+        bare = without_metadata(file.read())
+        if bare is not None:
+            with contextlib.suppress(Exception), Image.open(io.BytesIO(bare), formats=FORMATS) as image:
+                return use(image)
+        raise ValueError(_reason(file, error)) from error
+
+
+def _reason(file: BinaryIO, error: Exception) -> str:
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    file.seek(0)
+    begins = file.read(16)
+    if not begins:
+        return "the file is empty"
+    for mark, kind in FOREIGN.items():
+        if mark in begins:
+            return f"a {kind} picture, a kind that is not read: convert it to PNG"
+    return "cannot identify image file: broken from the start, or of a kind that is not read"
+
+
+def _upright(turned: Image.Image, original: Image.Image) -> Image.Image:
+    """`turned` as the EXIF orientation of `original` wants it; broken EXIF wants nothing."""
+    try:
+        orientation = original.getexif().get(ORIENTATION)
+    except Exception:  # it is read with struct and XML
+        return turned
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return turned if method is None else turned.transpose(method)
 
 
 def default_size(headers: Iterable[Header]) -> int:
@@ -56,33 +115,8 @@ def fit(image: Image.Image | np.ndarray, size: int | None, channels: int) -> np.
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if size is not None and image.size != (size, size):
         image = _central_square(image, size)
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Any Pillow image as mode L or RGB: full scale maps to full scale, transparency is laid on white."""
-    if image.mode == "F":
-        return _scaled(np.asarray(image), 1.0, "floating-point")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _scaled(np.asarray(image), SIXTEEN_BIT_FULL_SCALE, "integer")
-    grey = _is_grey(image)
-    if image.has_transparency_data:
-        # Before scaling, so that the colour stored under transparent pixels never bleeds into the edges.
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if grey else "RGB")
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in GREY_MODES or image.mode.startswith("I;16")
-
-
-def _scaled(values: np.ndarray, full_scale: float, kind: str) -> Image.Image:
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= full_scale):  # written so that NaN is refused as well
-        raise ValueError(f"{kind} pixels reach from {low:g} to {high:g}, expected 0 to {full_scale:g}")
-    return Image.fromarray(np.rint(values * (255 / full_scale)).astype(np.uint8))
+    values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return values.reshape(*values.shape[:2], channels)
 
 
 def _central_square(image: Image.Image, size: int) -> Image.Image:

@@ -25,6 +25,7 @@ class Content:
     """All the images of a source, both splits, none of them read yet.
 
     read and header take an index and raise any exception for an image that cannot be read.
+    labels are -1 where an image has none; a split with such images is unlabelled.
     test marks the images of the test split, bool (count,); None lets `splits.select` choose them.
     keep_size: with no size asked for, images stay as they are (ready arrays); else `policy.default_size` decides.
     """

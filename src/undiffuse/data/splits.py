@@ -8,16 +8,20 @@ SPLITS = ("train", "test", "all")
 ONE_IN = 10
 
 
-def held_out(count: int) -> np.ndarray:
+def held_out(count: int, labels: np.ndarray | None = None) -> np.ndarray:
     """The test split of a source that brings none, bool (count,): one image in ten, the same ones for ever.
 
     They are every tenth item of one fixed permutation of the positions, so neither file order nor class order shows
-    in it. Fewer than ten images have no test split; the training split is never empty.
+    in it. Fewer than ten images have no test split; the training split is never empty. A class of `labels`, int64
+    (count,), that would have all its images held out keeps its first one for training.
     """
     # RandomState is frozen by NumPy's policy (NEP 19); the newer Generator may change its stream between versions.
     order = np.random.RandomState(0).permutation(count)
     test = np.zeros(count, dtype=bool)
     test[order[ONE_IN - 1 :: ONE_IN]] = True
+    if labels is not None:
+        known, first = np.unique(labels, return_index=True)
+        test[first[~np.isin(known, labels[~test])]] = False
     return test
 
 

@@ -1,0 +1,171 @@
+"""What the folders of a data set mean: wrappers, splits, classes. Nothing is decided without a word."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from undiffuse.data.remarks import kinds, readable, some
+from undiffuse.data.walk import Found
+from undiffuse.errors import UsageError
+
+SPLIT = re.compile(
+    r"(?:images?|imgs?|seg)?[-_ ]*"
+    r"(?:(?P<train>train(?:ing)?)|(?P<test>test(?:ing)?)"
+    r"|(?P<val>val(?:id(?:ation)?)?|dev|eval(?:uation)?|held[-_ ]?out))"
+    r"[-_ ]*(?:set|data|split|images?|imgs?|(?:19|20)\d\d)?",
+    re.IGNORECASE,
+)
+NO_CLASS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "data"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The pictures in use, relative to the root, and what is known of each.
+
+    classes   its class, None where it has none; all of them None for an unlabelled set
+    test      whether it is held out; None for a set that brings no split
+    """
+
+    files: list[PurePosixPath]
+    classes: list[str | None]
+    test: list[bool] | None
+    remarks: list[str]
+
+
+def role(name: str) -> str | None:
+    """ "train", "test" or "val" for a folder's name that usually means that split, in any case; else None."""
+    found = SPLIT.fullmatch(name.strip())
+    return found.lastgroup if found else None
+
+
+def arrange(root: Path, found: Found) -> Layout:
+    """Splits and classes of the pictures under `root`. Raises UsageError where they would be a guess."""
+    place = readable(str(root))
+    seen = [*found.pictures, *found.unread]
+    depth, remarks = _unwrap(place, seen)
+    roles = {top: role(top) for top in sorted(_tops(seen, depth))}
+    trains, held_out = ([top for top in roles if roles[top] in kind] for kind in (("train",), ("test", "val")))
+    if trains and held_out:
+        return _split(place, found, depth, roles, remarks)
+    if trains or held_out:
+        remarks.append(_no_split(place, found.pictures, depth, roles))
+    return Layout(found.pictures, _classes(place, found, depth), None, remarks)
+
+
+def _tops(files: Sequence[PurePosixPath], depth: int) -> set[str]:
+    """The folders at a level."""
+    return {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+
+
+def _loose(files: Sequence[PurePosixPath], depth: int) -> list[PurePosixPath]:
+    """The files in no folder of a level."""
+    return [file for file in files if len(file.parts) == depth + 1]
+
+
+def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
+    """How many levels of folders only wrap the others, and what to say of it.
+
+    A folder that holds all pictures, none of them directly, is a wrapper. So is a lone train/ or test/. But where a
+    chain of wrappers ends in one folder, there is one class, and it has the name of the first.
+    """
+    depth = settled = 0
+    remarks = []
+    while len(tops := _tops(files, depth)) == 1 and not _loose(files, depth):
+        only = tops.pop()
+        if role(only):
+            settled = depth + 1
+            if role(only) != "train":
+                remarks.append(f"{place}: there is {readable(only)}/ and no train/: its pictures are all there are")
+        elif _loose(files, depth + 1):
+            break
+        depth += 1
+    return (depth if len(_tops(files, depth)) > 1 else settled), remarks
+
+
+def _no_split(place: str, pictures: list[PurePosixPath], depth: int, roles: dict[str, str | None]) -> str:
+    """What to say of folders called like a split without a counterpart: classes if they look like those beside them."""
+    named, others = ([top for top in roles if bool(roles[top]) == wanted] for wanted in (True, False))
+    flat = {file.parts[depth] for file in _loose(pictures, depth + 1)}
+    if not others or flat.isdisjoint(named):
+        beside = f"beside {some(others)}" if others else "alone"
+        raise UsageError(
+            f"{place}: {some(named)} {beside} may be splits or classes. Splits are train/ with test/ (or val/): "
+            "move or rename what is something else."
+        )
+    return f"{place}: {some(named)} is taken for a class, like {some(others)}; splits are train/ with test/ (or val/)"
+
+
+def _split(place: str, found: Found, depth: int, roles: dict[str, str | None], remarks: list[str]) -> Layout:
+    """The pictures of train/ and of test/ or, failing that, val/; what is beside them is left out, with a remark."""
+    train = _the("train", place, roles)
+    test = _the("test" if "test" in roles.values() else "val", place, roles)
+    used = {train: _part(place, found, depth, train), test: _part(place, found, depth, test)}
+    unused = Counter(file.parts[depth] for file in found.pictures if not any(file in part for part in used.values()))
+    if unused:
+        counts = [f"{name}/ ({count})" if name in roles else name for name, count in sorted(unused.items())]
+        remarks.append(
+            f"{place}: {unused.total()} pictures are in neither split and not used: {some(counts)}; "
+            f"the splits are {readable(train)}/ and {readable(test)}/"
+        )
+    labelled = {top: None not in part.values() for top, part in used.items()}
+    if labelled[train] and not labelled[test]:
+        remarks.append(
+            f"{place}: {readable(test)}/ has no class folders, so the test split (and all) is without classes"
+        )
+    if labelled[test] and not labelled[train]:
+        remarks.append(f"{place}: {readable(train)}/ has no class folders, so those of {readable(test)}/ are not used")
+        used[test] = dict.fromkeys(used[test])
+    classes = used[train] | used[test]
+    files = sorted(classes)
+    return Layout(files, [classes[file] for file in files], [file in used[test] for file in files], remarks)
+
+
+def _the(kind: str, place: str, roles: dict[str, str | None]) -> str:
+    names = [top for top in roles if roles[top] == kind]
+    if len(names) > 1:
+        raise UsageError(f"{place}: {some(names)} may each be the {kind} split. Move or rename all but one.")
+    return names[0]
+
+
+def _part(place: str, found: Found, depth: int, top: str) -> dict[PurePosixPath, str | None]:
+    """The pictures of one split, and the class of each."""
+    place = f"{place}/{readable(top)}"
+    pictures, unread = (
+        [file for file in files if len(file.parts) > depth + 1 and file.parts[depth] == top]
+        for files in (found.pictures, found.unread)
+    )
+    if not pictures:
+        raise UsageError(
+            f"{place} holds only pictures of kinds that are not read ({kinds(unread)}): convert them to PNG"
+        )
+    level = depth + 1  # train/images/cat, seg_train/seg_train/cat
+    while (
+        len(tops := _tops(pictures, level)) == 1
+        and not _loose(pictures, level)
+        and not _loose(pictures, level + 1)
+        and (role(top := tops.pop()) or top.lower() in NO_CLASS)
+    ):
+        level += 1
+    return dict(zip(pictures, _classes(place, Found(pictures, unread, []), level), strict=True))
+
+
+def _classes(place: str, found: Found, depth: int) -> list[str | None]:
+    """The class of each picture: its folder's name at a level, None for all where none has one."""
+    loose = _loose(found.pictures, depth)
+    if len(loose) == len(found.pictures):
+        return [None] * len(loose)
+    if loose:
+        raise UsageError(
+            f"{place}: {len(loose)} images lie beside class folders (the first is {readable(str(loose[0]))}). "
+            "Move them into a class folder, or all images into one folder for a set without classes."
+        )
+    lost = _tops(found.unread, depth) - _tops(found.pictures, depth)
+    if lost:
+        files = [file for file in found.unread if len(file.parts) > depth + 1 and file.parts[depth] in lost]
+        raise UsageError(
+            f"{place}: no picture of the class {some(sorted(lost))} can be read, since {kinds(files)} are not read. "
+            "Convert them to PNG, or move the folder elsewhere."
+        )
+    return [file.parts[depth] for file in found.pictures]

@@ -1,0 +1,148 @@
+"""The pictures under a folder, and a word on everything that looks like one and is not read."""
+
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from undiffuse.data.remarks import kinds, readable, some
+from undiffuse.errors import UndiffuseError, UsageError
+
+
+def _endings(text: str) -> frozenset[str]:
+    return frozenset(f".{word}" for word in text.split())
+
+
+READ = _endings(
+    "png apng jpg jpeg jpe jfif mpo webp gif bmp dib tif tiff avif avifs jp2 j2k j2c jpc jpf jpx ppm pgm pbm pnm pfm "
+    "tga icb vda vst pcx ico qoi sgi"
+)
+UNREAD = _endings(
+    "heic heif hif jxl jxr hdp wdp flif bpg exr hdr psd psb xcf kra ora svg svgz ai eps emf wmf raw cr2 cr3 crw nef "
+    "nrw dng arw srf sr2 orf rw2 raf pef ptx srw x3f 3fr fff iiq erf kdc dcr mrw mos rwl gpr dcm dicom dds icns cur "
+    "fits fit fts xpm xbm ras rgb rgba bw pic djvu cin dpx"
+)
+NO_PICTURE = _endings(  # not worth opening to see
+    "txt json jsonl csv tsv xml yaml yml toml cfg ini md rst html htm log lock db py ipynb npy npz mat h5 pt pth pkl "
+    "safetensors parquet zip gz tar pdf mp4 mov avi mkv webm"
+)
+# Thumbnails and leavings of systems and network disks, in lower case; hidden folders are left out anyway.
+NO_DATA = frozenset(
+    {
+        *("@eadir", "@tmp", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found"),
+        *("system volume information", "thumbs", "thumbnails", "__macosx", "__pycache__"),
+    }
+)
+WRITTEN_BY_A_RUN = frozenset({"checkpoints", "previews", "tensorboard"})
+BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+
+KIND = "pictures of kinds that are not read; convert them to PNG first"
+NAME = "pictures by their content but not by their name; give them an ending such as .png or .jpg"
+LINK = "links to nothing"
+RUN = "what a run of undiffuse wrote is not data"
+LEAVINGS = "thumbnails or deleted files, by the folder's name; rename it if it is data"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Paths relative to the folder, sorted: pictures to read, pictures of kinds that are not read; and remarks."""
+
+    pictures: list[PurePosixPath]
+    unread: list[PurePosixPath]
+    remarks: list[str]
+
+
+def walk(root: Path) -> Found:
+    """Everything under `root` that is a picture by its ending, or by its first bytes where it has none.
+
+    Hidden files and folders are left out; so are, with a remark, folders of thumbnails (`NO_DATA`) and folders that
+    hold a run of undiffuse. Links are followed, loops are not. Raises UsageError where two names lead to one folder
+    with pictures, and UndiffuseError where a folder cannot be read.
+    """
+    pictures: list[PurePosixPath] = []
+    left_out: dict[str, list[PurePosixPath]] = defaultdict(list)
+    twice: list[tuple[PurePosixPath, PurePosixPath]] = []
+    for folder, names in _folders(root, left_out, twice):
+        for name in names:
+            reason = None if name.startswith(".") else _reason(root / folder / name)
+            if reason == "":
+                pictures.append(folder / name)
+            elif reason:
+                left_out[reason].append(folder / name)
+    for first, second in twice:
+        if any(picture.is_relative_to(first) for picture in pictures):
+            raise UsageError(
+                f"{readable(str(root))}: {readable(str(first))} and {readable(str(second))} are one folder with two "
+                "names (one is a link), so its pictures would count twice. Remove the link, or move it elsewhere."
+            )
+    remarks = []
+    for reason, files in left_out.items():
+        counts = f"{len(files)} files ({kinds(files)})" if reason in (KIND, NAME) else f"{len(files)}"
+        remarks.append(f"{readable(str(root))}: left out {counts}: {reason}: {some(sorted(files))}")
+    return Found(sorted(pictures), sorted(left_out.get(KIND, ())), remarks)
+
+
+def _folders(
+    root: Path, left_out: dict[str, list[PurePosixPath]], twice: list[tuple[PurePosixPath, PurePosixPath]]
+) -> Iterator[tuple[PurePosixPath, list[str]]]:
+    """Yields each folder that may hold data, relative to `root`, with the names of its files."""
+    chains: dict[str, tuple[Path, ...]] = {}  # a folder as walked -> the real folders from the root down to it
+    visited: dict[Path, PurePosixPath] = {}
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
+        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        real, above = Path(os.path.realpath(folder)), chains.get(os.path.dirname(folder), ())
+        if any(one.is_relative_to(real) for one in above):  # a loop
+            subfolders.clear()
+            continue
+        if real in visited:
+            twice.append((visited[real], here))
+            subfolders.clear()
+            continue
+        if _is_run(subfolders, files):
+            left_out[RUN].append(here)
+            # A run written among the data themselves leaves the data what they are.
+            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN if here == PurePosixPath() else ()
+            files = files if subfolders else []
+        chains[folder], visited[real] = (*above, real), here
+        dropped = [name for name in subfolders if name.lower() in NO_DATA]
+        if leavings := [here / name for name in dropped if _holds_pictures(root / here / name)]:
+            left_out[LEAVINGS] += leavings
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in dropped)
+        yield here, files
+
+
+def _refuse(error: OSError) -> None:
+    raise UndiffuseError(f"cannot read the folder {readable(str(error.filename))}: {error.strerror}") from error
+
+
+def _is_run(subfolders: list[str], files: list[str]) -> bool:
+    """Whether a folder of these holds a run or a model of undiffuse."""
+    run = "run.json" in files and ("metrics.jsonl" in files or not WRITTEN_BY_A_RUN.isdisjoint(subfolders))
+    return run or {"model.json", "weights.safetensors"} <= set(files)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(Path(name).suffix.lower() in READ for _, _, files in os.walk(folder) for name in files if name[0] != ".")
+
+
+def _reason(path: Path) -> str | None:
+    """Why a file is left out: "" for a picture to read, None for what is no picture."""
+    kind = path.suffix.lower()
+    if kind in READ:
+        return ""
+    if kind in UNREAD:
+        return KIND
+    if kind in NO_PICTURE:
+        return None
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as file:
+            begins = file.read(16)
+    except OSError:
+        return LINK if path.is_symlink() else ""  # reading it as a picture says what is wrong
+    if begins.startswith(BEGINNINGS) or (begins[:4], begins[8:12]) == (b"RIFF", b"WEBP"):
+        return NAME if kind else ""
+    return None
