@@ -1,6 +1,5 @@
 """A user's own arrays: .npz and .npy files. Nothing is unpickled, and no layout or value range is guessed."""
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from undiffuse.data import labels, pictures
 from undiffuse.data.npy import Archive, open_npy
+from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Header, Source
 from undiffuse.errors import UndiffuseError, UsageError
 
@@ -21,9 +21,6 @@ WORDS = {
     "names": ("names",),
 }
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
-SHOWN = 10
-
-logger = logging.getLogger("undiffuse")
 
 
 class Role(NamedTuple):
@@ -47,7 +44,7 @@ def open_arrays(path: Path) -> Source:
 def _content(path: Path) -> Content:
     arrays = open_npy(path)
     if isinstance(arrays, np.ndarray):
-        return _of(pictures.views_of(path, {"the array": arrays}))
+        return _of(*pictures.views_of(path, {"the array": arrays}))
     images = _images(path, arrays.names)
     label_names = [_first(arrays.names, "labels", split) for split in images.values()]
     if "arr_0" not in images:  # by position alone, nothing is known to belong together
@@ -56,7 +53,7 @@ def _content(path: Path) -> Content:
     if labelled and len(labelled) < len(images):
         missing = [name for name, label in zip(images, label_names, strict=True) if not label]
         raise UsageError(f"{path}: {labelled[0]} are labels, but {missing[0]} has none; all splits need them, or none")
-    views = pictures.views_of(path, {name: arrays.read(name) for name in images})
+    views, remarks = pictures.views_of(path, {name: arrays.read(name) for name in images})
     used = [*images, *labelled]
     found: np.ndarray | None = None
     classes: tuple[str, ...] = ()
@@ -71,12 +68,14 @@ def _content(path: Path) -> Content:
         found, classes = labels.indices(f"{path}: {' and '.join(labelled)}", parts, named)
     names = _names(path, arrays, sum(map(len, views)))
     used += [_first(arrays.names, "names", "") or ""] if names else []
-    _warn_of_unused(path, arrays, used)
-    return _of(views, found, classes, names)
+    if unused := [_described(arrays, name) for name in arrays.names if name not in used]:
+        remarks.append(f"arrays not used: {some(unused)}")
+    return _of(views, remarks, found, classes, names)
 
 
 def _of(
     views: Sequence[np.ndarray],
+    remarks: Sequence[str],
     found: np.ndarray | None = None,
     classes: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
@@ -99,6 +98,7 @@ def _of(
         names=names,
         test=np.arange(starts[-1]) >= starts[1] if len(views) > 1 else None,
         keep_size=True,
+        remarks=tuple(remarks),
     )
 
 
@@ -130,8 +130,7 @@ def _images(path: Path, names: Sequence[str]) -> dict[str, str]:
         words = ", ".join(WORDS["images"])
         what = f"only {', '.join(map(repr, found.values()))} to hold out" if found else "none"
         raise UsageError(
-            f"{path}: images to train on are called {words}, or such with _train; here is {what} among "
-            f"{', '.join(names[:SHOWN])}"
+            f"{path}: images to train on are called {words}, or such with _train; here is {what} among {some(names)}"
         )
     held_out = [split for split in ("test", "val") if split in found][:1]
     return {found[split]: split for split in [train, *held_out]}
@@ -151,13 +150,6 @@ def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
             f"{path}: {len(names) if names.ndim else 1} names for {count} images (those of classes go in `classes`)"
         )
     return tuple(map(str, labels.texts(f"{path}: {name}", names) if names.dtype.kind == "S" else names))
-
-
-def _warn_of_unused(path: Path, arrays: Archive, used: Sequence[str]) -> None:
-    unused = [name for name in arrays.names if name not in used]
-    if unused:
-        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
-        logger.warning("%s: not used: %s%s", path, ", ".join(_described(arrays, name) for name in unused[:SHOWN]), more)
 
 
 def _described(arrays: Archive, name: str) -> str:

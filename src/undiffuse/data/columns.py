@@ -1,10 +1,10 @@
 """Which columns of a table are the images and the classes: by their types, then by name, and never by a guess."""
 
 import json
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.data.remarks import some
 from undiffuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ CLASS_WORDS = (
     ("label", "labels", "class", "classes", "category", "target", "targets", "y"),
     ("class_id", "label_id", "category_id", "cls", "class_name", "label_name", "class_label", "categories"),
 )
-SHOWN = 10
-
-logger = logging.getLogger("undiffuse")
 
 
 def image_column(name: str, schema: "Schema") -> str:
@@ -45,10 +42,10 @@ def image_column(name: str, schema: "Schema") -> str:
     return found[0]
 
 
-def class_column(name: str, schema: "Schema") -> str | None:
-    """The class column: the one of type ClassLabel, else by name, else the one that is categorical.
+def class_columns(schema: "Schema") -> list[str]:
+    """The columns that could each hold the classes: those of type ClassLabel, else by name, else the categorical ones.
 
-    A warning says which columns could each be it; then there is none.
+    Only one alone is certain.
     """
     from pyarrow import types
 
@@ -66,12 +63,7 @@ def class_column(name: str, schema: "Schema") -> str | None:
         *map(called, CLASS_WORDS),
         [column.name for column in schema if types.is_dictionary(column.type) and usable(column.name)],
     )
-    found = next((way for way in ways if way), [])
-    if len(found) > 1:
-        logger.warning(
-            "%s: %s could each be the class, so no classes are used. Leave one of them in the file.", name, some(found)
-        )
-    return found[0] if len(found) == 1 else None
+    return next((way for way in ways if way), [])
 
 
 def features(schema: "Schema") -> dict[str, dict[str, Any]]:
@@ -91,11 +83,6 @@ def class_names(schema: "Schema") -> dict[str, tuple[str, ...]]:
         for column, one in labels.items()
         if isinstance(one.get("names"), list) and all(isinstance(name, str) for name in one["names"])
     }
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _short(kind: "DataType") -> str:

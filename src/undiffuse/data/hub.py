@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from undiffuse.data.reading import reading
 from undiffuse.data.shards import needs
 from undiffuse.data.source import NOT_STATED, Content, Source
 from undiffuse.data.tables import Group, Table, content
@@ -40,7 +41,8 @@ def open_hub(name: str, hint: str = "") -> Source:
                 f"cannot get {name!r} from the Hugging Face hub, and there is no such path here{hint}: {reason[:200]}"
             ) from error
         licence = next(iter(splits.values())).info.license or NOT_STATED
-        return content(name, {str(split): _table(one) for split, one in splits.items()}, licence)
+        with reading(name):
+            return content(name, {str(split): _table(one) for split, one in splits.items()}, licence)
 
     return Source(["hub", name], opened)
 

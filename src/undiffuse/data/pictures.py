@@ -1,6 +1,5 @@
 """What the numbers of an array of pictures mean: which axis is the channels, which value white. Nothing is guessed."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,15 +16,18 @@ GENERAL = (
     "standardised pictures become values again by `x * std + mean`."
 )
 
-logger = logging.getLogger("undiffuse")
 
-
-def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Views (N, H, W, C) of all arrays, by their names in the file; `picture` makes uint8 of each [index].
+def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
+    """Views (N, H, W, C) of all arrays, by their names in the file, and remarks; `picture` makes uint8 of each [index].
 
     Their numbers are judged together, so that a dark split means what the others do. Raises UsageError where layout or
     values are not certain, or the pictures' shapes differ.
     """
+    remarks = [
+        f"{name} of shape {array.shape} is read as {len(array)} grey pictures"
+        for name, array in arrays.items()
+        if array.ndim == 3 and len(array) in CHANNELS[1:] and array.shape[2] not in CHANNELS
+    ]
     views = [_channels_last(path, name, array) for name, array in arrays.items()]
     if len({view.shape[1:] for view in views}) > 1:
         shapes = ", ".join(f"{name} {view.shape[1:]}" for name, view in zip(arrays, views, strict=True))
@@ -33,7 +35,7 @@ def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     _check_values(path, dict(zip(arrays, views, strict=True)))
     if views[0].shape[3] == 4 and all(view[..., 3].max() == 0 for view in views):
         raise UsageError(f"{path}: every picture is transparent all over; leave out the fourth channel: x[..., :3]")
-    return views
+    return views, remarks
 
 
 def picture(stored: np.ndarray) -> np.ndarray:
@@ -51,8 +53,6 @@ def _channels_last(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise UsageError(f"{path}: {name} is empty, its shape is {array.shape}")
     if array.ndim == 3 and array.shape[2] not in CHANNELS:
-        if len(array) in CHANNELS[1:]:
-            logger.warning("%s: %s of shape %s is read as %d grey pictures", path, name, array.shape, len(array))
         return array[..., None]
     if array.ndim == 4:
         first, last = array.shape[1] in CHANNELS, array.shape[3] in CHANNELS

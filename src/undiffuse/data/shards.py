@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from undiffuse.data.columns import some
-from undiffuse.data.folder import EXTENSIONS
 from undiffuse.data.reading import reading
+from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Source
 from undiffuse.data.tables import Group, Table, content, split_of
+from undiffuse.data.walk import READ
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 
@@ -54,7 +54,8 @@ def needs(package: str, what: str) -> None:
 def _source(name: str, splits: dict[str, list[Path]]) -> Source:
     def opened() -> Content:
         needs("pyarrow", "parquet and Arrow files")
-        return content(name, {split: _table(files) for split, files in splits.items()})
+        with reading(name):
+            return content(name, {split: _table(files) for split, files in splits.items()})
 
     stamps = [
         [split, [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
@@ -88,7 +89,7 @@ def _files(root: Path) -> list[PurePosixPath]:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         seen = [name for name in files if not name.startswith(".")]
-        if any(name.lower().endswith(EXTENSIONS) for name in seen):
+        if any(PurePosixPath(name).suffix.lower() in READ for name in seen):
             return []
         tables += [Path(folder, name).relative_to(root) for name in seen if name.lower().endswith(SUFFIXES)]
     return sorted(PurePosixPath(table.as_posix()) for table in tables)

@@ -7,7 +7,6 @@ import bisect
 import functools
 import io
 import itertools
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,13 @@ import numpy as np
 
 from undiffuse.data import labels, policy
 from undiffuse.data.arrays import SPLITS
-from undiffuse.data.columns import class_column, class_names, image_column, some
+from undiffuse.data.columns import class_columns, class_names, image_column
+from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content
 from undiffuse.errors import UsageError
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Schema
-
-logger = logging.getLogger("undiffuse")
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,32 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
     """The images and classes of the tables, by the names of their splits.
 
     The split train (a single one may have any name) is joined by one to hold out: test, failing that validation, or the
-    one of them whose images have classes. Warnings name the splits and columns that are not used. Raises UsageError
+    one of them whose images have classes. Remarks name the splits and columns that are not used. Raises UsageError
     where there is no train, not one image column, or a split without it.
     """
     train, *held_out = _roles(name, tables)
-    image, label = image_column(name, tables[train].schema), class_column(name, tables[train].schema)
+    schema, remarks = tables[train].schema, []
+    if not split_of(train) and train:
+        remarks.append(f"the only split, {train}, is the one to train on")
+    image = image_column(name, schema)
+    label, why_not = _class_column(name, tables[train])
+    remarks += why_not
     for split in held_out:
         if missing := [column for column in (image, label) if column and column not in tables[split].schema.names]:
             raise UsageError(f"{name}: {split} has no column {missing[0]}, which {train} has")
-    known = {split: _known(name, split, tables[split], label) for split in (train, *held_out)} if label else {}
-    if not _all_labelled(name, train, label, known):
-        label, known = None, {}
-    chosen = [train, *sorted(held_out, key=lambda split: bool(known) and not known[split].has.all())[:1]]
+    known = {split: _known(name, tables[split], label) for split in (train, *held_out)} if label else {}
+    chosen = [train, *sorted(held_out, key=lambda split: label is not None and not known[split].has.all())[:1]]
     if unused := [f"{split} ({tables[split].rows:,} rows)" for split in tables if split not in chosen]:
-        logger.warning("%s: splits not used: %s", name, some(unused))
-    if unused := [column for column in tables[train].schema.names if column not in (image, label)]:
-        logger.warning("%s: columns not used: %s", name, some(unused))
+        remarks.append(f"splits not used: {some(unused)}")
+    if unused := [column for column in schema.names if column not in (image, label)]:
+        remarks.append(f"columns not used: {some(unused)}")
     found: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     if label:
-        found, classes = _classes(f"{name}: column {label}", [known[split] for split in chosen],
-                                  class_names(tables[train].schema).get(label))  # fmt: skip
+        parts = [known[split] for split in chosen]
+        found, classes = _classes(f"{name}: column {label}", parts, class_names(schema).get(label))
     images = _images([tables[split] for split in chosen], image)
-    return replace(images, labels=found, classes=classes, licence=licence)
+    return replace(images, labels=found, classes=classes, licence=licence, remarks=tuple(remarks))
 
 
 def split_of(word: str) -> str | None:
@@ -91,8 +92,6 @@ def _roles(name: str, tables: Mapping[str, Table]) -> list[str]:
     train = [split for split in tables if split_of(split) == "train"]
     if len(tables) == 1 and not train:
         train = list(tables)
-        if train[0]:
-            logger.warning("%s: its only split, %s, is the one to train on", name, train[0])
     if len(train) != 1:
         raise UsageError(f"{name} has no split 'train', only {some(list(tables))}" if not train
                          else f"{name} has several splits to train on: {some(train)}")  # fmt: skip
@@ -108,37 +107,43 @@ class Known(NamedTuple):
     values: np.ndarray
 
 
-def _known(name: str, split: str, table: Table, column: str) -> Known:
-    """A row has no class where it is null, NaN or negative (-1 is the convention of test splits without labels)."""
+def _class_column(name: str, train: Table) -> tuple[str | None, list[str]]:
+    """The column of classes, if one alone can be it and every row has one; else a remark on why there is none."""
+    found = class_columns(train.schema)
+    if len(found) > 1:
+        return None, [f"no classes: {some(found)} could each be their column; leave only one in the data"]
+    if not found:
+        return None, []
+    values = _values(train, found[0])
+    if values.dtype.kind == "f" and (np.isfinite(values) & (values != np.rint(values))).any():
+        return None, [f"no classes: column {found[0]} holds fractions"]
+    without = np.count_nonzero(~_known(name, train, found[0]).has)
+    if without:
+        return None, [f"no classes: {without:,} of {train.rows:,} rows are null or below 0 in column {found[0]}"]
+    return found[0], []
+
+
+def _values(table: Table, column: str) -> np.ndarray:
+    """The values of a column, (rows,), dictionaries (pandas' categories) unfolded; None or NaN where it is null."""
     import pyarrow
-    from pyarrow import compute, types
+    from pyarrow import types
 
     chunks = [chunk for group in table.groups for chunk in group.column(column).chunks]
     chunks = [chunk.dictionary_decode() if types.is_dictionary(chunk.type) else chunk for chunk in chunks]
-    stored = pyarrow.chunked_array(chunks)
-    has = ~compute.is_null(stored, nan_is_null=True).to_numpy()
-    values = stored.filter(pyarrow.array(has)).to_numpy()
-    if values.dtype == object:
-        values = values.astype(str)
-    values = labels.plain(f"{name}: column {column} of {split}" if split else f"{name}: column {column}",
-                          values, len(values))  # fmt: skip
+    return pyarrow.chunked_array(chunks).to_numpy()
+
+
+def _known(name: str, table: Table, column: str) -> Known:
+    """A row has no class where it is null, NaN or negative (-1 is the convention of test splits without labels)."""
+    stored = _values(table, column)
+    texts = stored.dtype == object
+    has = np.array([value is not None for value in stored]) if texts else np.isfinite(stored)
+    values = np.array(stored[has].tolist()) if texts else stored[has]
+    values = labels.plain(f"{name}: column {column}", values, len(values))
     if values.dtype.kind == "i":
         has[has] = values >= 0
         values = values[values >= 0]
     return Known(has, values)
-
-
-def _all_labelled(name: str, train: str, label: str | None, known: Mapping[str, Known]) -> bool:
-    """Whether the training rows all have a class; a warning says how many have none."""
-    if label is None:
-        return False
-    has = known[train].has
-    if not has.all():
-        logger.warning(
-            "%s: the classes of column %s are not used: %d of %d rows have none (null, or below 0)",
-            *(name, label, np.count_nonzero(~has), len(has)),
-        )
-    return bool(has.all())
 
 
 def _classes(where: str, parts: Sequence[Known], names: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:
