@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from undiffuse.errors import UndiffuseError
 
-SHOWN = 200  # characters of another library's message
+SHOWN = 120  # characters of another library's message
 
 
 @contextlib.contextmanager

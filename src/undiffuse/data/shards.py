@@ -147,9 +147,11 @@ def _parquet(path: Path) -> Table:
 
     def column(group: int) -> "Callable[[str], ChunkedArray]":
         def read(name: str) -> "ChunkedArray":
-            with reading(str(path)), parquet.ParquetFile(path, memory_map=True) as file:
+            with reading("its row group"), parquet.ParquetFile(path, memory_map=True) as file:
                 values = file.read_row_group(group, columns=[name]).column(name)
                 values.validate(full=True)
+                if len(values) != rows[group]:
+                    raise ValueError(f"column {name} has {len(values)} values where {rows[group]} are promised")
                 return values
 
         return read
