@@ -104,7 +104,7 @@ class Model:
         label = self._label(name)
         if not self.data.class_share[label]:
             raise UsageError(
-                f"the model {self.name} saw no picture of {self.data.classes[label]!r} in training, so it cannot draw it; "
+                f"the model {self.name} saw no picture of {self.data.classes[label]!r} in training, so it draws none; "
                 f"it has {', '.join(self.data.learnt)}."
             )
         return label

@@ -1,6 +1,6 @@
 """The one resize and crop policy: any image in, uint8 (size, size, channels) out. docs/data.md states it for users."""
 
-import contextlib
+import errno
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -59,14 +59,14 @@ def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
             return use(image)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them meet
         file.seek(0)
-        bare = without_metadata(file.read())
-        if bare is not None:
-            with contextlib.suppress(Exception), Image.open(io.BytesIO(bare), formats=FORMATS) as image:
-                return use(image)
+        if bare := without_metadata(file.read()):
+            return _opened(io.BytesIO(bare), use)
         raise ValueError(_reason(file, error)) from error
 
 
 def _reason(file: BinaryIO, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return "broken: it refers to places before its beginning"
     if not isinstance(error, UnidentifiedImageError):
         return str(error) or type(error).__name__
     file.seek(0)

@@ -102,9 +102,10 @@ def _folders(
             continue
         if _is_run(subfolders, files):
             left_out[RUN].append(here)
-            # A run written among the data themselves leaves the data what they are.
-            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN if here == PurePosixPath() else ()
-            files = files if subfolders else []
+            if here != PurePosixPath():
+                subfolders.clear()
+                continue
+            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN  # a run written among its data leaves them data
         chains[folder], visited[real] = (*above, real), here
         dropped = [name for name in subfolders if name.lower() in NO_DATA]
         if leavings := [here / name for name in dropped if _holds_pictures(root / here / name)]:
