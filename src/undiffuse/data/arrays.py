@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from undiffuse.data import labels, pictures
+from undiffuse.data.layout import role as split_of
 from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Header, Source
@@ -20,10 +21,9 @@ WORDS = {
     "classes": ("classes", "class_names", "label_names"),
     "names": ("names",),
 }
-SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
 
 
-class Role(NamedTuple):
+class Meaning(NamedTuple):
     """What an array is by its name: the sort (a key of WORDS), the split ("" where none is named), and how sure."""
 
     sort: str
@@ -102,20 +102,20 @@ def _of(
     )
 
 
-def role(name: str) -> Role | None:
+def meaning(name: str) -> Meaning | None:
     """What an array is, by its name alone: X_train, testImages and val-labels too. None where that is not known."""
     words = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower().replace("-", "_").split("_")
-    named = [(word, split) for word in words for split, spellings in SPLITS.items() if word in spellings]
+    named = [(word, split) for word in words if (split := split_of(word))]
     if len(named) > 1:
         return None
     word, split = named[0] if named else ("", "")
     rest = "_".join(one for one in words if one != word)
-    return next((Role(sort, split, known.index(rest)) for sort, known in WORDS.items() if rest in known), None)
+    return next((Meaning(sort, split, known.index(rest)) for sort, known in WORDS.items() if rest in known), None)
 
 
 def _first(names: Sequence[str], sort: str, split: str) -> str | None:
     """The surest name for this sort of array in this split."""
-    ranked = [(found.rank, name != name.lower(), name) for name in names if (found := role(name))
+    ranked = [(found.rank, name != name.lower(), name) for name in names if (found := meaning(name))
               if (found.sort, found.split) == (sort, split)]  # fmt: skip
     return min(ranked)[2] if ranked else None
 
@@ -154,7 +154,7 @@ def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
 
 def _described(arrays: Archive, name: str) -> str:
     """An array's name, and how many pictures or labels it holds if that is what it is."""
-    found = role(name)
+    found = meaning(name)
     try:
         return f"{name} ({arrays.shape(name)[0]:,} {found.sort})" if found else name
     except (UndiffuseError, IndexError):  # broken, of Python objects, or a single number: the name must do

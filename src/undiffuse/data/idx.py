@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from undiffuse.data.npy import DEFLATE_AT_BEST
 from undiffuse.data.reading import reading
+from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content, Source, from_arrays
 from undiffuse.errors import UndiffuseError, UsageError
 
 PREFIX = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+DEFLATE_AT_BEST = 1032  # bytes that one byte of a deflate stream can stand for: 258 in 2 bits
 UBYTE_IMAGES, UBYTE_LABELS = b"\x00\x00\x08\x03", b"\x00\x00\x08\x01"
 
 
@@ -34,6 +35,14 @@ def open_idx(folder: Path, classes: tuple[str, ...] = (), licence: str = NOT_STA
 def is_idx_file(path: Path) -> bool:
     """Whether a file has the name of an IDX file."""
     return path.name.removesuffix(".gz").endswith(("-ubyte", ".ubyte"))
+
+
+def refuse_others(folder: Path) -> None:
+    """Raises UsageError for a folder that holds IDX files, but none by the name of MNIST's training images."""
+    if files := sorted(path.name for path in folder.iterdir() if is_idx_file(path)):
+        raise UsageError(
+            f"{folder}: of IDX files it needs {PREFIX['train']}-{IMAGES}, there are {some(files)}: rename them"
+        )
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -151,7 +151,10 @@ def _at_path(path: Path) -> Source:
     from undiffuse.data import folder, shards  # these import Pillow
 
     if path.is_dir():
-        return idx.open_idx(path) if idx.is_idx_folder(path) else shards.open_tables(path) or folder.open_folder(path)
+        if idx.is_idx_folder(path):
+            return idx.open_idx(path)
+        idx.refuse_others(path)
+        return shards.open_tables(path) or folder.open_folder(path)
     match path.suffix.lower():
         case ".npz" | ".npy":
             return arrays.open_arrays(path)

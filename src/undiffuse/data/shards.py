@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from undiffuse.data.layout import role as split_of
 from undiffuse.data.reading import reading
 from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Source
-from undiffuse.data.tables import Group, Table, content, split_of
+from undiffuse.data.tables import Group, Table, content
 from undiffuse.data.walk import READ
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
@@ -147,12 +148,15 @@ def _parquet(path: Path) -> Table:
 
     def column(group: int) -> "Callable[[str], ChunkedArray]":
         def read(name: str) -> "ChunkedArray":
-            with reading("its row group"), parquet.ParquetFile(path, memory_map=True) as file:
-                values = file.read_row_group(group, columns=[name]).column(name)
+            try:
+                with parquet.ParquetFile(path, memory_map=True) as file:
+                    values = file.read_row_group(group, columns=[name]).column(name)
                 values.validate(full=True)
-                if len(values) != rows[group]:
-                    raise ValueError(f"column {name} has {len(values)} values where {rows[group]} are promised")
-                return values
+            except Exception as error:  # pyarrow raises a dozen kinds, and every image of the group is told of it
+                raise ValueError(f"its row group cannot be read ({str(error)[:40]}...)") from error
+            if len(values) != rows[group]:
+                raise ValueError(f"its row group has {len(values)} values of {rows[group]} in column {name}")
+            return values
 
         return read
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from undiffuse.data import labels, policy
-from undiffuse.data.arrays import SPLITS
 from undiffuse.data.columns import class_columns, class_names, image_column
+from undiffuse.data.layout import role as split_of
 from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content
 from undiffuse.errors import UsageError
@@ -80,11 +80,6 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
         found, classes = _classes(f"{name}: column {label}", parts, class_names(schema).get(label))
     images = _images([tables[split] for split in chosen], image)
     return replace(images, labels=found, classes=classes, licence=licence, remarks=tuple(remarks))
-
-
-def split_of(word: str) -> str | None:
-    """ "train", "test" or "val" for a split's name in any of its spellings, else None."""
-    return next((split for split, spellings in SPLITS.items() if word.lower() in spellings), None)
 
 
 def _roles(name: str, tables: Mapping[str, Table]) -> list[str]:
