@@ -322,3 +322,13 @@ def test_what_the_hubs_library_has_is_used_without_a_network(
     with pytest.raises(UndiffuseError, match="found in the cache"):
         _source("someone/OtherPictures").open()
     assert before == (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+
+
+def test_a_column_shorter_than_its_row_group_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.parquet", range(3), label=[0, 1, 0])
+    whole = parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read_row_group", lambda *args, **options: whole(*args, **options).slice(0, 2)
+    )
+    with pytest.raises(UndiffuseError, match="its row group has 2 values of 3 in column label"):
+        data.load(path)
