@@ -103,7 +103,10 @@ def test_wrappers_below_the_splits(tree: Tree) -> None:
 
 
 def test_one_class_keeps_its_name(tree: Tree) -> None:
-    assert set(classes_of(tree("cat/2024/0.png", "cat/2024/1.png")).values()) == {"cat"}
+    root = tree("cat/2024/0.png", "cat/2024/1.png")
+    assert set(classes_of(root).values()) == {"cat"}
+    tree("cat/2.png", "cat/2025/0.png")  # pictures of its own: no wrapper
+    assert set(classes_of(root).values()) == {"cat"}
 
 
 def test_one_class_below_a_lone_train(tree: Tree) -> None:
@@ -127,7 +130,8 @@ def test_a_flat_test_split_is_unlabelled(tree: Tree, caplog: pytest.LogCaptureFi
 
 def test_test_classes_without_training_classes_are_not_used(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
     root = tree("train/0.png", "test/a/0.png", "test/b/0.png")
-    assert set(classes_of(root).values()) == {None}
+    assert set(classes_of(root, "test").values()) == {None}
+    assert data.load(root).classes == data.load(root, "test").classes == ()
     assert "those of test/ are not used" in caplog.text
 
 

@@ -97,7 +97,8 @@ def test_the_transparent_grey_of_a_png_is_white(depth: int) -> None:
 @pytest.mark.parametrize("depth", [8, 16])
 def test_the_transparent_colour_of_a_png_is_white(depth: int) -> None:
     kind = ">u2" if depth == 16 else ">u1"
-    colours = np.array([[0x12, 0x34, 0x56], [0x12, 0x34, 0x57], [0xFF, 0, 0]]) * (257 if depth == 16 else 1)
+    colours = np.array([[0x12, 0x34, 0x56], [0x12, 0x34, 0x57], [0xFF, 0, 0]])
+    colours = colours * 256 + 0x7E if depth == 16 else colours
     transparent = chunk(b"tRNS", colours[0].astype(">u2").tobytes())
     got = read(png((1, 3), depth, 2, b"\0" + colours.astype(kind).tobytes(), transparent))
     assert got[0].tolist() == [[255, 255, 255], [0x12, 0x34, 0x57], [255, 0, 0]]
@@ -254,6 +255,22 @@ def test_long_or_broken_chunks_spoil_no_picture(where: str, what: str) -> None:
     spoilt = raw[:place] + extra + raw[place:]
     assert np.array_equal(read(spoilt), image[::-1, ::-1])
     assert policy.header(io.BytesIO(spoilt)) == (6, 6, True)
+
+
+def test_transparency_survives_long_chunks() -> None:
+    palette, transparent = chunk(b"PLTE", bytes([255, 0, 0, 0, 100, 0])), chunk(b"tRNS", bytes([0]))
+    long = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(3_000_000)))
+    assert read(png((1, 2), 8, 3, b"\0\0\1", long, palette, transparent))[0].tolist() == [[255, 255, 255], [0, 100, 0]]
+
+
+def test_a_huge_webp_canvas_is_refused_before_it_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("RGB", (8, 8), value) for value in (1, 200)]
+    raw = bytearray(saved(frames[0], "webp", save_all=True, append_images=frames[1:]))
+    assert raw[12:16] == b"VP8X"
+    raw[24:30] = (15_000).to_bytes(3, "little") * 2
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(ValueError, match="decompression bombs"):
+        read(bytes(raw))
 
 
 def test_metadata_do_not_open_the_guard_against_bombs(monkeypatch: pytest.MonkeyPatch) -> None:

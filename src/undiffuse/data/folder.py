@@ -32,7 +32,8 @@ def open_folder(root: Path) -> Source:
 
     def opened() -> Content:
         names = sorted(classes.values())
-        position = {raw: names.index(text) for raw, text in classes.items()} | {None: -1}
+        labels = {text: label for label, text in enumerate(names)}
+        position = {raw: labels[text] for raw, text in classes.items()} | {None: -1}
         return Content(
             count=len(files),
             read=lambda index: policy.decode(root / files[index]),

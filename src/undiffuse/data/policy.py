@@ -31,6 +31,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 FOREIGN = {b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF", b"JXL ": "JPEG XL"}
+LONGEST_REASON = 200
 T = TypeVar("T")
 
 
@@ -54,6 +55,7 @@ def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
             raise ValueError("not a regular file")
         with file.open("rb") as opened:
             return _opened(opened, use)
+    _check_canvas(file)
     try:
         with Image.open(file, formats=FORMATS) as image:
             return use(image)
@@ -64,11 +66,21 @@ def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
         raise ValueError(_reason(file, error)) from error
 
 
+def _check_canvas(file: BinaryIO) -> None:
+    """Refuses a WebP too large to be safe: its decoder takes memory for the whole canvas before Pillow can look."""
+    begins = file.read(30)
+    file.seek(0)
+    if begins[8:16] == b"WEBPVP8X" and Image.MAX_IMAGE_PIXELS:
+        width, height = (1 + int.from_bytes(begins[start : start + 3], "little") for start in (24, 27))
+        if width * height > 2 * Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"Image size ({width * height} pixels) is beyond the limit against decompression bombs")
+
+
 def _reason(file: BinaryIO, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
         return "broken: it refers to places before its beginning"
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        return (str(error) or f"broken ({type(error).__name__})")[:LONGEST_REASON]
     file.seek(0)
     begins = file.read(16)
     if not begins:
