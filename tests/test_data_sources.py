@@ -294,6 +294,7 @@ def test_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (repository, revision) == ("someone/pictures", "v1.0")
         return datasets.DatasetDict(train=table(slice(4)), validation=table(slice(4, 6)))
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", fetch)
     assert np.array_equal(data.load("someone/pictures@v1.0").images[..., 0], images[:4])
     assert np.array_equal(data.load("someone/pictures@v1.0", "test").images[..., 0], images[4:])

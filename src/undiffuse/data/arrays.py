@@ -1,130 +1,161 @@
 """A user's own arrays: .npz and .npy files. Nothing is unpickled, and no layout or value range is guessed."""
 
-import zipfile
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from undiffuse.data.source import Content, Source, from_arrays
+from undiffuse.data import labels, pictures
+from undiffuse.data.layout import role as split_of
+from undiffuse.data.npy import Archive, open_npy
+from undiffuse.data.remarks import some
+from undiffuse.data.source import Content, Header, Source
 from undiffuse.errors import UndiffuseError, UsageError
 
-IMAGES = ("images", "x", "arr_0")
-LABELS = ("labels", "y", "arr_1")
-CHANNELS = (1, 3, 4)
-LARGEST_UNNAMED_LABEL = 100_000
+# What people call them, the surest names first; the case is of no account.
+WORDS = {
+    "images": ("images", "image", "x", "imgs", "img", "pictures", "pixels", "data", "arr_0"),
+    "labels": ("labels", "label", "y", "targets", "target", "class", "arr_1"),
+    "classes": ("classes", "class_names", "label_names"),
+    "names": ("names",),
+}
+
+
+class Meaning(NamedTuple):
+    """What an array is by its name: the sort (a key of WORDS), the split ("" where none is named), and how sure."""
+
+    sort: str
+    split: str
+    rank: int
 
 
 def open_arrays(path: Path) -> Source:
     """Source over a .npy (images) or .npz file: images, and where present labels, classes and names.
 
-    Splits of its own are images_train with images_test, x_train with x_test, train_images with test_images.
+    Splits of its own are x_train, or x, with x_test, or failing that x_val; so for the other words for images, with
+    the split's before or after.
     """
     facts = path.stat()
     return Source(["arrays", str(path.resolve()), facts.st_size, facts.st_mtime_ns], lambda: _content(path))
 
 
 def _content(path: Path) -> Content:
-    arrays = read_arrays(path)
-    test = None
+    arrays = open_npy(path)
     if isinstance(arrays, np.ndarray):
-        return from_arrays(_as_images(path, "the array", arrays))
-    if train := _first(arrays, IMAGES, "train"):
-        held_out = _first(arrays, IMAGES, "test")
-        images = [_as_images(path, name, arrays[name]) for name in (train, held_out) if name]
-        labels = [arrays[name] for split in ("train", "test") if (name := _first(arrays, LABELS, split))]
-        if len(labels) not in (0, len(images)) or len({one.shape[1:] for one in images}) > 1:
-            raise UsageError(f"{path}: train and test must both have labels or neither, and images of one shape")
-        pixels = np.concatenate(images)
-        raw_labels = np.concatenate(labels) if labels else None
-        if held_out:
-            test = np.arange(len(pixels)) >= len(images[0])
-    else:
-        name = _first(arrays, IMAGES)
-        if name is None:
-            raise UsageError(f"{path}: no array named {', '.join(IMAGES)}, only {', '.join(arrays) or 'nothing'}")
-        pixels = _as_images(path, name, arrays[name])
-        label_name = _first(arrays, LABELS)
-        raw_labels = arrays[label_name] if label_name else None
-    names = tuple(map(str, arrays.get("names", ())))
-    if names and len(names) != len(pixels):
-        raise UsageError(f"{path}: {len(names)} names for {len(pixels)} images")
-    labels_, classes = _as_labels(path, raw_labels, arrays.get("classes"), len(pixels))
-    return from_arrays(pixels, labels_, classes, names, test)
+        return _of(*pictures.views_of(path, {"the array": arrays}))
+    images = _images(path, arrays.names)
+    label_names = [_first(arrays.names, "labels", split) for split in images.values()]
+    if "arr_0" not in images:  # by position alone, nothing is known to belong together
+        label_names = [None if name == "arr_1" else name for name in label_names]
+    labelled = [name for name in label_names if name]
+    if labelled and len(labelled) < len(images):
+        missing = [name for name, label in zip(images, label_names, strict=True) if not label]
+        raise UsageError(f"{path}: {labelled[0]} are labels, but {missing[0]} has none; all splits need them, or none")
+    views, remarks = pictures.views_of(path, {name: arrays.read(name) for name in images})
+    used = [*images, *labelled]
+    found: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    if labelled:
+        parts = [
+            labels.plain(f"{path}: {name}", arrays.read(name), len(view))
+            for name, view in zip(labelled, views, strict=True)
+        ]
+        given = _first(arrays.names, "classes", "")
+        named = labels.class_names(f"{path}: {given}", arrays.read(given)) if given else None
+        used += [given] if given else []
+        found, classes = labels.indices(f"{path}: {' and '.join(labelled)}", parts, named)
+    names = _names(path, arrays, sum(map(len, views)))
+    used += [_first(arrays.names, "names", "") or ""] if names else []
+    if unused := [_described(arrays, name) for name in arrays.names if name not in used]:
+        remarks.append(f"arrays not used: {some(unused)}")
+    return _of(views, remarks, found, classes, names)
 
 
-def read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The array of a .npy file (memory-mapped) or the arrays of a .npz file, never unpickling anything.
+def _of(
+    views: Sequence[np.ndarray],
+    remarks: Sequence[str],
+    found: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
+) -> Content:
+    """Content over views (N, H, W, C), of which a second one is the test split; a picture is converted when read."""
+    starts = np.cumsum([0, *map(len, views)])
+    height, width, channels = views[0].shape[1:]
+    header = Header(width, height, grey=channels == 1)
 
-    Raises UndiffuseError naming the file when it is broken or holds Python objects.
-    """
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UndiffuseError(f"cannot read {path}: {error}") from error
+    def read(index: int) -> np.ndarray:
+        part = int(np.searchsorted(starts, index, side="right")) - 1
+        return pictures.picture(views[part][index - starts[part]])
 
-
-def _first(arrays: dict[str, np.ndarray], keys: tuple[str, ...], split: str = "") -> str | None:
-    patterns = [f"{key}_{split}" for key in keys] + [f"{split}_{key}" for key in keys] if split else keys
-    return next((name for name in patterns if name in arrays), None)
-
-
-def _as_images(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 1 or 3) from NHW, NHWC or NCHW; alpha is laid on white."""
-    array = _channels_last(path, name, array)
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype != np.uint8:
-        low, high = (array.min(), array.max()) if array.size and array.dtype.kind in "iuf" else ("?", "?")
-        raise UsageError(
-            f"{path}: {name} is {array.dtype} from {low} to {high}; images must be uint8 from 0 to 255. "
-            "Convert them once: (x * 255).round().astype('uint8') if they reach from 0 to 1, "
-            "((x + 1) * 127.5).round().astype('uint8') if from -1 to 1."
-        )
-    if array.shape[3] == 4:
-        alpha = array[..., 3:].astype(np.uint16)
-        return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return array
-
-
-def _channels_last(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    if array.size == 0:
-        raise UsageError(f"{path}: {name} is empty")
-    if array.ndim == 3 and array.shape[2] not in CHANNELS:
-        return array[..., None]
-    if array.ndim == 4:
-        first, last = array.shape[1] in CHANNELS, array.shape[3] in CHANNELS
-        if last and not first:
-            return array
-        if first and not last:
-            return array.transpose(0, 2, 3, 1)
-    raise UsageError(
-        f"{path}: {name} has shape {array.shape}, which is not clearly (N, H, W), (N, H, W, C) or (N, C, H, W) "
-        f"with C in {CHANNELS}"
+    return Content(
+        count=int(starts[-1]),
+        read=read,
+        header=lambda index: header,
+        labels=found,
+        classes=classes,
+        names=names,
+        test=np.arange(starts[-1]) >= starts[1] if len(views) > 1 else None,
+        keep_size=True,
+        remarks=tuple(remarks),
     )
 
 
-def _as_labels(
-    path: Path, labels: np.ndarray | None, classes: np.ndarray | None, count: int
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """int64 (N,) labels and the class names: given, else the sorted text labels, else the numbers."""
-    if labels is None:
-        return None, ()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.shape != (count,) or labels.dtype.kind not in "biuU":
+def meaning(name: str) -> Meaning | None:
+    """What an array is, by its name alone: X_train, testImages and val-labels too. None where that is not known."""
+    words = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower().replace("-", "_").split("_")
+    named = [(word, split) for word in words if (split := split_of(word))]
+    if len(named) > 1:
+        return None
+    word, split = named[0] if named else ("", "")
+    rest = "_".join(one for one in words if one != word)
+    return next((Meaning(sort, split, known.index(rest)) for sort, known in WORDS.items() if rest in known), None)
+
+
+def _first(names: Sequence[str], sort: str, split: str) -> str | None:
+    """The surest name for this sort of array in this split."""
+    ranked = [(found.rank, name != name.lower(), name) for name in names if (found := meaning(name))
+              if (found.sort, found.split) == (sort, split)]  # fmt: skip
+    return min(ranked)[2] if ranked else None
+
+
+def _images(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names of the images to train on and, where there are any, to hold out, each with its split."""
+    found = {split: name for split in ("train", "", "test", "val") if (name := _first(names, "images", split))}
+    if len(names) == 1 and not found:
+        return {names[0]: ""}  # the only array there is
+    train = next((split for split in ("train", "") if split in found), None)
+    if train is None:
+        words = ", ".join(WORDS["images"])
+        what = f"only {', '.join(map(repr, found.values()))} to hold out" if found else "none"
         raise UsageError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected {count} integers or texts"
+            f"{path}: images to train on are called {words}, or such with _train; here is {what} among {some(names)}"
         )
-    if labels.dtype.kind == "U":
-        known, positions = np.unique(labels, return_inverse=True)
-        return positions.astype(np.int64), tuple(map(str, known))
-    low, high = int(labels.min()), int(labels.max())
-    limit = LARGEST_UNNAMED_LABEL if classes is None else len(classes) - 1
-    if low < 0 or high > limit:
-        raise UsageError(f"{path}: labels reach from {low} to {high}, expected 0 to {limit}")
-    names = tuple(map(str, range(high + 1) if classes is None else classes))
-    return labels.astype(np.int64), names
+    held_out = [split for split in ("test", "val") if split in found][:1]
+    return {found[split]: split for split in [train, *held_out]}
+
+
+def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
+    """The pictures' own names, () where there are none or only Python objects."""
+    name = _first(arrays.names, "names", "")
+    if name is None:
+        return ()
+    try:
+        names = arrays.read(name)
+    except UsageError:
+        return ()
+    if names.shape != (count,):
+        raise UsageError(
+            f"{path}: {len(names) if names.ndim else 1} names for {count} images (those of classes go in `classes`)"
+        )
+    return tuple(map(str, labels.texts(f"{path}: {name}", names) if names.dtype.kind == "S" else names))
+
+
+def _described(arrays: Archive, name: str) -> str:
+    """An array's name, and how many pictures or labels it holds if that is what it is."""
+    found = meaning(name)
+    try:
+        return f"{name} ({arrays.shape(name)[0]:,} {found.sort})" if found else name
+    except (UndiffuseError, IndexError):  # broken, of Python objects, or a single number: the name must do
+        return name

@@ -40,7 +40,7 @@ def build(
     with _quiet_pillow(), cache.writing(folder) as temporary:
         size, channels = _decide(content, size, channels)
         good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
-        skipped, remarks = len(reasons), []
+        skipped, remarks = len(reasons), list(content.remarks)
         reasons |= _unreadable_elsewhere(content, chosen)
         if reasons:
             message = _report(content, reasons, content.count)

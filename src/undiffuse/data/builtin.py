@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from undiffuse.data.arrays import read_arrays
+from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.source import Content, Source, from_arrays
 from undiffuse.errors import UndiffuseError
 
@@ -20,13 +20,13 @@ def open_emoji() -> Source:
     """Source over the embedded emoji: RGB 32x32 on white, named, labelled with the nine Unicode groups."""
 
     def opened() -> Content:
-        arrays = read_arrays(EMOJI)
-        assert isinstance(arrays, dict)  # an .npz is
+        arrays = open_npy(EMOJI)
+        assert isinstance(arrays, Archive)  # an .npz is
         return from_arrays(
-            arrays["images"],
-            arrays["labels"].astype(np.int64),
-            tuple(map(str, arrays["classes"])),
-            tuple(map(str, arrays["names"])),
+            arrays.read("images"),
+            arrays.read("labels").astype(np.int64),
+            tuple(map(str, arrays.read("classes"))),
+            tuple(map(str, arrays.read("names"))),
             licence=EMOJI_LICENCE,
         )
 

@@ -1,16 +1,19 @@
 """IDX, the file format of MNIST and its kin: four files, plain or gzipped, in one folder."""
 
 import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
 
+from undiffuse.data.reading import reading
+from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content, Source, from_arrays
 from undiffuse.errors import UndiffuseError, UsageError
 
 PREFIX = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+DEFLATE_AT_BEST = 1032  # bytes that one byte of a deflate stream can stand for: 258 in 2 bits
 UBYTE_IMAGES, UBYTE_LABELS = b"\x00\x00\x08\x03", b"\x00\x00\x08\x01"
 
 
@@ -29,25 +32,42 @@ def open_idx(folder: Path, classes: tuple[str, ...] = (), licence: str = NOT_STA
     return Source(["idx", stamps, classes], lambda: _content(folder, classes, licence))
 
 
+def is_idx_file(path: Path) -> bool:
+    """Whether a file has the name of an IDX file."""
+    return path.name.removesuffix(".gz").endswith(("-ubyte", ".ubyte"))
+
+
+def refuse_others(folder: Path) -> None:
+    """Raises UsageError for a folder that holds IDX files, but none by the name of MNIST's training images."""
+    if files := sorted(path.name for path in folder.iterdir() if is_idx_file(path)):
+        raise UsageError(
+            f"{folder}: of IDX files it needs {PREFIX['train']}-{IMAGES}, there are {some(files)}: rename them"
+        )
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The array of one IDX file of bytes, gzipped or not: uint8 (N, H, W) or (N,).
 
-    Raises UndiffuseError naming the file when it is truncated or is something else.
+    Raises UndiffuseError naming the file when it is truncated or is something else; no more is unpacked than its header
+    states, nor that if the file is too short for it.
     """
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise UndiffuseError(f"cannot read {path}: {error}") from error
-    dimensions = {UBYTE_IMAGES: 3, UBYTE_LABELS: 1}.get(raw[:4])
-    if dimensions is None:
-        raise UndiffuseError(f"cannot read {path}: not an IDX file of images or labels")
-    start = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(raw[4:start], dtype=">u4").tolist())
-    expected = start + int(np.prod(shape, dtype=np.int64))
-    if len(raw) != expected:
-        raise UndiffuseError(f"cannot read {path}: {len(raw)} bytes where its header promises {expected}")
-    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
+    with reading(str(path)), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        begins = file.read(4)
+        dimensions = {UBYTE_IMAGES: 3, UBYTE_LABELS: 1}.get(begins)
+        if dimensions is None:
+            raise ValueError("it is empty" if not begins else "not an IDX file of images or labels (bytes)")
+        sizes = file.read(4 * dimensions)
+        if len(sizes) < 4 * dimensions:
+            raise ValueError("it ends within its header")
+        shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())
+        expected = math.prod(shape)
+        if expected > path.stat().st_size * (DEFLATE_AT_BEST if path.suffix == ".gz" else 1):
+            raise ValueError(f"it is too short for the {expected:,} bytes that its header promises")
+        values = file.read(expected + 1)
+        if len(values) != expected:
+            there = "more" if len(values) > expected else f"{len(values):,}"
+            raise ValueError(f"it holds {there} bytes where its header promises {expected:,}")
+        return np.frombuffer(values, dtype=np.uint8).reshape(shape)
 
 
 def _find(folder: Path, split: str, kind: str) -> Path | None:
@@ -66,11 +86,13 @@ def _content(folder: Path, classes: tuple[str, ...], licence: str) -> Content:
         pixels = read_idx(path)
         if pixels.ndim != 3:
             raise UndiffuseError(f"cannot read {path}: it holds labels, not images")
+        if pixels.size == 0:
+            raise UsageError(f"{path} is empty: {len(pixels)} images of {pixels.shape[1]}x{pixels.shape[2]}")
         images.append(pixels)
         if label_path := _find(folder, split, LABELS):
             labels.append(read_idx(label_path))
             if labels[-1].shape != pixels.shape[:1]:
-                raise UndiffuseError(f"{label_path} has {labels[-1].shape} labels for {len(pixels)} images")
+                raise UndiffuseError(f"{label_path} has labels of shape {labels[-1].shape} for {len(pixels)} images")
     if len(labels) not in (0, len(images)) or len({one.shape[1:] for one in images}) > 1:
         raise UsageError(f"{folder}: train and test must both have labels or neither, and images of one shape")
     every_label = np.concatenate(labels).astype(np.int64) if labels else None

@@ -1,6 +1,7 @@
 """From what the user wrote to an ImageSet."""
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from undiffuse.data.source import Source
 from undiffuse.errors import UsageError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-FILES = (".npz", ".npy", ".parquet", ".zip")
+FILES = (".npz", ".npy", ".parquet", ".arrow", ".zip")
 LARGEST_SIZE = 4096
+ALIKE, MOST_COMPARED = 2, 2000
+LONGEST_SHOWN = 100
 SOURCES = (
-    "a folder of images, a .npz, .npy or .parquet file, a folder of IDX (*-ubyte) files, "
+    "a folder of images, a .npz, .npy or .parquet file, a folder of .parquet or IDX (*-ubyte) files, "
     "or owner/dataset on the Hugging Face hub"
 )
 
@@ -107,30 +110,60 @@ def _unlearnable(stored: cache.Stored, split: str) -> list[str]:
 def _source(name: str) -> Source:
     if name in OPENERS:
         return OPENERS[name]()
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
         return _at_path(path)
-    if HUB_NAME.fullmatch(name) and path.suffix.lower() not in FILES:
+    alike = _alike(path)
+    hint = f" (did you mean {' or '.join(alike)}?)" if alike else ""
+    # In a folder that is here, a name that is not is a mistyped path.
+    if HUB_NAME.fullmatch(name) and path.suffix.lower() not in FILES and not os.path.exists(path.parts[0]):
         from undiffuse.data.hub import open_hub
 
-        return open_hub(name)
-    near = difflib.get_close_matches(name.lower(), OPENERS, n=2, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        return open_hub(name, hint)
+    near = [*difflib.get_close_matches(name.lower(), OPENERS, n=2, cutoff=0.6), *alike]
+    did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
+    shown = repr(name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}...")
     raise UsageError(
-        f"no data set and no path is called {name!r}.{hint} A source is one of {', '.join(OPENERS)}; {SOURCES}."
+        f"no data set and no path is called {shown}.{did_you_mean} A source is one of {', '.join(OPENERS)}; {SOURCES}."
     )
 
 
+def _alike(path: Path) -> list[str]:
+    """Paths that are here and are spelled much like `path`, part by part, the likeliest first."""
+    found = [Path(path.anchor)]
+    for part in path.parts[1 if path.anchor else 0 :]:
+        found = [folder / name for folder in found for name in _names_alike(folder, part)][:ALIKE]
+    return [str(one) if path.anchor or path.parts[:1] == ("..",) else f"./{one}" for one in found if one.parts]
+
+
+def _names_alike(folder: Path, name: str) -> list[str]:
+    if name == ".." or os.path.exists(folder / name):
+        return [name]
+    try:
+        with os.scandir(folder) as entries:
+            here = {entry.name.lower(): entry.name for entry in itertools.islice(entries, MOST_COMPARED)}
+    except OSError:
+        return []
+    return [here[one] for one in difflib.get_close_matches(name.lower(), here, n=ALIKE, cutoff=0.6)]
+
+
 def _at_path(path: Path) -> Source:
-    from undiffuse.data import folder, hub  # these import Pillow
+    from undiffuse.data import folder, shards  # these import Pillow
 
     if path.is_dir():
-        return idx.open_idx(path) if idx.is_idx_folder(path) else folder.open_folder(path)
+        if idx.is_idx_folder(path):
+            return idx.open_idx(path)
+        idx.refuse_others(path)
+        return shards.open_tables(path) or folder.open_folder(path)
     match path.suffix.lower():
         case ".npz" | ".npy":
             return arrays.open_arrays(path)
-        case ".parquet":
-            return hub.open_parquet(path)
+        case ".parquet" | ".arrow":
+            return shards.open_table(path)
+        case ".zip" | ".tar" | ".gz" | ".tgz" if not idx.is_idx_file(path):
+            raise UsageError(f"cannot use {path} as a data set: unpack it, and give the folder it makes")
+    if idx.is_idx_file(path):
+        raise UsageError(f"cannot use {path} as a data set: give the folder that holds it, {path.parent}")
     raise UsageError(f"cannot use {path} as a data set: a source is {SOURCES}")
 
 

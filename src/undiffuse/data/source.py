@@ -27,6 +27,7 @@ class Content:
     read and header take an index and raise any exception for an image that cannot be read.
     labels are -1 where an image has none; a split with such images is unlabelled.
     test marks the images of the test split, bool (count,); None lets `splits.select` choose them.
+    remarks are what a person should know, such as what of the source is not used: logged at each loading.
     keep_size: with no size asked for, images stay as they are (ready arrays); else `policy.default_size` decides.
     """
 
@@ -40,6 +41,7 @@ class Content:
     test: np.ndarray | None = None
     keep_size: bool = False
     licence: str = NOT_STATED
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""Which columns of a table are the images and the classes: by their types, then by name, and never by a guess."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.data.remarks import some
+from undiffuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, Schema
+
+# What a class column is called, if no type says which it is; the first line that matches any decides.
+CLASS_WORDS = (
+    ("label", "labels", "class", "classes", "category", "target", "targets", "y"),
+    ("class_id", "label_id", "category_id", "cls", "class_name", "label_name", "class_label", "categories"),
+)
+
+
+def image_column(name: str, schema: "Schema") -> str:
+    """The one image column: by its type, else one that stores encoded files (bytes, or bytes with a path)."""
+    from pyarrow import types
+
+    def of_files(kind: "DataType") -> bool:
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    def storable(kind: "DataType") -> bool:
+        if types.is_struct(kind):
+            return any(part.name == "bytes" and of_files(part.type) for part in map(kind.field, range(kind.num_fields)))
+        return of_files(kind)
+
+    stored = [column.name for column in schema if storable(column.type)]
+    typed = [column for column, feature in features(schema).items() if feature.get("_type") == "Image"]
+    found = [column for column in stored if column in typed] or stored
+    if len(found) != 1:
+        columns = [f"{column.name} ({_short(column.type)})" for column in schema]
+        raise UsageError(
+            f"{name}: expected one image column (encoded files: binary, or a struct of bytes and path), found "
+            f"{some(found) or 'none'} among the columns {some(columns)}. "
+            "Paths, base64 and lists of numbers are not read: write the files' bytes."
+        )
+    return found[0]
+
+
+def class_columns(schema: "Schema") -> list[str]:
+    """The columns that could each hold the classes: those of type ClassLabel, else by name, else the categorical ones.
+
+    Only one alone is certain.
+    """
+    from pyarrow import types
+
+    def usable(column: str) -> bool:
+        kind = schema.field(column).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+        return any(is_one(kind) for is_one in kinds)
+
+    def called(words: Sequence[str]) -> list[str]:
+        return [column for column in schema.names if column.lower() in words and usable(column)]
+
+    ways = (
+        [column for column in class_names(schema) if column in schema.names and usable(column)],
+        *map(called, CLASS_WORDS),
+        [column.name for column in schema if types.is_dictionary(column.type) and usable(column.name)],
+    )
+    return next((way for way in ways if way), [])
+
+
+def features(schema: "Schema") -> dict[str, dict[str, Any]]:
+    """What Hugging Face datasets noted of the columns' meaning, {} where nothing can be read."""
+    try:
+        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {column: feature for column, feature in noted.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def class_names(schema: "Schema") -> dict[str, tuple[str, ...]]:
+    """The class names of each column of type ClassLabel."""
+    labels = {column: one for column, one in features(schema).items() if one.get("_type") == "ClassLabel"}
+    return {
+        column: tuple(one["names"])
+        for column, one in labels.items()
+        if isinstance(one.get("names"), list) and all(isinstance(name, str) for name in one["names"])
+    }
+
+
+def _short(kind: "DataType") -> str:
+    text = str(kind)
+    return text if len(text) <= 24 else f"{text[:21]}..."

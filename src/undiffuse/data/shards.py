@@ -1,0 +1,177 @@
+"""Files of tables on disk: .parquet, folders of them as hub repositories have, and what `save_to_disk` writes."""
+
+import importlib.util
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from undiffuse.data.layout import role as split_of
+from undiffuse.data.reading import reading
+from undiffuse.data.remarks import some
+from undiffuse.data.source import Content, Source
+from undiffuse.data.tables import Group, Table, content
+from undiffuse.data.walk import READ
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+
+SUFFIXES = (".parquet", ".arrow")
+INSTALL = 'pip install "undiffuse[hub]"'
+SHARD = re.compile(r"(?P<split>.*?)-?(?P<number>\d{5})-of-(?P<count>\d{5})(-\w+)?")
+
+
+def open_table(path: Path) -> Source:
+    """Source over one .parquet or .arrow file with an image column and, where present, a class column."""
+    return _source(str(path), {"": [path]})
+
+
+def open_tables(folder: Path) -> Source | None:
+    """Source over a folder of parquet or Arrow files, or one of `save_to_disk`; None for a folder without such.
+
+    A folder with pictures is one of pictures, whatever else is in it. Raises UsageError where it is not clear which
+    files are which split, or where some of a split's are missing.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        with reading(str(folder / "dataset_dict.json")):
+            splits = [_inside(folder, name) for name in read_json(folder / "dataset_dict.json")["splits"]]
+        return _source(str(folder), {split.name: _saved(split) for split in splits})
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return _source(str(folder), {"": _saved(folder)})
+    files = _files(folder)
+    return _source(str(folder), _by_split(folder, files)) if files else None
+
+
+def needs(package: str, what: str) -> None:
+    """Raises UndiffuseError with the command that installs the extra, where its package is not here."""
+    if importlib.util.find_spec(package) is None:
+        raise UndiffuseError(f"{what} need {package}, which is not installed: {INSTALL}")
+
+
+def _source(name: str, splits: dict[str, list[Path]]) -> Source:
+    def opened() -> Content:
+        needs("pyarrow", "parquet and Arrow files")
+        with reading(name):
+            return content(name, {split: _table(files) for split, files in splits.items()})
+
+    stamps = [
+        [split, [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+        for split, files in splits.items()
+    ]
+    return Source(["tables", stamps], opened)
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of one data set of `save_to_disk`, in order."""
+    state = folder / "state.json"
+    with reading(str(state)):
+        noted = read_json(state)
+        if noted.get("_indices_files") or noted.get("_indices_data_files"):
+            raise ValueError("it selects rows by a table of indices; write it anew with flatten_indices()")
+        files = [_inside(folder, one["filename"]) for one in noted["_data_files"]]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UsageError(f"{folder}: files are missing: {some(missing)}")
+    return files
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if PurePosixPath(name).name != name or name == "..":
+        raise ValueError(f"it names {name!r}, which is not a plain name")
+    return folder / name
+
+
+def _files(root: Path) -> list[PurePosixPath]:
+    """The tables under `root`, relative to it, sorted; none where there are pictures; hidden ones are left out."""
+    tables = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        seen = [name for name in files if not name.startswith(".")]
+        if any(PurePosixPath(name).suffix.lower() in READ for name in seen):
+            return []
+        tables += [Path(folder, name).relative_to(root) for name in seen if name.lower().endswith(SUFFIXES)]
+    return sorted(PurePosixPath(table.as_posix()) for table in tables)
+
+
+def _by_split(root: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path]]:
+    """The files of each split, by its name in the file's name (train-00000-of-00002) or else a folder's (train/)."""
+    splits: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for file in files:
+        splits[_split_name(file)].append(file)
+    for split, shards in splits.items():
+        homes = {PurePosixPath(*[part for part in file.parts[:-1] if not _word(part)]) for file in shards}
+        if len(homes) > 1:
+            raise UsageError(f"{root} holds several data sets, in {some(sorted(map(str, homes)))}: give one of them")
+        numbered = [found for file in shards if (found := SHARD.fullmatch(file.stem))]
+        promised = {int(found["count"]) for found in numbered}
+        if numbered and (len(promised) > 1 or {int(found["number"]) for found in numbered} != set(range(*promised))):
+            raise UsageError(
+                f"{root}: of {split or 'the data'} there are {len(numbered)} files where their names promise "
+                f"{' or '.join(map(str, sorted(promised)))}: {some([file.name for file in shards])}"
+            )
+    return {split: [root / file for file in shards] for split, shards in splits.items()}
+
+
+def _split_name(file: PurePosixPath) -> str:
+    """The split that a file's name or else a folder's states; else what its name begins with, "" for numbers alone."""
+    stated = _word(file.stem) or next(filter(None, map(_word, reversed(file.parts[:-1]))), None)
+    if stated:
+        return stated
+    found = SHARD.fullmatch(file.stem)
+    begin = found["split"] if found else re.sub(r"[-_.]?\d+$", "", file.stem)
+    return "" if begin in ("data", "part") else begin
+
+
+def _word(text: str) -> str | None:
+    """The one word for a split in a name, as it is spelled there; None where there is none or several."""
+    words = [word for word in re.split("[^a-z]+", text.lower()) if split_of(word)]
+    return words[0] if len(set(words)) == 1 else None
+
+
+def _table(files: Sequence[Path]) -> Table:
+    """Raises UsageError where the files have different columns, UndiffuseError where one is broken."""
+    parts = []
+    for file in files:
+        with reading(str(file)):
+            parts.append((_parquet if file.suffix.lower() == ".parquet" else _arrow)(file))
+    for file, part in zip(files, parts, strict=True):
+        if set(part.schema.names) != set(parts[0].schema.names):
+            raise UsageError(f"{file} has other columns than {files[0]}")
+    return Table(parts[0].schema, tuple(group for part in parts for group in part.groups))
+
+
+def _parquet(path: Path) -> Table:
+    from pyarrow import parquet
+
+    def column(group: int) -> "Callable[[str], ChunkedArray]":
+        def read(name: str) -> "ChunkedArray":
+            try:
+                with parquet.ParquetFile(path, memory_map=True) as file:
+                    values = file.read_row_group(group, columns=[name]).column(name)
+                values.validate(full=True)
+            except Exception as error:  # pyarrow raises a dozen kinds, and every image of the group is told of it
+                raise ValueError(f"its row group cannot be read ({str(error)[:40]}...)") from error
+            if len(values) != rows[group]:
+                raise ValueError(f"its row group has {len(values)} values of {rows[group]} in column {name}")
+            return values
+
+        return read
+
+    with parquet.ParquetFile(path, memory_map=True) as file:
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        groups = tuple(Group(count, column(group), path.parent) for group, count in enumerate(rows))
+        return Table(file.schema_arrow, groups)
+
+
+def _arrow(path: Path) -> Table:
+    import pyarrow
+
+    mapped = pyarrow.memory_map(str(path))
+    begins = mapped.read(6)
+    mapped.seek(0)
+    table = (pyarrow.ipc.open_file if begins == b"ARROW1" else pyarrow.ipc.open_stream)(mapped).read_all()
+    table.validate(full=True)
+    return Table(table.schema, (Group(table.num_rows, table.column, path.parent),))
