@@ -2,7 +2,7 @@
 # Each makes its own virtual environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-SITE := $(BIN)/sphinx-build -q -W --keep-going docs docs/_build
+SITE := $(BIN)/sphinx-build -q -E -W --keep-going docs docs/_build
 
 .PHONY: demo test docs tutorial install clean
 

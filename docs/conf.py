@@ -18,6 +18,7 @@ html_theme_options = {"source_repository": generated.REPOSITORY, "source_branch"
 html_math_renderer = "mathml"  # browsers draw it themselves: no script from elsewhere
 
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]  # as GitHub writes it
 myst_heading_anchors = 3
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # the types of other packages, whose pages are not here
