@@ -110,6 +110,8 @@ def test_python_of_the_pages(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @each_page
 def test_commands_of_the_pages(page: Path) -> None:
     """Subcommands, options, settings, presets, samplers and grids are ones that there are."""
+    for setting in re.findall(r"--set[ =]([\w.]+=[^\s`]+)", page.read_text(encoding="utf-8")):
+        assert setting == "KEY=VALUE" or parse_settings([setting])
     for words in commands(page):
         if words[0] in ("COMMAND", "--version"):
             continue
@@ -122,8 +124,6 @@ def test_commands_of_the_pages(page: Path) -> None:
             if not re.match(r"--?[a-z]", option):
                 continue
             assert option in known | {"--help", "-h", "--debug"}, words
-            if option == "--set" and not value.isupper():
-                parse_settings([value])
             choices = {"--preset": presets(), "--sampler": ["auto", *SAMPLERS], "--grid": GRIDS}
             assert option not in choices or value in choices[option], words
 
