@@ -111,7 +111,7 @@ def test_python_of_the_pages(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_commands_of_the_pages(page: Path) -> None:
     """Subcommands, options, settings, presets, samplers and grids are ones that there are."""
     for setting in re.findall(r"--set[ =]([\w.]+=[^\s`]+)", page.read_text(encoding="utf-8")):
-        assert setting == "KEY=VALUE" or parse_settings([setting])
+        assert setting in ("KEY=VALUE", "section.key=value") or parse_settings([setting])
     for words in commands(page):
         if words[0] in ("COMMAND", "--version"):
             continue
