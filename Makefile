@@ -1,8 +1,10 @@
-# Two commands: `make demo` and `make test`. Each makes its own virtual environment in .venv first.
+# `make demo` and `make test`; `make docs` builds the site in docs/_build, `make tutorial` the tutorial's pictures.
+# Each makes its own virtual environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+SITE := $(BIN)/sphinx-build -q -E -W --keep-going docs docs/_build
 
-.PHONY: demo test install clean
+.PHONY: demo test docs tutorial install clean
 
 demo: .venv/installed
 	$(BIN)/undiffuse demo
@@ -11,7 +13,15 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(SITE)
 	$(BIN)/pytest --cov=undiffuse --cov-report=term:skip-covered
+
+docs: .venv/installed-dev
+	$(SITE)
+	@echo docs/_build/index.html
+
+tutorial: .venv/installed-dev
+	$(BIN)/python docs/make_tutorial.py
 
 install: .venv/installed
 
@@ -25,4 +35,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build
