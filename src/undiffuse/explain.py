@@ -1,5 +1,6 @@
 """The pictures of a lecture on diffusion models, drawn from a real model."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from undiffuse.sampling import Noise, sample_noise, trajectory
 
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
+PICTURES = re.compile(r"\d-[a-z-]+\.png")  # what they are called
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50

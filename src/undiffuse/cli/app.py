@@ -15,7 +15,6 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Try: undiffuse sample fashion-mnist",
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
