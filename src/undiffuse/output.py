@@ -30,7 +30,7 @@ def suffix_of(path: Path) -> str:
 
 
 def name_of(source: str | os.PathLike[str]) -> str:
-    """What files made from `source`, a path or a name, are called after: its last part, also of "." and "..". """
+    """What files made from `source`, a path or a name, are called after: its last part, also of "." and ".."."""
     path = Path(source)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return name.lstrip("-") or "undiffuse"  # a leading dash would read as an option
@@ -174,16 +174,16 @@ def check(out: Path, count: int, force: bool = False) -> None:
         claim_folder("--out", out, force)
 
 
-def write(
-    out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False
-) -> str:
+def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False) -> str:
     """Writes uint8 (N, H, W, C) images where `out` says, and returns a line that says what was written.
 
     .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads. In a
     folder, `force` replaces all older samples (000000.png ...) and nothing else.
     """
     suffix = "" if out.is_dir() else suffix_of(out)
-    arrays = {"images": images} if labels is None else {"images": images, "labels": labels, "classes": np.array(classes)}
+    arrays = (
+        {"images": images} if labels is None else {"images": images, "labels": labels, "classes": np.array(classes)}
+    )
 
     def folder(path: Path) -> None:
         for number, image in enumerate(images):

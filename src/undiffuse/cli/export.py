@@ -17,7 +17,9 @@ def export(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
     out: Path = typer.Option(..., "--out", "-o", help="What to write."),
-    format: str = typer.Option("diffusers", help="diffusers (a pipeline folder) or onnx.", autocompletion=complete.formats),
+    format: str = typer.Option(
+        "diffusers", help="diffusers (a pipeline folder) or onnx.", autocompletion=complete.formats
+    ),
     force: bool = FORCE,
 ) -> None:
     """Write MODEL for other programs.
