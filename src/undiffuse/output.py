@@ -4,6 +4,7 @@
 be at the name meanwhile, what was made gets the next free name: neither is lost.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -82,11 +83,8 @@ def claim_folder(option: str, path: Path, force: bool) -> None:
 
 
 def _check_place(path: Path) -> None:
-    with explained(path):
-        try:
-            os.lstat(path)
-        except FileNotFoundError:
-            pass  # all other errors say that there can be no such file
+    with explained(path), contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # all other errors say that there can be no such file
     place = path if os.path.isdir(path) else next(one for one in path.absolute().parents if one.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         raise UndiffuseError(f"cannot write {path}: {place} is not a folder that you may write to")
@@ -116,7 +114,7 @@ def put_folder(path: Path, write: Callable[[Path], object], own: re.Pattern[str]
     A new folder appears whole. In one that is there (empty, or `force`), what has names that match `own` is taken away
     first, so that no older parts are mixed with these; the rest stays. Raises UndiffuseError as `atomic_file`.
     """
-    there = path.is_dir()
+    there = os.path.isdir(path)
     with explained(path):
         place = path if there else path.parent
         place.mkdir(parents=True, exist_ok=True)
@@ -163,7 +161,7 @@ def _link(made: Path, target: Path) -> None:
 def check(out: Path, count: int, force: bool = False) -> None:
     """Refuses `count` samples at `out` before the work: UsageError for an unknown suffix, too large a grid, or what is
     there already; UndiffuseError for a place that cannot be written to."""
-    suffix = "" if out.is_dir() else suffix_of(out)
+    suffix = "" if os.path.isdir(out) else suffix_of(out)
     if suffix and suffix not in SAMPLE_FILES:
         raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
     if suffix == ".png" and count > MOST_IN_A_GRID:
@@ -180,10 +178,7 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Seq
     .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads. In a
     folder, `force` replaces all older samples (000000.png ...) and nothing else.
     """
-    suffix = "" if out.is_dir() else suffix_of(out)
-    arrays = (
-        {"images": images} if labels is None else {"images": images, "labels": labels, "classes": np.array(classes)}
-    )
+    suffix = "" if os.path.isdir(out) else suffix_of(out)
 
     def folder(path: Path) -> None:
         for number, image in enumerate(images):
@@ -193,8 +188,10 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Seq
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             if suffix == ".npy":
                 np.save(file, images)
+            elif labels is None:
+                np.savez_compressed(file, images=images)
             else:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, images=images, labels=labels, classes=np.array(classes))
 
     if not suffix:
         place = put_folder(out, folder, SAMPLES, force)

@@ -46,7 +46,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        app(arguments, prog_name="undiffuse")  # also of python -m undiffuse, which shells complete nothing of
     except Exception as error:
         if debug:
             raise

@@ -8,8 +8,8 @@ from pathlib import Path
 
 Completion = Callable[[str], list[str]]
 
-SAMPLERS = ("auto", "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "heun", "dpm++2m", "dpm++3m", "unipc")
-SAMPLERS += ("unipc3",)
+DDPM = ("ddpm", "ddpm-large", "ddpm-learned")
+SAMPLERS = ("auto", *DDPM, "ddim", "euler", "heun", "dpm++2m", "dpm++3m", "unipc", "unipc3")
 GRIDS = ("trailing", "leading", "linspace", "quadratic", "karras", "log-snr")
 THRESHOLDS = ("clip", "dynamic", "none")
 ENGINES = ("auto", "torch", "compile", "onnxruntime")

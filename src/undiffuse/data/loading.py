@@ -40,8 +40,9 @@ def load(
     channels is 1 or 3; None gives 1 when every image is stored as grey.
     progress is called with (images done, images in all) while the cache is built.
 
-    Raises UsageError for a source, split, size or channels that cannot be (MixedSizes, where keep_size cannot), and UndiffuseError when the data are
-    missing, unreadable (unless skip_corrupt leaves such images out) or cannot be cached.
+    Raises UsageError for a source, split, size or channels that cannot be (MixedSizes, where keep_size cannot), and
+    UndiffuseError when the data are missing, unreadable (unless skip_corrupt leaves such images out) or cannot be
+    cached.
     """
     _check("split", split, splits.SPLITS)
     _check("channels", channels, (None, 1, 3))

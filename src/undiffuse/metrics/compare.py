@@ -110,7 +110,7 @@ COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised")
 
 
 def rows(contenders: Sequence[Contender]) -> list[list[str]]:
-    """Headings and a row for each; the first column is the name. Real images are the last row, where there is a floor."""
+    """Headings and a row for each; the first column is the name. The floor, if there is one, is the last row."""
     first = contenders[0].evaluation
     keys = [key for key in COLUMNS if any(key in one.evaluation.values for one in contenders)]
     titles = {key: value for one in contenders for key, value in one.evaluation.titles.items()}

@@ -68,9 +68,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     if not evaluation.floor:
         lines.append(f"no floor: {data} has too few images beside those measured against to make one")
     elif evaluation.floor_n < evaluation.n:
-        lines.append(
-            f"the floor is of {evaluation.floor_n:,} real images, all there are: distances of fewer images come out larger"
-        )
+        lines.append(f"the floor is of {evaluation.floor_n:,} real images, all there are: fewer images lie further off")
     return lines
 
 
