@@ -22,7 +22,7 @@ def compare(
         None, help="The data set to measure against [the one the first model learnt].", autocompletion=complete.data
     ),
     split: str = typer.Option("test", help=SPLIT_HELP, autocompletion=complete.splits),
-    n: int = typer.Option(2000, "-n", min=2, help="How many samples of each."),
+    n: int = typer.Option(None, "-n", min=2, help="How many samples of each [2000, or what the smallest file holds]."),
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
     sampler: str = typer.Option("auto", help="Where @ names none.", autocompletion=complete.samplers),
     steps: int = typer.Option(20, min=1, help="Where @ names none."),
@@ -47,7 +47,7 @@ def compare(
     from undiffuse.generate import Recipe
     from undiffuse.metrics.compare import compare as measured
     from undiffuse.metrics.compare import draw_trilemma, rows, to_json
-    from undiffuse.metrics.report import conditions_line
+    from undiffuse.metrics.report import conditions_line, notes
 
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")
@@ -67,8 +67,11 @@ def compare(
     )
     if not contenders:  # another process of a torchrun tells
         return
-    say(conditions_line(contenders[0].evaluation, sampling=False))
+    first = contenders[0].evaluation
+    say(f"{first.n:,} samples of each; {conditions_line(first, sampling=False)}")
     say(table(rows(contenders)))
+    for note in notes(first):
+        say(note)
     if json_file:
         say(f"{output.put(json_file, lambda path: write_json(path, to_json(contenders)), force)}: all numbers")
     if figure:

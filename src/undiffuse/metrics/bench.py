@@ -76,6 +76,8 @@ def bench(
         extractor = find_extractor(features, train, test, tick)
     with bar(f"features of {source} ({split})", len(measured)) as tick:
         items = features_of(measured.images, extractor, tick)
+    if items.spatial is None:
+        groups = [name for name in groups if name != "spatial"]
     held_out = np.empty(0)
     if "copying" in groups:
         held_out = nearest(pick(measured.images, HELD_OUT), train.images)[0]

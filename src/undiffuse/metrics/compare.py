@@ -15,7 +15,15 @@ from matplotlib.ticker import LogLocator
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.evaluate import Evaluation, bench_for, check, check_size, evaluate_subject, open_subject
+from undiffuse.metrics.evaluate import (
+    DEFAULT_N,
+    Evaluation,
+    bench_for,
+    check,
+    check_size,
+    evaluate_subject,
+    open_subject,
+)
 from undiffuse.metrics.report import number
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
@@ -66,7 +74,7 @@ def compare(
     data: str | None = None,
     *,
     split: str = "test",
-    n: int = 2000,
+    n: int | None = None,
     features: str = "auto",
     recipe: Recipe | None = None,
     device: str | None = None,
@@ -76,11 +84,13 @@ def compare(
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
 
-    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none.
+    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
+    each, or as many as the smallest file holds.
     """
     asked = [parse_contender(text, recipe or Recipe()) for text in subjects]
     opened = [open_subject(name, device, size) for name, _ in asked]
     check_size(opened, size)
+    n = n or min([DEFAULT_N, *(len(subject) for subject in opened if not isinstance(subject, Model))])
     for subject, (name, how) in zip(opened, asked, strict=True):
         check(name, subject, how, n)
     opened = [

@@ -95,10 +95,10 @@ def evaluate_images(
     with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
         values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
     if not values:
-        wanted = "; ".join(f"{title(key, bench.extractor)} {needs}" for key, needs in left_out.items())
+        why = "they are too few" if left_out else f"{bench.extractor.name} features are not what these metrics are of"
         raise UsageError(
-            f"nothing can be measured of {len(images)} samples against {len(bench.reference.items)} images of "
-            f"{bench.facts['data']} ({bench.facts['split']})" + (f": {wanted}" if wanted else " in these features")
+            f"none of the metrics asked for can be had of {len(images)} samples and "
+            f"{len(bench.reference.items)} of {bench.facts['data']} ({bench.facts['split']}): {why}"
         )
     floor, floor_n = floor_of(bench, len(images))
     return Evaluation(

@@ -65,6 +65,8 @@ def notes(evaluation: Evaluation) -> list[str]:
     if evaluation.left_out:
         needs = (f"{evaluation.titles[key]} ({needs})" for key, needs in evaluation.left_out.items())
         lines.append("left out: " + ", ".join(needs))
+        if evaluation.conditions["split"] == "test" and len(evaluation.reference.items) < len(evaluation.subject.train):
+            lines[-1] += f"; --split train measures against {len(evaluation.subject.train):,} images"
     if not evaluation.floor:
         lines.append(f"no floor: {data} has too few images beside those measured against to make one")
     elif evaluation.floor_n < evaluation.n:
@@ -101,7 +103,8 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     parts = [f"features: {facts['features']['name']}"]
     if facts["features"].get("accuracy") is not None:
         parts[0] += f" (accuracy {facts['features']['accuracy']:.1%})"
-    parts.append(f"reference: {facts['images']:,} images of {facts['data']} ({facts['split']}){_brought(facts)}")
+    images = f"{facts['images']:,} image{'s' * (facts['images'] != 1)}"
+    parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
     parts.append(f"measured at {by(facts['shape'])}")
     if sampling and (how := facts.get("sampling")):
         parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
