@@ -67,9 +67,10 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines.append("left out: " + ", ".join(needs))
         if evaluation.conditions["split"] == "test" and len(evaluation.reference.items) < len(evaluation.subject.train):
             lines[-1] += f"; --split train measures against {len(evaluation.subject.train):,} images"
-    if not evaluation.floor:
+    could_have = any(METRICS[key].group != "copying" for key in evaluation.values)
+    if could_have and not evaluation.floor:
         lines.append(f"no floor: {data} has too few images beside those measured against to make one")
-    elif evaluation.floor_n < evaluation.n:
+    elif evaluation.floor and evaluation.floor_n < evaluation.n:
         lines.append(f"the floor is of {evaluation.floor_n:,} real images, all there are: fewer images lie further off")
     return lines
 
