@@ -6,6 +6,7 @@ be at the name meanwhile, what was made gets the next free name: neither is lost
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -200,3 +201,9 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Seq
     else:
         place = put(out, array, force)
     return f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}: {place}"
+
+
+def check_memory(count: int, shape: Sequence[int]) -> None:
+    """Raises UsageError where so many uint8 images of a shape (H, W, C) are more than this machine's memory."""
+    if hasattr(os, "sysconf") and count * math.prod(shape) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise UsageError(f"-n {count}: so many images do not fit in memory; draw fewer at a time, with other seeds")

@@ -66,7 +66,9 @@ def sample(
     from undiffuse.generate import generate_shared
     from undiffuse.model import load
 
-    loaded = with_engine(load(model, device), engine, n * recipe.evaluations, bar)
+    loaded = load(model, device)
+    output.check_memory(n, loaded.data.shape)
+    loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
     labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:

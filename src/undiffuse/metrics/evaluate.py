@@ -1,7 +1,9 @@
 """One evaluation: samples and data in, every number with its interval, its floor and its conditions out."""
 
 import dataclasses
+import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from accelerate import PartialState
 
 from undiffuse.config import Data
-from undiffuse.data import ImageSet, MixedSizes, by
+from undiffuse.data import ImageSet, MixedSizes, by, cache_dir
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -180,6 +182,9 @@ def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -
     """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
     if isinstance(subject, Model):
         recipe.times(subject)
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(cache_dir()).free:
+            raise UsageError(f"-n {n or DEFAULT_N}: so many samples do not fit on the disk of the cache {cache_dir()}")
     elif n and n > len(subject):
         raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
 
