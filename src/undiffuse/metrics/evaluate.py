@@ -182,8 +182,8 @@ def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -
     """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
     if isinstance(subject, Model):
         recipe.times(subject)
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(cache_dir()).free:
+        disk = next(one for one in (cache_dir(), *cache_dir().absolute().parents) if one.exists())
+        if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(disk).free:
             raise UsageError(f"-n {n or DEFAULT_N}: so many samples do not fit on the disk of the cache {cache_dir()}")
     elif n and n > len(subject):
         raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
