@@ -64,7 +64,7 @@ def claim(files: Mapping[str, Path | None], force: bool, kinds: Mapping[str, Seq
         if os.path.exists(path) and not os.path.isfile(path):
             raise UsageError(f"{option} {path} is a device or a pipe, not a file")
         if os.path.lexists(path) and not force:
-            raise UsageError(f"{option} {path} is there already: choose another name, or replace it with --force")
+            raise UsageError(f"{option} {path} exists already: choose another name, or replace it with --force")
         other = taken.setdefault(os.path.realpath(path), option)
         if other != option:
             raise UsageError(f"{other} and {option} are both {path}: give each a name of its own")
@@ -78,7 +78,7 @@ def claim_folder(option: str, path: Path, force: bool) -> None:
         raise UsageError(f"{option} {path} is a file, not a folder")
     if os.path.isdir(path) and os.listdir(path) and not force:
         raise UsageError(
-            f"{option} {path} is a folder that is not empty: choose another, or write into it with --force"
+            f"{option} {path} exists already and is not empty: choose another, or write into it with --force"
         )
     _check_place(path)
 
