@@ -207,9 +207,8 @@ def test_compare_command(
 ) -> None:
     """A model by two recipes and a file of real images, which win."""
     np.savez(tmp_path / "real.npz", images=images[:30])
-    code, _out, err = command(
-        "compare", f"{whole}@ddim:2", whole, "real.npz", "-n", 30, "--steps", 3, "--features", plain, "--json", "c.json"
-    )
+    words = ["compare", f"{whole}@ddim:2", whole, "real.npz", "-n", 30, "--steps", 3, "--features", plain]
+    code, _out, err = command(*words, "--json", "c.json", "--figure", "trilemma.png")
     assert code == 0, err
     two, three, real = json.loads((tmp_path / "c.json").read_text())
     assert (two["evaluations"], three["evaluations"], real["evaluations"]) == (2, 3, None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
-from undiffuse.data import ImageSet, by
+from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
@@ -62,11 +62,17 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
 
 
 def make_data_of(shape: tuple[int, int, int], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
-    """A split brought to images of `shape` (H, W, C), square ones. Raises UsageError where it cannot be."""
+    """A split brought to images of `shape` (H, W, C): any to a square, none to what is not one; UsageError else."""
     with bar(f"reading {config.source} ({split})", 0) as tick:
         images = make_data(config, split, tick)
         if images.shape != shape and shape[0] == shape[1]:
             images = make_data(config.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
+        elif images.shape != shape:
+            own = partial(load_data, channels=shape[2], skip_corrupt=config.skip_corrupt, keep_size=True)
+            try:
+                images = own(config.source, split, progress=tick)
+            except MixedSizes as error:
+                raise UsageError(f"{config.source} has {error}; the samples are all of {by(shape)}") from None
     if images.shape != shape:
         raise UsageError(
             f"{config.source} has images of {by(images.shape)}; the model or the samples are of {by(shape)}"

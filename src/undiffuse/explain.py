@@ -1,5 +1,6 @@
 """The pictures of a lecture on diffusion models, drawn from a real model."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from undiffuse.sampling import trajectory
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
 Draws = Callable[[int], Draw]
+PICTURES = re.compile(r"\d-[a-z-]+\.png")  # what they are called
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50

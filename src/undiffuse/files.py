@@ -12,7 +12,18 @@ from typing import Any
 from undiffuse.errors import UndiffuseError
 
 
-def _fsync(path: Path) -> None:
+class WriteError(UndiffuseError):
+    """A path that cannot be written, and the OSError that is the reason."""
+
+    def __init__(self, path: Path, reason: OSError):
+        super().__init__(
+            f"cannot write {path}: {reason.strerror or reason}. Free some space or choose a writable folder."
+        )
+        self.reason = reason
+
+
+def fsync(path: Path) -> None:
+    """Has the disk keep a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,13 +32,13 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError into an UndiffuseError that names `path`, and not the temporary one it was met at."""
     try:
         yield
-    except OSError as error:
-        raise UndiffuseError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose a writable folder."
-        ) from error
+    except (OSError, WriteError) as error:
+        reason = error.reason if isinstance(error, WriteError) else error
+        raise WriteError(path, reason) from reason
 
 
 @contextlib.contextmanager
@@ -37,17 +48,17 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Raises UndiffuseError naming `path` when the folder is read-only or the disk is full; an existing file survives.
     """
     path = Path(path)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         try:
             yield temporary
-            _fsync(temporary)
+            fsync(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            _fsync(path.parent)
+            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -59,20 +70,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A folder already at `path` is replaced. Raises UndiffuseError as `atomic_file` does; nothing half-written stays.
     """
     path = Path(path)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-                _fsync(file)
+                fsync(file)
             temporary.chmod(0o777 & ~_umask())
-            _fsync(temporary)
+            fsync(temporary)
             if path.exists():
                 path.replace(aside := temporary.with_name(temporary.name + "-old"))
             temporary.replace(path)
-            _fsync(path.parent)
+            fsync(path.parent)
         finally:
             for left in (temporary, aside):
                 shutil.rmtree(left, ignore_errors=True)

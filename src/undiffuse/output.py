@@ -1,47 +1,209 @@
-"""Where samples go: one grid, a folder of pictures, or an array. Every file is whole or absent."""
+"""Where what a command makes goes: whole or absent, and never over or among what is there unless --force says so.
 
-from collections.abc import Sequence
+`claim` and `claim_folder` refuse before the work; `put` and `put_folder` write after it. Where something has come to
+be at the name meanwhile, what was made gets the next free name: neither is lost.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from undiffuse.errors import UsageError
-from undiffuse.files import atomic_file
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import atomic_file, explained, fsync
 from undiffuse.plots import save_grid, save_image
 
 MOST_IN_A_GRID = 4096
+SAMPLE_FILES = (".png", ".npz", ".npy")
+SAMPLES = re.compile(r"\d{6,}\.png")  # how `write` names samples in a folder
 
 
-def check(out: Path, count: int) -> None:
-    """Refuses what cannot be written, before the work: UsageError for an unknown suffix or too large a grid."""
-    suffix = "" if out.is_dir() else out.suffix.lower()
-    if suffix[1:].isalpha() and suffix not in (".png", ".npz", ".npy"):
+def suffix_of(path: Path) -> str:
+    """The suffix that says what kind of file it is: ".png" of "a.PNG", but "" of "v.1", "run.v2" and "emoji"."""
+    suffix = path.suffix.lower()
+    return suffix if suffix[1:2].isalpha() and not re.fullmatch(r"\.v\d+", suffix) else ""
+
+
+def name_of(source: str | os.PathLike[str]) -> str:
+    """What files made from `source`, a path or a name, are called after: its last part, also of "." and ".."."""
+    path = Path(source)
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return name.lstrip("-") or "undiffuse"  # a leading dash would read as an option
+
+
+def fresh(path: Path) -> Path:
+    """`path`, or where something is there already, the first of path-2, path-3 ... that is free."""
+    suffix = path.name[len(path.name) - len(suffix_of(path)) :]
+    stem = path.name.removesuffix(suffix)
+    others = (path.with_name(f"{stem}-{number}{suffix}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], others) if not os.path.lexists(one))
+
+
+def claim(files: Mapping[str, Path | None], force: bool, kinds: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Refuses, before the work, files that cannot be written: option -> its path, None where it was not given.
+
+    Raises UsageError for what is there already (unless `force`) or is no file, for one name given twice and for a
+    suffix that is not among `kinds` of its option; UndiffuseError for a place that cannot be written to.
+    """
+    taken: dict[str, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        allowed = (kinds or {}).get(option)
+        if allowed and path.suffix.lower() not in allowed:
+            raise UsageError(f"{option} {path}: the name must end in {' or '.join(allowed)}")
+        if os.path.isdir(path):
+            raise UsageError(f"{option} {path} is a folder: name a file in it")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UsageError(f"{option} {path} is a device or a pipe, not a file")
+        if os.path.lexists(path) and not force:
+            raise UsageError(f"{option} {path} exists already: choose another name, or replace it with --force")
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} are both {path}: give each a name of its own")
+        _check_place(path)
+
+
+def claim_folder(option: str, path: Path, force: bool) -> None:
+    """Refuses, before the work, a folder that files cannot be written to: UsageError for a file, or a folder that is
+    not empty (unless `force`); UndiffuseError for a place that cannot be written to."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UsageError(f"{option} {path} is a file, not a folder")
+    if os.path.isdir(path) and os.listdir(path) and not force:
+        raise UsageError(
+            f"{option} {path} exists already and is not empty: choose another, or write into it with --force"
+        )
+    _check_place(path)
+
+
+def _check_place(path: Path) -> None:
+    with explained(path), contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # all other errors say that there can be no such file
+    place = path if os.path.isdir(path) else next(one for one in path.absolute().parents if one.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UndiffuseError(f"cannot write {path}: {place} is not a folder that you may write to")
+
+
+def put(path: Path, write: Callable[[Path], object], force: bool = False) -> Path:
+    """Lets `write` make a file at the path it is given, then moves that to `path`; returns where it is.
+
+    Only `force` replaces what is there, through a link to what it links to. Raises UndiffuseError as `atomic_file`.
+    """
+    home = Path(os.path.realpath(path)) if force else path
+    with explained(path):
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home.parent) as folder:
+            made = Path(folder, home.name)
+            write(made)
+            if force:
+                made.replace(home)
+                fsync(home.parent)
+                return path
+            return _named(made, path, _link)
+
+
+def put_folder(path: Path, write: Callable[[Path], object], own: re.Pattern[str], force: bool = False) -> Path:
+    """Lets `write` make a folder at the path it is given, then moves that to `path`; returns where it is.
+
+    A new folder appears whole. In one that is there (empty, or `force`), what has names that match `own` is taken away
+    first, so that no older parts are mixed with these; the rest stays. Raises UndiffuseError as `atomic_file`.
+    """
+    there = os.path.isdir(path)
+    with explained(path):
+        place = path if there else path.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place) as folder:
+            made = Path(folder, "made")
+            write(made)
+            older = [one for one in path.iterdir() if one != Path(folder)] if there else []
+            if not there or (older and not force):
+                return _named(made, path, os.rename)
+            for one in older:
+                if own.fullmatch(one.name) and one.is_dir() and not one.is_symlink():
+                    shutil.rmtree(one)
+                elif own.fullmatch(one.name):
+                    one.unlink()
+            for one in sorted(made.iterdir()):
+                one.replace(path / one.name)
+            fsync(path)
+            return path
+
+
+def _named(made: Path, path: Path, move: Callable[[Path, Path], None]) -> Path:
+    while True:
+        target = fresh(path)
+        try:
+            move(made, target)
+        except OSError:
+            if not os.path.lexists(target):
+                raise
+            continue  # another process was faster
+        fsync(target.parent)
+        return target
+
+
+def _link(made: Path, target: Path) -> None:
+    """A rename that never replaces, where the file system can do that."""
+    try:
+        os.link(made, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here
+        made.rename(target)
+
+
+def check(out: Path, count: int, force: bool = False) -> None:
+    """Refuses `count` samples at `out` before the work: UsageError for an unknown suffix, too large a grid, or what is
+    there already; UndiffuseError for a place that cannot be written to."""
+    suffix = "" if os.path.isdir(out) else suffix_of(out)
+    if suffix and suffix not in SAMPLE_FILES:
         raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
-    if not suffix[1:].isalpha() and out.is_file():
-        raise UsageError(f"--out {out} is a file, not a folder")
     if suffix == ".png" and count > MOST_IN_A_GRID:
         raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
+    if suffix:
+        claim({"--out": out}, force)
+    else:
+        claim_folder("--out", out, force)
 
 
-def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> str:
+def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False) -> str:
     """Writes uint8 (N, H, W, C) images where `out` says, and returns a line that says what was written.
 
-    .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads.
+    .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads. In a
+    folder, `force` replaces all older samples (000000.png ...) and nothing else.
     """
-    suffix = "" if out.is_dir() else out.suffix.lower()
-    what = f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}"
-    if suffix == ".png":
-        save_grid(images, out)
-    elif suffix == ".npy":
-        with atomic_file(out) as temporary, temporary.open("wb") as file:
-            np.save(file, images)
-    elif suffix == ".npz":
-        with atomic_file(out) as temporary, temporary.open("wb") as file:
-            if labels is None:
+    suffix = "" if os.path.isdir(out) else suffix_of(out)
+
+    def folder(path: Path) -> None:
+        for number, image in enumerate(images):
+            save_image(image, path / f"{number:06d}.png")
+
+    def array(path: Path) -> None:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            if suffix == ".npy":
+                np.save(file, images)
+            elif labels is None:
                 np.savez_compressed(file, images=images)
             else:
                 np.savez_compressed(file, images=images, labels=labels, classes=np.array(classes))
+
+    if not suffix:
+        place = put_folder(out, folder, SAMPLES, force)
+    elif suffix == ".png":
+        place = put(out, lambda path: save_grid(images, path), force)
     else:
-        for number, image in enumerate(images):
-            save_image(image, out / f"{number:06d}.png")
-    return f"{what}: {out}"
+        place = put(out, array, force)
+    return f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}: {place}"
+
+
+def check_memory(count: int, shape: Sequence[int]) -> None:
+    """Raises UsageError where so many uint8 images of a shape (H, W, C) are more than this machine's memory."""
+    if hasattr(os, "sysconf") and count * math.prod(shape) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise UsageError(f"-n {count}: so many images do not fit in memory; draw fewer at a time, with other seeds")

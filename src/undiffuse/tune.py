@@ -33,9 +33,12 @@ def tune(
     """Searches a grid for every number of steps and writes `grids.json` into the model's folder, beside older ones.
 
     Returns what it wrote: "sampler:steps" -> its log-SNRs and the differences before and after, of `samples` samples
-    from those of a fine trajectory (`undiffuse.sampling.search.difference`). Raises UsageError for a random sampler.
+    from those of a fine trajectory (`undiffuse.sampling.search.difference`). Raises UsageError for a random sampler or
+    a folder that cannot be written to, such as that of a built-in model in a read-only install.
     """
     folder = find(name)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} is not yours to write to, and the times are kept there: copy it and tune the copy")
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
         if recipe.sampler.startswith("ddpm"):

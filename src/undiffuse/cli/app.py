@@ -15,7 +15,6 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Try: undiffuse sample fashion-mnist",
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -47,7 +46,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        app(arguments, prog_name="undiffuse")  # also of python -m undiffuse, which shells complete nothing of
     except Exception as error:
         if debug:
             raise

@@ -4,25 +4,35 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import ENGINE_HELP, say, table
-from undiffuse.cli.evaluate import FEATURES_HELP, SPLIT_HELP
+from undiffuse.cli import complete
+from undiffuse.cli.console import ENGINE_HELP, FORCE, say, table
+from undiffuse.cli.evaluate import FEATURES_HELP, SIZE_HELP, SPLIT_HELP
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 
 def compare(
-    subjects: list[str] = typer.Argument(..., metavar="A B C ...", help="Models, MODEL@sampler:steps, or samples."),
-    data: str = typer.Option(None, help="The data set to measure against [the one the first model learnt]."),
-    split: str = typer.Option("test", help=SPLIT_HELP),
-    n: int = typer.Option(2000, "-n", min=10, help="How many samples of each."),
-    features: str = typer.Option("auto", help=FEATURES_HELP),
-    sampler: str = typer.Option("auto", help="Where @ names none."),
+    subjects: list[str] = typer.Argument(
+        ...,
+        metavar="A B C ...",
+        help="Models, MODEL@sampler:steps, or samples.",
+        autocompletion=complete.models,
+    ),
+    data: str = typer.Option(
+        None, help="The data set to measure against [the one the first model learnt].", autocompletion=complete.data
+    ),
+    split: str = typer.Option("test", help=SPLIT_HELP, autocompletion=complete.splits),
+    n: int = typer.Option(None, "-n", min=2, help="How many samples of each [2000, or what the smallest file holds]."),
+    features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
+    sampler: str = typer.Option("auto", help="Where @ names none.", autocompletion=complete.samplers),
     steps: int = typer.Option(20, min=1, help="Where @ names none."),
     seed: int = typer.Option(0, help="Of the samples."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
-    figure: Path = typer.Option(Path("trilemma.png"), help="Quality against speed, diversity as colour."),
+    figure: Path = typer.Option(None, help="Draw quality against speed, diversity as colour, as .png."),
+    size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP),
+    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    force: bool = FORCE,
 ) -> None:
     """Measure models and samples side by side: quality, diversity, speed, size and what their training cost.
 
@@ -30,25 +40,42 @@ def compare(
     Examples:
       undiffuse compare fashion-mnist runs/mine
       undiffuse compare fashion-mnist@ddim:10 fashion-mnist@ddpm:250 fashion-mnist@dpm++2m:10
-      undiffuse compare fashion-mnist others.npz --data fashion-mnist --json comparison.json
+      undiffuse compare fashion-mnist others.npz --data fashion-mnist --figure trilemma.png
     """
+    from undiffuse import output
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
     from undiffuse.metrics.compare import compare as measured
     from undiffuse.metrics.compare import draw_trilemma, rows, to_json
-    from undiffuse.metrics.report import conditions_line
+    from undiffuse.metrics.report import conditions_line, notes
 
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")
+    output.claim({"--json": json_file, "--figure": figure}, force, {"--figure": [".png"]})
     recipe = Recipe(sampler, steps, seed=seed)
     contenders = measured(
-        subjects, data, split=split, n=n, features=features, recipe=recipe, device=device, engine=engine, bar=bar
+        subjects,
+        data,
+        split=split,
+        n=n,
+        features=features,
+        recipe=recipe,
+        size=size,
+        device=device,
+        engine=engine,
+        bar=bar,
     )
     if not contenders:  # another process of a torchrun tells
         return
-    say(conditions_line(contenders[0].evaluation, sampling=False))
+    first = contenders[0].evaluation
+    say(f"{first.n:,} samples of each; {conditions_line(first, sampling=False)}")
     say(table(rows(contenders)))
+    for note in notes(first):
+        say(note)
     if json_file:
-        write_json(json_file, to_json(contenders))
-    draw_trilemma(contenders, figure)
-    say(f"{figure}: quality, speed and diversity in one picture")
+        say(f"{output.put(json_file, lambda path: write_json(path, to_json(contenders)), force)}: all numbers")
+    if figure:
+        drawn = output.put(figure, lambda path: draw_trilemma(contenders, path), force)
+        say(f"{drawn}: quality, speed and diversity in one picture")
+    else:
+        say("--figure FILE.png draws quality, speed and diversity in one picture")

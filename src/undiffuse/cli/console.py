@@ -1,20 +1,32 @@
 """What the commands share: how they speak."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from undiffuse.errors import UsageError
 
+FORCE: bool = typer.Option(False, "--force", help="Write over what is there already.")
 ENGINE_HELP = "auto, torch, compile or onnxruntime [the last where it is installed and pays]."
 
 
 def say(message: str) -> None:
     """A line for the person, on standard output."""
     typer.echo(message)
+
+
+def command(*words: str | Path) -> str:
+    """A command to suggest, ready to be pasted into a shell: `words`, those after "undiffuse", quoted as they need.
+
+    A path (give it as one) that begins with a dash is written ./-so, so that it is not taken for an option.
+    """
+    ready = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(["undiffuse", *ready])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli import complete
+from undiffuse.cli.console import FORCE, say
+from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 app = typer.Typer(
@@ -36,11 +38,14 @@ def list_() -> None:
 
 @app.command("show")
 def show(
-    name: str = typer.Argument(..., help="A name from `undiffuse data list`, or data of your own."),
-    split: str = typer.Option("train", help="train, test or all."),
+    name: str = typer.Argument(
+        ..., help="A name from `undiffuse data list`, or data of your own.", autocompletion=complete.data
+    ),
+    split: str = typer.Option("train", help="train, test or all.", autocompletion=complete.splits),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
-    out: Path = typer.Option(None, "--out", "-o", help="The contact sheet [NAME.png]."),
+    out: Path = typer.Option(None, "--out", "-o", help="The contact sheet, .png [NAME.png]."),
+    force: bool = FORCE,
 ) -> None:
     """Say what is in a data set, and draw a contact sheet: a row for each class.
 
@@ -51,8 +56,13 @@ def show(
     """
     import numpy as np
 
+    from undiffuse import output
     from undiffuse.data import load
     from undiffuse.plots import save_grid
+
+    output.claim({"--out": out}, force, {"--out": [".png"]})
+    if out and _inside(out, name):
+        raise UsageError(f"--out {out} lies inside {name} and would become one of its pictures: choose another place")
 
     with bar("reading") as tick:
         data = load(name, split, size=size, skip_corrupt=skip_corrupt, progress=tick)
@@ -72,6 +82,12 @@ def show(
     else:
         images = np.asarray(data.images[:: max(1, len(data) // 64)][:64])
         columns = 8
-    path = out or Path(f"{Path(name).name}.png")
-    save_grid(images, path, columns)
-    say(f"contact sheet: {path}")
+    path = out or output.fresh(Path(f"{output.name_of(name)}.png"))
+    if _inside(path, name):
+        say("no contact sheet, since it would lie among the pictures: --out PLACE/sheet.png writes one elsewhere")
+    else:
+        say(f"contact sheet: {output.put(path, lambda place: save_grid(images, place, columns), force)}")
+
+
+def _inside(path: Path, source: str) -> bool:
+    return Path(source).is_dir() and path.resolve().is_relative_to(Path(source).resolve())

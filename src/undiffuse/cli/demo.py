@@ -5,15 +5,18 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli.console import FORCE, command, say
 from undiffuse.progress import bar
 
 
 def demo(
     minutes: float = typer.Option(4.0, min=0.05, help="How long to train."),
-    out: Path = typer.Option(Path("demo"), "--out", "-o", help="The folder for the run and the pictures."),
+    out: Path = typer.Option(None, "--out", "-o", help="The folder for the run and the pictures [demo]."),
+    force: bool = FORCE,
 ) -> None:
     """See all of it once: train on the embedded emoji for a few minutes, then sample from the result.
+
+    In the folder of an earlier demo it goes on with that one.
 
     \b
     Example:
@@ -26,8 +29,11 @@ def demo(
     from undiffuse.plots import save_grid
     from undiffuse.training import train
 
+    if out is None:
+        out = Path("demo") if _is_demo(Path("demo")) else output.fresh(Path("demo"))
+    began = _is_demo(out)
+    output.claim_folder("--out", out, force or began)
     run, data = out / "run", out / "data.png"
-    began = (run / "run.json").exists()
     say(f"{'going on with' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
     save_grid(load_data("emoji").images[::27], data)
     values = {"data.source": "emoji", "training.minutes": minutes}
@@ -36,9 +42,9 @@ def demo(
         return
     model, recipe = load(run), Recipe()
     with bar("sampling", 64 * recipe.steps) as tick:
-        images, labels = generate_shared(model, recipe, 64, tick=tick)
+        images, _ = generate_shared(model, recipe, 64, tick=tick)
     assert images is not None
-    output.write(out / "samples.png", images, labels, model.data.classes)
+    save_grid(images, out / "samples.png")
     built_in, _ = generate_shared(load("emoji"), recipe, 64)
     assert built_in is not None
     save_grid(built_in, out / "built-in.png")
@@ -46,4 +52,8 @@ def demo(
     say(f"{out / 'samples.png'}: 64 samples of the model you just trained")
     say(f"{out / 'built-in.png'}: the same noise through the built-in model, which trained longer")
     say(f"{run / 'previews'}: how the samples grew while it trained")
-    say(f"next: undiffuse explain {run}   or   undiffuse train YOUR_FOLDER --minutes 30")
+    say(f"next: {command('explain', run)}   or   undiffuse train YOUR_FOLDER --minutes 30")
+
+
+def _is_demo(folder: Path) -> bool:
+    return (folder / "run" / "run.json").exists()

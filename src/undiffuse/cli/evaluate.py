@@ -1,12 +1,15 @@
 """`undiffuse evaluate`."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
+from undiffuse.cli import complete
+from undiffuse.cli.console import ENGINE_HELP, FORCE, numbers, say, table
 from undiffuse.progress import bar
 
 SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
@@ -16,23 +19,32 @@ METRICS_HELP = (
     "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
 )
 BOUND_HELP = "Of bpd: continuous, or a number of steps T [the model's own; where it has none, continuous]."
+SIZE_HELP = "Side in pixels that samples in files are brought to, and the data with them [their own]."
+REPORT_KINDS = {"--report": (".html", ".htm")}
 VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
 
 
-OF_SAMPLES = ("features", "sampler", "steps", "eta", "engine")  # options that only some metrics look at
+OF_SAMPLES = ("features", "sampler", "steps", "eta", "engine", "size")  # options that only some metrics look at
 OF_BOUND = ("bound", "variance", "draws")
 OF_ODE = ("dequantiser",)
 
 
 def evaluate(
     context: typer.Context,
-    subject: str = typer.Argument(..., metavar="MODEL|FOLDER|NPZ", help="A model, or samples: a folder, .npz or .npy."),
-    data: str = typer.Option(None, help="The data set to measure against [the one the model learnt]."),
-    split: str = typer.Option("test", help=SPLIT_HELP),
-    n: int = typer.Option(None, "-n", min=10, help=N_HELP),
-    metrics: str = typer.Option("all", help=METRICS_HELP),
-    features: str = typer.Option("auto", help=FEATURES_HELP),
-    sampler: str = typer.Option("auto", help="As for `undiffuse sample`."),
+    subject: str = typer.Argument(
+        ...,
+        metavar="MODEL|FOLDER|NPZ",
+        help="A model, or samples: a folder, .npz or .npy.",
+        autocompletion=complete.models,
+    ),
+    data: str = typer.Option(
+        None, help="The data set to measure against [the one the model learnt].", autocompletion=complete.data
+    ),
+    split: str = typer.Option("test", help=SPLIT_HELP, autocompletion=complete.splits),
+    n: int = typer.Option(None, "-n", min=2, help=N_HELP),
+    metrics: str = typer.Option("all", help=METRICS_HELP, autocompletion=complete.metrics),
+    features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
+    sampler: str = typer.Option("auto", help="As for `undiffuse sample`.", autocompletion=complete.samplers),
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
     eta: float = typer.Option(0.0, help="Of ddim."),
     seed: int = typer.Option(0, help="Of the samples, or of a bound's noise."),
@@ -41,9 +53,11 @@ def evaluate(
     dequantiser: str = typer.Option("uniform", help="Of ode: uniform, or learned (on training images, first)."),
     draws: int = typer.Option(None, min=1, help="Of bpd: evaluations per image; T for one of every step [20]."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
-    report: Path = typer.Option(None, help="The page of figures to write [NAME-evaluation.html]."),
+    report: Path = typer.Option(None, help="Write the page of figures, .html."),
+    size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP),
+    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    force: bool = FORCE,
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
@@ -52,7 +66,7 @@ def evaluate(
 
     \b
     Examples:
-      undiffuse evaluate fashion-mnist
+      undiffuse evaluate fashion-mnist --report evaluation.html
       undiffuse evaluate fashion-mnist --sampler ddim --steps 5,10,20,50 --json ddim.json
       undiffuse evaluate samples.npz --data fashion-mnist
       undiffuse evaluate fashion-mnist-likelihood --metrics bpd -n 10000
@@ -61,14 +75,15 @@ def evaluate(
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
+    from undiffuse import output
     from undiffuse.errors import UsageError
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
     from undiffuse.metrics import evaluate as measured
     from undiffuse.metrics.measure import parse_groups
-    from undiffuse.metrics.report import conditions_line, headings, rows, write_report
+    from undiffuse.metrics.report import conditions_line, headings, notes, rows, write_report
 
-    report = report or Path(f"{Path(subject).stem}-evaluation.html")
+    output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
     if densities := [name for name in groups if name in ("bpd", "ode")]:
         if len(groups) > 1:
@@ -76,7 +91,7 @@ def evaluate(
                 f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"
             )
         _refuse(context, densities[0])
-        _density(densities[0], {name: value for name, value in context.params.items() if value is not None}, report)
+        _density(densities[0], {name: value for name, value in context.params.items() if value is not None})
         return
     parse_groups(metrics)
     _refuse(context, metrics)
@@ -90,6 +105,7 @@ def evaluate(
         metrics=metrics,
         features=features,
         recipes=recipes,
+        size=size,
         device=device,
         engine=engine,
         bar=bar,
@@ -97,11 +113,25 @@ def evaluate(
         done.append(evaluation)
         say(f"{evaluation.name}: {conditions_line(evaluation)}")
         say(table([headings(evaluation), *rows(evaluation)]))
-        if json_file:
-            write_json(json_file, [one.to_json() for one in done] if len(recipes) > 1 else evaluation.to_json())
+        for note in notes(evaluation):
+            say(note)
+        if json_file:  # after each of several, for the last may be hours away
+            numbers_so_far = [one.to_json() for one in done] if len(recipes) > 1 else evaluation.to_json()
+            json_file = output.put(json_file, partial(write_json, value=numbers_so_far), force or len(done) > 1)
+    if done and json_file:
+        say(f"{json_file}: all numbers")
     if done:
-        write_report(done, report)
-        say(f"{report}: the samples, their nearest neighbours and the conditions")
+        _report(report, partial(write_report, done), "the samples, their nearest neighbours and the conditions", force)
+
+
+def _report(report: Path | None, write: Callable[[Path], None], what: str, force: bool) -> None:
+    """Writes the page of figures where one was asked for, and says how to get one where not."""
+    from undiffuse import output
+
+    if report:
+        say(f"{output.put(report, write, force)}: {what}")
+    else:
+        say(f"--report FILE.html writes a page of figures: {what}")
 
 
 def _refuse(context: typer.Context, metrics: str) -> None:
@@ -116,8 +146,9 @@ def _refuse(context: typer.Context, metrics: str) -> None:
             raise UsageError(f"--{name} means nothing to --metrics {metrics}: leave it out")
 
 
-def _density(metric: str, given: dict[str, Any], report: Path) -> None:
+def _density(metric: str, given: dict[str, Any]) -> None:
     """Bits per dimension: a table, and a page with the terms over time. `given`: the options that have a value."""
+    from undiffuse import output
     from undiffuse.files import write_json
     from undiffuse.likelihood import density, ode_density
     from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
@@ -133,6 +164,7 @@ def _density(metric: str, given: dict[str, Any], report: Path) -> None:
     say(sentence(measured))
     say(table([HEADINGS, *rows(measured)]))
     if "json_file" in given:
-        write_json(given["json_file"], measured.to_json())
-    write_report(measured, report)
-    say(f"{report}: the parts, the images of fewest and most bits, the conditions")
+        written = output.put(given["json_file"], partial(write_json, value=measured.to_json()), given["force"])
+        say(f"{written}: all numbers")
+    what = "the parts, the images of fewest and most bits, the conditions"
+    _report(given.get("report"), partial(write_report, measured), what, given["force"])

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli import complete
+from undiffuse.cli.console import FORCE, say
 from undiffuse.progress import bar
 
 
 def explain(
-    model: str = typer.Argument("fashion-mnist", help="A run folder, a model folder or a built-in name."),
+    model: str = typer.Argument(
+        "fashion-mnist", help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
+    ),
     out: Path = typer.Option(None, "--out", "-o", help="The folder for the pictures [explain-MODEL]."),
     count: int = typer.Option(8, "-n", min=2, max=16, help="How many samples to follow."),
     seed: int = typer.Option(0, min=0, help="Of the samples."),
+    force: bool = FORCE,
 ) -> None:
     """Draw a lecture's pictures from a real model: the two processes, DDIM against DDPM, early against late steps.
 
@@ -21,11 +25,17 @@ def explain(
       undiffuse explain fashion-mnist
       undiffuse explain runs/emoji --out lecture
     """
-    from undiffuse.explain import draw, work
+    from undiffuse import output
+    from undiffuse.explain import PICTURES, draw, work
     from undiffuse.model import load
 
-    out = out or Path(f"explain-{Path(model).name}")
+    out = out or output.fresh(Path(f"explain-{output.name_of(model)}"))
+    output.claim_folder("--out", out, force)
     loaded = load(model)
+    pictures: list[tuple[Path, str]] = []
     with bar("drawing", work(loaded, count)) as tick:
-        for path, caption in draw(loaded, out, count, seed, tick):
-            say(f"{path}\n    {caption}")
+        place = output.put_folder(
+            out, lambda folder: pictures.extend(draw(loaded, folder, count, seed, tick)), PICTURES, force
+        )
+    for path, caption in pictures:
+        say(f"{place / path.name}\n    {caption}")

@@ -1,17 +1,26 @@
 """`undiffuse export`."""
 
+import re
 from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli import complete
+from undiffuse.cli.console import FORCE, say
 from undiffuse.errors import UsageError
+
+PARTS = re.compile(r"model_index\.json|scheduler|unet")
 
 
 def export(
-    model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
+    model: str = typer.Argument(
+        ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
+    ),
     out: Path = typer.Option(..., "--out", "-o", help="What to write."),
-    format: str = typer.Option("diffusers", help="diffusers (a pipeline folder) or onnx."),
+    format: str = typer.Option(
+        "diffusers", help="diffusers (a pipeline folder) or onnx.", autocompletion=complete.formats
+    ),
+    force: bool = FORCE,
 ) -> None:
     """Write MODEL for other programs.
 
@@ -22,17 +31,24 @@ def export(
     """
     if format not in ("diffusers", "onnx"):
         raise UsageError(f"no format {format!r}: choose from diffusers, onnx")
+    from undiffuse import output
     from undiffuse.model import load
 
+    if format == "onnx":
+        output.claim({"--out": out}, force)
+    else:
+        output.claim_folder("--out", out, force)
     loaded = load(model, "cpu")
     if format == "onnx":
         from undiffuse.interop.onnx import export_onnx
 
-        say(f"{out} (differs from PyTorch by {export_onnx(loaded, out):.1e} of the output)")
+        differences: list[float] = []
+        place = output.put(out, lambda path: differences.append(export_onnx(loaded, path)), force)
+        say(f"{place} (differs from PyTorch by {differences[0]:.1e} of the output)")
         return
     from undiffuse.interop.diffusers import export_diffusers, needs_adapter
 
-    written = export_diffusers(loaded, out)
+    written = output.put_folder(out, lambda path: export_diffusers(loaded, path), PARTS, force)
     say(f'{written}; next, in Python: diffusers.DDPMPipeline.from_pretrained("{written}")')
     if reason := needs_adapter(loaded):
         say(f"that takes undiffuse too, imported first (import undiffuse.interop.adapter): {reason}")

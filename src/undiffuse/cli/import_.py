@@ -1,15 +1,19 @@
 """`undiffuse import`."""
 
+import re
 from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli.console import FORCE, command, say
+
+PARTS = re.compile(r"(model|grids)\.json|weights\.safetensors")
 
 
 def import_(
     folder: Path = typer.Argument(..., help="A folder of diffusers: a DDPM or DDIM pipeline, or a UNet2DModel."),
     out: Path = typer.Option(..., "--out", "-o", help="The model folder to write."),
+    force: bool = FORCE,
 ) -> None:
     """Make a model of undiffuse from a FOLDER of diffusers. Pickled weights (.bin) are never opened.
 
@@ -18,11 +22,13 @@ def import_(
       undiffuse import ~/ddpm-cifar10-32 --out models/cifar
       undiffuse sample models/cifar --sampler ddim --steps 50
     """
+    from undiffuse import output
     from undiffuse.interop.diffusers import import_diffusers
     from undiffuse.model import read_card
 
-    written = import_diffusers(folder, out)
+    output.claim_folder("--out", out, force)
+    written = output.put_folder(out, lambda path: import_diffusers(folder, path), PARTS, force)
     config, data, _ = read_card(written)
     height, width, channels = data.shape
     say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")
-    say(f"next: undiffuse sample {written}")
+    say(f"next: {command('sample', written)}")

@@ -2,29 +2,36 @@
 
 import typer
 
+from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
 from undiffuse.progress import bar
 
 
 def tune(
-    model: str = typer.Argument(..., help="A run folder, a model folder or a built-in name."),
+    model: str = typer.Argument(
+        ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
+    ),
     sampler: str = typer.Option(
-        "auto", help="auto (by the steps), ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3."
+        "auto",
+        help="auto (by the steps), ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3.",
+        autocompletion=complete.samplers,
     ),
     steps: str = typer.Option("5,8,10", help="The numbers of steps to find times for."),
     samples: int = typer.Option(128, min=1, help="How many trajectories are compared."),
     device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP),
+    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
 ) -> None:
     """Find the times at which few steps of MODEL end nearest to many, and keep them in its folder.
 
-    `undiffuse sample` and `undiffuse evaluate` use them wherever no --grid is asked for.
+    `undiffuse sample` and `undiffuse evaluate` use them wherever no --grid is asked for. Searched again, times for the
+    same sampler and steps replace the older ones.
 
     \b
     Examples:
       undiffuse tune runs/emoji
       undiffuse tune runs/emoji --sampler unipc --steps 5,6,7,8
     """
+    from undiffuse.model import find
     from undiffuse.tune import tune as search
 
     found = search(model, sampler, numbers("--steps", steps), samples=samples, device=device, engine=engine, bar=bar)
@@ -33,4 +40,5 @@ def tune(
         visited = " ".join(f"{value:.1f}" for value in entry["log_snr"])
         rows.append([key, f"{entry['before']:.4f}", f"{entry['after']:.4f}", visited])
     say(table(rows))
+    say(f"kept in {find(model) / 'grids.json'}")
     say("before, after: how far the samples' law is from that of a fine trajectory (0: equal)")

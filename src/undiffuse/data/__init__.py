@@ -2,7 +2,7 @@
 
 from undiffuse.data.cache import cache_dir
 from undiffuse.data.entries import Entry, catalogue
-from undiffuse.data.imageset import ImageSet, by
-from undiffuse.data.loading import load
+from undiffuse.data.imageset import ImageSet, MixedSizes, by
+from undiffuse.data.loading import load, stored_sizes
 
-__all__ = ["Entry", "ImageSet", "by", "cache_dir", "catalogue", "load"]
+__all__ = ["Entry", "ImageSet", "MixedSizes", "by", "cache_dir", "catalogue", "load", "stored_sizes"]

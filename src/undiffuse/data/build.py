@@ -1,6 +1,7 @@
 """From Content to a finished cache folder: survey the headers, decode every image once, stream it to disk."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import warnings
@@ -12,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from undiffuse.data import cache, policy
+from undiffuse.data.imageset import MixedSizes, by
 from undiffuse.data.source import Content, Header
 from undiffuse.errors import UndiffuseError
 
@@ -90,6 +92,19 @@ def _nearly_black(path: Path) -> list[str]:
     ]
 
 
+def of_own_size(content: Content) -> Content:
+    """The content with its images left at their size. Raises MixedSizes where they are of several."""
+    found = sizes(content)
+    if len(found) > 1:
+        raise MixedSizes(f"images of {len(found)} sizes, from {by(found[0])} to {by(found[-1])}")
+    return dataclasses.replace(content, keep_size=True)
+
+
+def sizes(content: Content) -> list[tuple[int, int]]:
+    """The sizes (height, width) that the images are stored in, ascending; those of unreadable ones are left out."""
+    return sorted({(header.height, header.width) for header in _survey(content) if header is not None})
+
+
 def _decide(content: Content, size: int | None, channels: int | None) -> tuple[int | None, int]:
     open_size = size is None and not content.keep_size
     if not open_size and channels is not None:
@@ -131,8 +146,11 @@ def _decode(
         else:
             if images is None:  # the first readable image tells the shape of all
                 images = _create(path, (len(chosen), *outcome.shape))
-            images[row] = outcome
-            good[row] = True
+            if outcome.shape == images.shape[1:]:
+                images[row] = outcome
+                good[row] = True
+            else:  # images that keep their size, and are turned by what their EXIF says
+                reasons[index] = f"it is of {by(outcome.shape)}, images before it of {by(images.shape[1:])}"
         if progress is not None:
             progress(row + 1, len(chosen))
     if images is not None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from undiffuse.errors import UsageError
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -41,3 +43,7 @@ class ImageSet:
 def by(shape: tuple[int, ...]) -> str:
     """A shape as it is written: 28x28x1."""
     return "x".join(map(str, shape))
+
+
+class MixedSizes(UsageError):
+    """Images of several sizes, where they were to keep the one they have."""

@@ -34,6 +34,7 @@ def load(
     size: int | None = None,
     channels: int | None = None,
     skip_corrupt: bool = False,
+    keep_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """Reads a data set once, keeps it as memory-mapped uint8 in the cache, and opens it from there ever after.
@@ -41,11 +42,13 @@ def load(
     source is a name of the catalogue (which wins over a path: write ./name for that), a path, or
     owner/dataset[@revision] of the hub.
     split is "train", "test" or "all". size, 1 to 4096, is the side of the square every image is brought to; None
-    chooses as docs/data.md says. channels is 1 or 3; None gives 1 when every image is stored as grey.
+    chooses as docs/data.md says or, with keep_size, leaves images as they are: they must then be of one size.
+    channels is 1 or 3; None gives 1 when every image is stored as grey.
     progress is called with (images done, images in all) while the cache is built.
 
-    Raises UsageError for a source, split, size or channels that cannot be, and UndiffuseError when the data are
-    missing, unreadable (unless skip_corrupt leaves such images out) or cannot be cached.
+    Raises UsageError for a source, split, size or channels that cannot be (MixedSizes, where keep_size cannot), and
+    UndiffuseError when the data are missing, unreadable (unless skip_corrupt leaves such images out) or cannot be
+    cached.
     """
     _check("split", split, splits.SPLITS)
     _check("channels", channels, (None, 1, 3))
@@ -55,13 +58,14 @@ def load(
     if name != readable(name):
         raise UsageError(f"the path {readable(name)} is not plain UTF-8 text: rename it, or link to it by another name")
     opened = _source(name)
-    folder = cache.folder_for("data", [cache.FORMAT, [opened.identity, split, size, channels, skip_corrupt]])
+    kept = ["keep_size"] if keep_size and size is None else []
+    folder = cache.folder_for("data", [cache.FORMAT, [opened.identity, split, size, channels, skip_corrupt, *kept]])
     stored = cache.read(folder)
     if stored is None:
         with cache.locked(folder):
             stored = cache.read(folder)  # another process may have built it meanwhile
             if stored is None:
-                stored = _build(opened, folder, split, size, channels, skip_corrupt, progress)
+                stored = _build(opened, folder, split, size, channels, skip_corrupt, bool(kept), progress)
     for remark in (*stored.remarks, *_unlearnable(stored, split)):
         warn(f"{name}: {remark}")
     return ImageSet(
@@ -77,6 +81,13 @@ def load(
     )
 
 
+def stored_sizes(source: str | os.PathLike[str]) -> list[tuple[int, int]]:
+    """The sizes (height, width) that the images of a source are stored in, ascending. Raises what `load` raises."""
+    from undiffuse.data.build import sizes
+
+    return sizes(_source(os.fspath(source)).open())
+
+
 def _build(
     source: Source,
     folder: Path,
@@ -84,11 +95,12 @@ def _build(
     size: int | None,
     channels: int | None,
     skip_corrupt: bool,
+    keep_size: bool,
     progress: Callable[[int, int], None] | None,
 ) -> cache.Stored:
-    from undiffuse.data.build import build  # Pillow is only needed when the cache has nothing
+    from undiffuse.data.build import build, of_own_size  # Pillow is only needed when the cache has nothing
 
-    content = source.open()
+    content = of_own_size(source.open()) if keep_size else source.open()
     test = splits.held_out(content.count, content.labels) if content.test is None else content.test
     build(content, splits.select(test, split), folder, size, channels, skip_corrupt, progress)
     stored = cache.read(folder)

@@ -1,14 +1,15 @@
 """What every evaluation against one data set shares: its features, their extractor, the floor real images reach."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from undiffuse.build import make_data_of
+from undiffuse.build import make_data, make_data_of
 from undiffuse.config import Data
-from undiffuse.data import ImageSet
+from undiffuse.data import ImageSet, stored_sizes
 from undiffuse.errors import UsageError
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.features import Extractor, find_extractor
@@ -21,6 +22,8 @@ from undiffuse.progress import Bar, no_bar
 OTHER = {"test": "train", "train": "test"}
 HELD_OUT = 2000
 
+logger = logging.getLogger("undiffuse")
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -28,13 +31,13 @@ class Bench:
 
     Attributes:
         train: what a model may have copied.
-        real: the other split than that measured against, for the floor.
+        real: the other split than that measured against, for the floor; None where there is none.
         floors: what `floor_of` found, by n.
     """
 
     reference: Reference
     train: np.ndarray
-    real: ImageSet
+    real: ImageSet | None
     extractor: Extractor
     groups: Sequence[str]
     facts: dict[str, Any]
@@ -53,41 +56,67 @@ def bench(
     """Readies a data set to measure images of `shape` (H, W, C) against: `split` of it, read as `data` says and, where
     that does not have the shape, brought to it.
 
-    Raises UsageError for data that cannot be brought to the shape, or a split too small to measure against.
+    Where the data has no test split (fewer than ten images), its training images are measured against, without a floor
+    and without copying, and a warning says so. Raises UsageError for data that cannot be brought to the shape.
     """
     if split not in OTHER:
         raise UsageError(f"--split {split}: choose test or train; the other one gives the floor and shows copying")
-    if split == "train" and "copying" in groups:
-        groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
     source = data.source
-    sets = {name: make_data_of(shape, data, name, bar) for name in OTHER}
-    for name, images in sets.items():
-        if len(images) < FEWEST:
-            raise UsageError(f"the {name} split of {source} has {len(images)} images, and {FEWEST} are the least")
+    train, test = make_data_of(shape, data, "train", bar), _test_split(shape, data, bar)
+    if test is None and split == "test":
+        split = "train"
+        logger.warning("%s has no test split: measured against its %d training images", source, len(train))
+    sets = {"train": train, "test": test}
+    measured = train if test is None or split == "train" else test
+    if split == "train":
+        groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
+        if not groups:
+            raise UsageError(f"copying is measured by images never trained on: {source} (train) are none")
     with bar("training a classifier of the data", 0) as tick:
-        extractor = find_extractor(features, sets["train"], sets["test"], tick)
-    with bar(f"features of {source} ({split})", len(sets[split])) as tick:
-        items = features_of(sets[split].images, extractor, tick)
+        extractor = find_extractor(features, train, test, tick)
+    with bar(f"features of {source} ({split})", len(measured)) as tick:
+        items = features_of(measured.images, extractor, tick)
+    if items.spatial is None:
+        groups = [name for name in groups if name != "spatial"]
     held_out = np.empty(0)
     if "copying" in groups:
-        held_out = nearest(pick(sets["test"].images, HELD_OUT), sets["train"].images)[0]
+        held_out = nearest(pick(measured.images, HELD_OUT), train.images)[0]
     facts = {
         "data": source,
         "split": split,
-        "images": len(sets[split]),
-        "fingerprint": sets[split].fingerprint,
-        "train_fingerprint": sets["train"].fingerprint,
+        "images": len(measured),
+        "fingerprint": measured.fingerprint,
+        "train_fingerprint": train.fingerprint,
         "shape": shape,
+        "stored_sizes": _other_sizes(shape, data, split),
         "features": {"name": extractor.name, **extractor.facts},
     }
-    return Bench(Reference(items, held_out), sets["train"].images, sets[OTHER[split]], extractor, groups, facts, bar)
+    return Bench(Reference(items, held_out), train.images, sets[OTHER[split]], extractor, groups, facts, bar)
+
+
+def _other_sizes(shape: tuple[int, int, int], data: Data, split: str) -> list[tuple[int, int]]:
+    """The sizes that images had before they were brought to `shape`; [] where that is how the data is read anyway."""
+    if make_data(data, split).shape[:2] == shape[:2]:
+        return []
+    found = stored_sizes(data.source)
+    return [] if found == [shape[:2]] else found
+
+
+def _test_split(shape: tuple[int, int, int], data: Data, bar: Bar) -> ImageSet | None:
+    try:
+        return make_data_of(shape, data, "test", bar)
+    except UsageError:  # the training split of the same data could be had, so this one is empty
+        return None
 
 
 def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:
-    """The metrics of n real images of the other split (of all, where there are fewer), and how many there were.
+    """The metrics of n real images of the other split (of all, where there are fewer), and how many there were: none
+    of fewer than two.
 
     Copying has no floor: it is measured against what real images do.
     """
+    if bench.real is None or len(bench.real) < FEWEST:
+        return {}, 0
     if n in bench.floors:
         return bench.floors[n]
     images = pick(bench.real.images, n)

@@ -15,7 +15,15 @@ from matplotlib.ticker import LogLocator
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.evaluate import Evaluation, bench_for, check, evaluate_subject, open_subject
+from undiffuse.metrics.evaluate import (
+    DEFAULT_N,
+    Evaluation,
+    bench_for,
+    check,
+    check_size,
+    evaluate_subject,
+    open_subject,
+)
 from undiffuse.metrics.report import number
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
@@ -66,19 +74,23 @@ def compare(
     data: str | None = None,
     *,
     split: str = "test",
-    n: int = 2000,
+    n: int | None = None,
     features: str = "auto",
     recipe: Recipe | None = None,
     device: str | None = None,
     engine: str = "auto",
+    size: int | None = None,
     bar: Bar = no_bar,
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
 
-    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none.
+    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
+    each, or as many as the smallest file holds.
     """
     asked = [parse_contender(text, recipe or Recipe()) for text in subjects]
-    opened = [open_subject(name, device) for name, _ in asked]
+    opened = [open_subject(name, device, size) for name, _ in asked]
+    check_size(opened, size)
+    n = n or min([DEFAULT_N, *(len(subject) for subject in opened if not isinstance(subject, Model))])
     for subject, (name, how) in zip(opened, asked, strict=True):
         check(name, subject, how, n)
     opened = [
@@ -108,7 +120,7 @@ COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised")
 
 
 def rows(contenders: Sequence[Contender]) -> list[list[str]]:
-    """Headings and a row for each; the first column is the name. Real images are the last row."""
+    """Headings and a row for each; the first column is the name. The floor, if there is one, is the last row."""
     first = contenders[0].evaluation
     keys = [key for key in COLUMNS if any(key in one.evaluation.values for one in contenders)]
     titles = {key: value for one in contenders for key, value in one.evaluation.titles.items()}
@@ -125,6 +137,8 @@ def rows(contenders: Sequence[Contender]) -> list[list[str]]:
                 "-" if not one.training else _cost(one.training),
             ]
         )
+    if not first.floor:
+        return lines
     floor = [number(first.floor[key].value) if key in first.floor else "-" for key in keys]
     return [*lines, [f"{first.floor_n:,} real images", *floor, "", "", "", ""]]
 
@@ -156,8 +170,10 @@ def to_json(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
 def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     """Quality against speed, diversity as colour: nearer to the lower left and brighter is better.
 
-    Samples without a model have no speed and stand at the right edge.
+    Samples without a model have no speed and stand at the right edge. Raises UsageError without Frechet distances.
     """
+    if any("frechet" not in one.evaluation.values for one in contenders):
+        raise UsageError("there is nothing to draw: there are too few images for a Frechet distance")
     with_speed = [one.seconds for one in contenders if one.seconds is not None]
     edge = max(with_speed, default=1e-3) * 3
     figure = Figure(figsize=(6.4, 4.2))
@@ -165,8 +181,11 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     x = [edge if one.seconds is None else one.seconds for one in contenders]
     middle = math.sqrt(min(x) * max(x))
     y = [one.evaluation.values["frechet"].value for one in contenders]
-    colours = [one.evaluation.values["recall"].value for one in contenders]
-    points = axes.scatter(x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
+    recalls = [one.evaluation.values.get("recall") for one in contenders]  # none of very few samples
+    colours = [math.nan if recall is None else recall.value for recall in recalls]
+    points = axes.scatter(
+        x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3, plotnonfinite=True
+    )
     for place_x, place_y, one in zip(x, y, contenders, strict=True):
         measure = one.evaluation.values["frechet"]
         if measure.low is not None and measure.high is not None:
@@ -175,9 +194,9 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
         right = place_x > middle  # there the label goes to the left, where there is room for it
         beside, side = ((-8, 4), "right") if right else ((8, 4), "left")
         axes.annotate(label, (place_x, place_y), xytext=beside, textcoords="offset points", ha=side, fontsize=8)
-    floor = contenders[0].evaluation.floor["frechet"].value
-    if floor > 0:
-        axes.axhline(floor, linestyle="--", color="gray", label="real images, as many")
+    floor = contenders[0].evaluation.floor.get("frechet")
+    if floor is not None and floor.value > 0:
+        axes.axhline(floor.value, linestyle="--", color="gray", label="real images, as many")
         axes.legend(fontsize=8)
     axes.loglog()
     axes.set_xlabel("seconds a sample")

@@ -1,7 +1,9 @@
 """One evaluation: samples and data in, every number with its interval, its floor and its conditions out."""
 
 import dataclasses
+import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from accelerate import PartialState
 
 from undiffuse.config import Data
-from undiffuse.data import ImageSet, by
+from undiffuse.data import ImageSet, MixedSizes, by, cache_dir
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -19,7 +21,7 @@ from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.metrics.bench import Bench, bench, floor_of
 from undiffuse.metrics.intervals import Measure
-from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title
+from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
 from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import Model, find, load
 from undiffuse.progress import Bar, no_bar
@@ -37,6 +39,7 @@ class Evaluation:
         values: metric name (METRICS) -> Measure.
         floor: the same of `floor_n` real images of the other split: what a perfect model would get.
         conditions: data, split, fingerprints, features with their preprocessing, sampling: JSON.
+        left_out: metric name -> what it would have needed.
         titles: metric name -> what it is printed as.
         subject, reference: the images and features themselves, for figures.
     """
@@ -47,6 +50,7 @@ class Evaluation:
     floor: dict[str, Measure]
     floor_n: int
     conditions: dict[str, Any]
+    left_out: dict[str, str]
     titles: dict[str, str]
     subject: Subject
     reference: Reference
@@ -67,6 +71,7 @@ class Evaluation:
             "n": self.n,
             "floor_n": self.floor_n,
             "metrics": metrics,
+            "left_out": self.left_out,
             "conditions": self.conditions,
         }
 
@@ -85,11 +90,18 @@ def evaluate_images(
 ) -> Evaluation:
     """Measures uint8 (N, H, W, C) images; `asked` (N,) are the classes they were to be of, where that is known."""
     if len(images) < FEWEST:
-        raise UsageError(f"{name}: {len(images)} samples are too few to measure, {FEWEST} the least")
+        raise UsageError(f"{name}: {len(images)} sample is too few to measure, {FEWEST} are the least")
+    left_out = too_few(bench.groups, len(images), len(bench.reference.items))
     with bench.bar(f"features of {name}", len(images)) as tick:
         subject = Subject(features_of(images, bench.extractor, tick), bench.train, asked)
     with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
         values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
+    if not values:
+        why = "they are too few" if left_out else f"{bench.extractor.name} features are not what these metrics are of"
+        raise UsageError(
+            f"none of the metrics asked for can be had of {len(images)} samples and "
+            f"{len(bench.reference.items)} of {bench.facts['data']} ({bench.facts['split']}): {why}"
+        )
     floor, floor_n = floor_of(bench, len(images))
     return Evaluation(
         name,
@@ -98,7 +110,8 @@ def evaluate_images(
         {key: value for key, value in floor.items() if key in values},
         floor_n,
         {**bench.facts, **(conditions or {})},
-        {key: title(key, bench.extractor) for key in values},
+        left_out,
+        {key: title(key, bench.extractor) for key in (*values, *left_out)},
         subject,
         bench.reference,
     )
@@ -124,14 +137,18 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
     return evaluate_images(bench, model.name, samples.gathered(), asked, conditions)
 
 
-def open_subject(subject: str, device: str | None = None) -> Model | ImageSet:
-    """A model, or samples: a folder of pictures, .npz or .npy. Raises UsageError for what is neither."""
+def open_subject(subject: str, device: str | None = None, size: int | None = None) -> Model | ImageSet:
+    """A model, or samples: a folder of pictures, .npz or .npy. Samples keep their size, or are brought to the square of
+    `size`. Raises UsageError for what is neither, and for samples of several sizes."""
     try:
         find(subject)
     except UsageError:
         if not Path(subject).exists():
             raise
-        return load_data(str(Path(subject).absolute()), "all")
+        try:
+            return load_data(str(Path(subject).absolute()), "all", size=size, keep_size=True)
+        except MixedSizes as error:
+            raise UsageError(f"{subject} holds {error}: say with --size what side to bring them to") from None
     return load(subject, device)
 
 
@@ -143,7 +160,10 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
-            raise UsageError(f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape")
+            raise UsageError(
+                f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape "
+                "(--size brings samples in files to one)"
+            )
     learnt = [subject.config.data for subject in subjects if isinstance(subject, Model)]
     if data is None and not learnt:
         raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
@@ -152,10 +172,19 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     return bench(Data.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
 
 
+def check_size(subjects: Sequence[Model | ImageSet], size: int | None) -> None:
+    """UsageError where a size was asked for and there are no samples that could be brought to it."""
+    if size is not None and all(isinstance(subject, Model) for subject in subjects):
+        raise UsageError(f"--size {size} is for samples in files: a model's have the size it learnt")
+
+
 def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
     """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
     if isinstance(subject, Model):
         recipe.times(subject)
+        disk = next(one for one in (cache_dir(), *cache_dir().absolute().parents) if one.exists())
+        if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(disk).free:
+            raise UsageError(f"-n {n or DEFAULT_N}: so many samples do not fit on the disk of the cache {cache_dir()}")
     elif n and n > len(subject):
         raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
 
@@ -184,6 +213,7 @@ def evaluate(
     recipes: Sequence[Recipe] = (Recipe(),),
     device: str | None = None,
     engine: str = "auto",
+    size: int | None = None,
     bar: Bar = no_bar,
 ) -> Iterator[Evaluation]:
     """Measures a model, once for every recipe, or samples; yields each evaluation as it is done.
@@ -196,10 +226,12 @@ def evaluate(
         metrics: "all" or some of the groups of `undiffuse.metrics.measure`, with commas.
         features: see `undiffuse.metrics.features.CHOICES`.
         engine: see `undiffuse.engines.with_engine`.
+        size: side of the square that samples, and the data with them, are brought to; None: their own size.
         bar: makes progress bars: (description, total) -> context manager of a tick.
     """
     name, groups = str(subject), parse_groups(metrics)
-    opened = open_subject(name, device)
+    opened = open_subject(name, device, size)
+    check_size([opened], size)
     if not isinstance(opened, Model):
         recipes = recipes[:1]
     for recipe in recipes:

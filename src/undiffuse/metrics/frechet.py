@@ -59,7 +59,8 @@ def frechet_distance(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> 
 
 
 def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int = REPLICATES) -> dict[str, Measure]:
-    """The distance of samples (N, D) from a reference (M, D), and where it goes as N grows.
+    """The distance of samples (N, D) from a reference (M, D), N and M at least 2, and, from N = 4 on, where it goes as
+    N grows.
 
     `frechet` has the interval in which it would vary at this N, whatever its bias.
     The bias of N samples falls as 1 / N (Chong & Forsyth 2020), so `frechet_limit` = 2 d(N) - d(N / 2), with d(N / 2)
@@ -71,8 +72,10 @@ def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int 
     def distance(counts: np.ndarray) -> float:
         return frechet_distance(moments(samples, counts), target, root_b)
 
+    whole = bootstrap(len(samples), distance, replicates)
+    if len(samples) < 4:  # half of them have no covariance
+        return {"frechet": whole}
     half = np.zeros(len(samples), dtype=np.int64)
     half[stream(0, Purpose.CHOICE).permutation(len(samples))[: len(samples) // 2]] = 1
-    whole = bootstrap(len(samples), distance, replicates)
     limit = 2 * whole.value - (distance(half) + distance(1 - half)) / 2
     return {"frechet": whole, "frechet_limit": Measure(limit)}

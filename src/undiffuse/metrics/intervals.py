@@ -28,16 +28,21 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float], replicates: 
     """`statistic` of the counts (how often each item is there), 1.96 standard deviations of its replicates either way.
 
     For statistics that are biased at a finite count: items drawn more than once add a bias of their own, so where the
-    replicates lie says nothing, only how far apart they do. The interval says how the value would vary at this count.
+    replicates lie says nothing, only how far apart they do. The interval says how the value would vary at this count;
+    one item has none.
     """
     value = statistic(np.ones(count, dtype=np.int64))
+    if count < 2:
+        return Measure(value)
     spread = 1.96 * float(np.std([statistic(counts) for counts in resampled(count, replicates)], ddof=1))
     return Measure(value, value - spread, value + spread)
 
 
 def mean(values: np.ndarray) -> Measure:
-    """The mean of one value an item, with the percentile interval of 500 replicates."""
+    """The mean of one value an item, with the percentile interval of 500 replicates; that of one item has none."""
     values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return Measure(float(values.mean()))
     again = [counts @ values / len(values) for counts in resampled(len(values), 500)]
     low, high = np.quantile(again, (0.025, 0.975))
     return Measure(float(values.mean()), float(low), float(high))

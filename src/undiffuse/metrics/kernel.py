@@ -25,7 +25,8 @@ def measure_kernel(samples: np.ndarray, reference: np.ndarray) -> dict[str, Meas
     """MMD^2 with the cubic kernel (Binkowski et al. 2018, section 4), over all pairs instead of random subsets.
 
     The interval is 1.96 jackknife standard errors: every sample and every reference item left out once, exactly, from
-    the sums of its row. The estimate is unbiased, so it may be negative. samples (N, D), reference (M, D).
+    the sums of its row. The estimate is unbiased, so it may be negative. samples (N, D), reference (M, D), N and M at
+    least 2; of fewer than 3 none can be left out, and there is no interval.
     """
     n, m = len(samples), len(reference)
     xx, yy = (_sums(z, z, same=True)[0] for z in (samples, reference))
@@ -35,8 +36,11 @@ def measure_kernel(samples: np.ndarray, reference: np.ndarray) -> dict[str, Meas
     def estimate(within_x: Tensor, n: int, within_y: Tensor, m: int, between: Tensor) -> Tensor:
         return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
 
+    value = float(estimate(within_x, n, within_y, m, between))
+    if min(n, m) < 3:
+        return {"kernel": Measure(value)}
     without_x = estimate(within_x - 2 * xx, n - 1, within_y, m, between - xy)
     without_y = estimate(within_x, n, within_y - 2 * yy, m - 1, between - yx)
     variance = sum((len(z) - 1) * float(z.var(correction=0)) for z in (without_x, without_y))
-    value, error = float(estimate(within_x, n, within_y, m, between)), 1.96 * variance**0.5
+    error = 1.96 * variance**0.5
     return {"kernel": Measure(value, value - error, value + error)}

@@ -19,9 +19,9 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """Squared distances from each row to its k-th nearest other row, for every k of `neighbours`."""
+    """Squared distances from each row to its k-th nearest other row, for every k of `neighbours`: inf without one."""
     most = max(neighbours)
-    radii = torch.empty(len(features), most, dtype=torch.float64)
+    radii = torch.full((len(features), most), torch.inf, dtype=torch.float64)
     for rows, x in blocks(features):
         nearest = torch.empty(len(x), 0, dtype=torch.float64)
         for columns, y in blocks(features):
@@ -30,7 +30,7 @@ def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) ->
                 distances.fill_diagonal_(torch.inf)
             together = torch.cat([nearest, distances], dim=1)
             nearest = together.topk(min(most, together.shape[1]), largest=False).values
-        radii[rows] = nearest
+        radii[rows, : nearest.shape[1]] = nearest
     # The same distance comes out of another block with other rounding, and is still to count as within.
     return [radii[:, k - 1] * (1 + 1e-9) for k in neighbours]
 
@@ -39,7 +39,8 @@ def measure_manifold(samples: np.ndarray, reference: np.ndarray) -> dict[str, Me
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1-2); density and coverage (Naeem et al. 2020).
 
     A manifold is the union of balls around items, out to their k-th nearest neighbour. Intervals resample the items
-    averaged over, the manifold staying as it is. samples (N, D), reference (M, D), both of more than 5 rows.
+    averaged over, the manifold staying as it is. samples (N, D), reference (M, D): where one has too few rows for a
+    neighbour, its balls have no end and their values no meaning.
     """
     k = DENSITY_COVERAGE_NEIGHBOURS
     # Moving both changes no distance, only its rounding.

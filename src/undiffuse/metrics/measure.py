@@ -18,7 +18,7 @@ from undiffuse.metrics.scores import class_entropy, inception_score, recognised
 from undiffuse.metrics.store import Extracted
 
 Better = Literal["lower", "higher", None]
-FEWEST = 6  # the fifth neighbour of one
+FEWEST = 2  # of samples; what needs more is left out
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,33 @@ def _copying(subject: Subject, reference: Reference, extractor: Extractor) -> Va
 
 @dataclass(frozen=True)
 class Metric:
-    """A value's title, which way is better, and what it measures of the trilemma."""
+    """A value's title, which way is better, what it measures of the trilemma, the group that has it, and of how many
+    samples and reference images it can be had at all."""
 
     title: str
     better: Better
     what: str
+    group: str
+    samples: int = 2
+    reference: int = 1
 
 
 METRICS: dict[str, Metric] = {
-    "frechet": Metric("Frechet distance", "lower", "quality and diversity"),
-    "frechet_limit": Metric("Frechet distance, N -> infinity", "lower", "quality and diversity"),
-    "spatial_frechet": Metric("spatial Frechet distance", "lower", "quality and diversity"),
-    "kernel": Metric("kernel distance", "lower", "quality and diversity"),
-    "precision": Metric("precision", "higher", "quality"),
-    "recall": Metric("recall", "higher", "diversity"),
-    "density": Metric("density", "higher", "quality"),
-    "coverage": Metric("coverage", "higher", "diversity"),
-    "inception_score": Metric("classifier score", "higher", "quality and diversity"),
-    "class_entropy": Metric("class entropy, bits", "higher", "diversity"),
-    "recognised": Metric("recognised as asked", "higher", "quality"),
-    "nearer": Metric("nearer to training data than real", None, "copying; 0.5 without"),
-    "copies": Metric("copies", None, "copying; 0.01 without"),
+    # A covariance takes two images; the limit one of each half of the samples.
+    "frechet": Metric("Frechet distance", "lower", "quality and diversity", "frechet", reference=2),
+    "frechet_limit": Metric("Frechet distance, N -> infinity", "lower", "quality and diversity", "frechet", 4, 2),
+    "spatial_frechet": Metric("spatial Frechet distance", "lower", "quality and diversity", "spatial", reference=2),
+    "kernel": Metric("kernel distance", "lower", "quality and diversity", "kernel", reference=2),
+    # A k-th neighbour takes k others; groups "kernel" and "manifold" take no more of the reference than of the samples.
+    "precision": Metric("precision", "higher", "quality", "manifold", 4, 4),
+    "recall": Metric("recall", "higher", "diversity", "manifold", 4, 4),
+    "density": Metric("density", "higher", "quality", "manifold", 6, 6),
+    "coverage": Metric("coverage", "higher", "diversity", "manifold", 6, 6),
+    "inception_score": Metric("classifier score", "higher", "quality and diversity", "scores"),
+    "class_entropy": Metric("class entropy, bits", "higher", "diversity", "classes"),
+    "recognised": Metric("recognised as asked", "higher", "quality", "classes"),
+    "nearer": Metric("nearer to training data than real", None, "copying; 0.5 without", "copying"),
+    "copies": Metric("copies", None, "copying; 0.01 without", "copying"),
 }
 FID_TITLES = {
     "frechet": "FID",
@@ -149,6 +155,15 @@ def parse_groups(text: str) -> list[str]:
     return names
 
 
+def too_few(groups: Sequence[str], samples: int, reference: int) -> dict[str, str]:
+    """The metrics of `groups` that so many samples and reference images are too few for: key -> what it needs."""
+    return {
+        key: f"needs {metric.samples} samples and {metric.reference} reference image{'s' * (metric.reference > 1)}"
+        for key, metric in METRICS.items()
+        if metric.group in groups and (samples < metric.samples or reference < metric.reference)
+    }
+
+
 def measure(
     subject: Subject,
     reference: Reference,
@@ -156,10 +171,16 @@ def measure(
     groups: Sequence[str],
     tick: Callable[[int], None] | None = None,
 ) -> Values:
-    """The metrics of `groups` that there are for these features. `tick` is told of each group as it is done."""
+    """The metrics of `groups` that there are for these features, and that there are enough images for (`too_few`).
+
+    `tick` is told of each group as it is done.
+    """
+    without = too_few(groups, len(subject.items), len(reference.items))
     values: Values = {}
     for name in groups:
-        values |= GROUPS[name](subject, reference, extractor)
+        if any(metric.group == name and key not in without for key, metric in METRICS.items()):
+            found = GROUPS[name](subject, reference, extractor)
+            values |= {key: value for key, value in found.items() if key not in without}
         if tick:
             tick(1)
     return values

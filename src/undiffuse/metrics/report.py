@@ -6,9 +6,11 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from undiffuse.data import by
 from undiffuse.files import atomic_file
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.evaluate import Evaluation
@@ -52,7 +54,25 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
 
 def headings(evaluation: Evaluation) -> tuple[str, str, str, str, str]:
     """Of `rows`."""
-    return "metric", f"{evaluation.n:,} samples", "95% interval", f"{evaluation.floor_n:,} real", "measures"
+    floor = f"{evaluation.floor_n:,} real" if evaluation.floor else "no floor"
+    return "metric", f"{evaluation.n:,} samples", "95% interval", floor, "measures"
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """What has to be known of the numbers beside their conditions: what is left out, and what the floor is not."""
+    data = evaluation.conditions["data"]
+    lines = []
+    if evaluation.left_out:
+        needs = (f"{evaluation.titles[key]} ({needs})" for key, needs in evaluation.left_out.items())
+        lines.append("left out: " + ", ".join(needs))
+        if evaluation.conditions["split"] == "test" and len(evaluation.reference.items) < len(evaluation.subject.train):
+            lines[-1] += f"; --split train measures against {len(evaluation.subject.train):,} images"
+    could_have = any(METRICS[key].group != "copying" for key in evaluation.values)
+    if could_have and not evaluation.floor:
+        lines.append(f"no floor: {data} has too few images beside those measured against to make one")
+    elif evaluation.floor and evaluation.floor_n < evaluation.n:
+        lines.append(f"the floor is of {evaluation.floor_n:,} real images, all there are: fewer images lie further off")
+    return lines
 
 
 def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
@@ -67,6 +87,7 @@ def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
             f"<h1>{html.escape(last.name)} against {html.escape(last.conditions['data'])}</h1>",
             f"<p>{html.escape(conditions_line(last))}</p>",
             html_table([headings(last), *rows(last)]),
+            *(f"<p>{html.escape(note)}</p>" for note in notes(last)),
             *(
                 f"<figure><img src='{inline(file)}'><figcaption>{caption}</figcaption></figure>"
                 for file, caption in figures
@@ -81,14 +102,24 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     """In a sentence, what the numbers were measured with; with or without how the samples were drawn."""
     facts = evaluation.conditions
     parts = [f"features: {facts['features']['name']}"]
-    if "accuracy" in facts["features"]:
+    if facts["features"].get("accuracy") is not None:
         parts[0] += f" (accuracy {facts['features']['accuracy']:.1%})"
-    parts.append(f"reference: {facts['images']:,} images of {facts['data']} ({facts['split']})")
+    images = f"{facts['images']:,} image{'s' * (facts['images'] != 1)}"
+    parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
+    parts.append(f"measured at {by(facts['shape'])}")
     if sampling and (how := facts.get("sampling")):
         parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
     if not facts.get("model", {}).get("learnt_this_data", True):
         parts.append(f"NOTE: {evaluation.name} learnt other data than this")
     return "; ".join(parts)
+
+
+def _brought(facts: dict[str, Any]) -> str:
+    """From which sizes the reference was brought to that of the samples, where it was."""
+    sizes = facts["stored_sizes"]
+    if not sizes:
+        return ""
+    return f", brought from {by(sizes[0])}" + (f" to {by(sizes[-1])}" if len(sizes) > 1 else "")
 
 
 def write_page(title: str, body: Sequence[str], path: Path) -> None:
@@ -142,7 +173,10 @@ def by_steps(evaluations: Sequence[Evaluation]) -> list[Panel]:
 
     def line(keys: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
         return {
-            last.titles[key]: (steps, *(np.array([each[key].value for each in column]) for column in (values, floors)))
+            last.titles[key]: (
+                steps,
+                *(np.array([each[key].value for each in column]) for column in (values, floors) if key in column[0]),
+            )
             for key in keys
             if key in last.values
         }

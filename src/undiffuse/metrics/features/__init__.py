@@ -2,25 +2,29 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.metrics.features.extractor import Extractor, Features
 
 __all__ = ["CHOICES", "Extractor", "Features", "find_extractor"]
 
+LEAST_OF_A_CLASS = 10
 CHOICES = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function"
 
 
 def find_extractor(
-    name: str, train: ImageSet, test: ImageSet, tick: Callable[[int, int], None] | None = None
+    name: str, train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None = None
 ) -> Extractor:
     """The extractor that `name` (see CHOICES) means for a data set.
 
-    auto: a classifier of the data's own for labelled grey images, else EfficientNet-Lite0. `tick` is told (steps done,
-    steps in all) where a classifier has to be trained first. Raises UsageError for a name or file that there is not.
+    auto: a classifier of the data's own for grey images with enough labels (`can_be_told_apart`), else
+    EfficientNet-Lite0. `test` gives a classifier its accuracy. `tick` is told (steps done, steps in all) where a
+    classifier has to be trained first. Raises UsageError for a name or file that there is not.
     """
     if name == "auto":
-        name = "classifier" if train.labels is not None and train.shape[2] == 1 else "efficientnet-lite0"
+        name = "classifier" if train.shape[2] == 1 and can_be_told_apart(train) else "efficientnet-lite0"
     if name == "classifier":
         from undiffuse.metrics.features.classifier import classifier
 
@@ -39,3 +43,12 @@ def find_extractor(
 
         return own(name)
     raise UsageError(f"no features are called {name!r}: choose {CHOICES}")
+
+
+def can_be_told_apart(data: ImageSet) -> bool:
+    """Whether a classifier of the data can be learnt: two classes at least, ten images of each that there is, and sides
+    of four pixels, which its poolings take."""
+    if data.labels is None:
+        return False
+    _, counts = np.unique(data.labels, return_counts=True)
+    return len(counts) >= 2 and bool(counts.min() >= LEAST_OF_A_CLASS) and min(data.shape[:2]) >= 4

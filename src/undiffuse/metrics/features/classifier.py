@@ -53,13 +53,14 @@ class Classifier(nn.Module):
         return Features(pooled, x[:, :SPATIAL].flatten(1), self.head(pooled))
 
 
-def classifier(train: ImageSet, test: ImageSet, tick: Callable[[int, int], None] | None = None) -> Extractor:
+def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None = None) -> Extractor:
     """The classifier of a labelled data set, trained on `train` if there is none yet; its accuracy is that on `test`.
 
-    `tick` is told (steps done, steps in all). Raises UsageError for data without labels.
+    `tick` is told (steps done, steps in all). Without `test` there is no accuracy. Raises UsageError for data without
+    two classes.
     """
-    if train.labels is None or test.labels is None:
-        raise UsageError(f"{train.name} has no labels to train a classifier on: choose other features")
+    if train.labels is None or len(np.unique(train.labels)) < 2:
+        raise UsageError(f"{train.name} has no two classes for a classifier to tell apart: choose other features")
     cached = folder_for("classifiers", [FORMAT, train.fingerprint])
     folder = SHIPPED / cached.name
     if not folder.exists():
@@ -99,9 +100,9 @@ def _input(images: Tensor, channels: int, size: int | None) -> Tensor:
     return (resized(x, size) if size else x) / 127.5 - 1
 
 
-def _make(folder: Path, train: ImageSet, test: ImageSet, tick: Callable[[int, int], None] | None) -> None:
+def _make(folder: Path, train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None) -> None:
     """Trains (AdamW, one cosine, no augmentation) and writes weights and card."""
-    assert train.labels is not None and test.labels is not None
+    assert train.labels is not None
     size, count = _size(train.shape), len(train)
     epochs = max(EPOCHS, -(-LEAST_STEPS * BATCH // count))
     steps = epochs * -(-count // BATCH)
@@ -123,12 +124,16 @@ def _make(folder: Path, train: ImageSet, test: ImageSet, tick: Callable[[int, in
             if tick:
                 tick(done, steps)
     network.eval()
-    with torch.inference_mode():
-        seen = [
-            network(_input(torch.from_numpy(np.array(test.images[first : first + 500])), train.shape[2], size)).logits
-            for first in range(0, len(test), 500)
-        ]
-    accuracy = float((torch.cat(seen).argmax(1).numpy() == test.labels).mean())
+    accuracy = None if test is None else _accuracy(network, test, train.shape[2], size)
     with writing(folder) as temporary:
         save_file(network.state_dict(), temporary / "weights.safetensors")
         write_json(temporary / "card.json", {"data": train.name, "accuracy": accuracy, "steps": steps, "batch": BATCH})
+
+
+@torch.inference_mode()
+def _accuracy(network: Classifier, test: ImageSet, channels: int, size: int | None) -> float:
+    seen = [
+        network(_input(torch.from_numpy(np.array(test.images[first : first + 500])), channels, size)).logits
+        for first in range(0, len(test), 500)
+    ]
+    return float((torch.cat(seen).argmax(1).numpy() == test.labels).mean())
