@@ -302,6 +302,11 @@ def test_steps_and_minutes_exclude_each_other(tiny: Values, tmp_path: Path) -> N
         {"network.dropout": 0.1, "network.blocks": 2, "network.attention": (1,)},
         {"training.precision": "bf16"},
         {"process.steps": 8},
+        {"process.steps": 1},
+        {"process.steps": 2, "process.zero_terminal_snr": True, "denoiser.target": "v"},
+        {"process.schedule": "betas", "process.betas": (0.1, 0.5, 0.9)},
+        {"training.batch_size": 200, "training.checkpoint_every": 1, "training.keep": 1, "training.log_every": 1000},
+        {"data.size": 4, "network.channels": (8,), "data.channels": 3},
         {"data.source": "digits", "training.batch_size": 32},
     ],
     ids=lambda values: next(iter(values)),
@@ -401,20 +406,27 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint(
     assert train({}, tmp_path, resume=True, report=ignore).finished
 
 
-@pytest.mark.parametrize("what", ["metrics", "preview"])
-def test_a_full_disk_beside_the_checkpoints(
-    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """Metrics or previews that cannot be written end the run as a failed checkpoint does: in words, resumable."""
+def test_a_full_disk_beside_the_checkpoints(tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that cannot be written end the run as a failed checkpoint does: in words, resumable."""
     with monkeypatch.context() as patch:
-        if what == "metrics":
-            _raise_from(patch, listeners.Listeners, "log", 2, FULL)
-        else:
-            _raise_from(patch, listeners, "save_grid", 0, UndiffuseError("cannot write x: No space left on device."))
+        _raise_from(patch, listeners.Listeners, "log", 2, FULL)
         with pytest.raises(UndiffuseError, match=r"No space left"):
             train(tiny, tmp_path, report=ignore)
     assert checkpoints(tmp_path)
     assert train({}, tmp_path, resume=True, report=ignore).finished
+
+
+@pytest.mark.parametrize("error", [UndiffuseError("no space left"), RuntimeError("out of memory")], ids=["disk", "any"])
+def test_a_preview_that_fails_costs_neither_run_nor_checkpoint(
+    tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Exception
+) -> None:
+    """Whatever it fails of: one warning however many fail, and the checkpoints of a run whose previews did not."""
+    _raise_from(monkeypatch, listeners, "save_grid", 0, error)
+    assert train({**tiny, "training.preview_every": 1}, tmp_path, report=ignore).finished
+    assert [str(error) in record.message for record in caplog.records if record.name == "undiffuse"] == [True]
+    for folder in checkpoints(tmp_path):
+        mine, theirs = (checkpoint_state(run / "checkpoints" / folder.name) for run in (tmp_path, whole))
+        assert (mine["weights"], mine["training"]) == (theirs["weights"], theirs["training"])
 
 
 def limited_in_child(values: Values, run: Path, said: Path) -> None:

@@ -1,5 +1,6 @@
 """Where samples go: one grid, a folder of pictures, or an array. Every file is whole or absent."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from undiffuse.files import atomic_file
 from undiffuse.plots import save_grid, save_image
 
 MOST_IN_A_GRID = 4096
+
+
+def fresh(path: Path) -> Path:
+    """`path`, or where something is there already, the first of path-2, path-3 ... that is free."""
+    suffix = "" if path.is_dir() else path.suffix  # a folder's name may have a dot in it
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+    return free
 
 
 def check(out: Path, count: int) -> None:

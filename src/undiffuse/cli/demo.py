@@ -1,5 +1,6 @@
 """`undiffuse demo`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from undiffuse.progress import bar
 
 def demo(
     minutes: float = typer.Option(4.0, min=0.05, help="How long to train."),
-    out: Path = typer.Option(Path("demo"), "--out", "-o", help="The folder for the run and the pictures."),
+    out: Path = typer.Option(None, "--out", "-o", help="The folder for the run and the pictures [demo]."),
 ) -> None:
     """See all of it once: train on the embedded emoji for a few minutes, then sample from the result.
 
@@ -21,29 +22,41 @@ def demo(
     """
     from undiffuse import output
     from undiffuse.data import load as load_data
+    from undiffuse.errors import UsageError
     from undiffuse.generate import Recipe, generate_shared
     from undiffuse.model import load
     from undiffuse.plots import save_grid
     from undiffuse.training import train
 
+    usual = Path("demo")
+    if out is None:
+        out = usual if _begun(usual) else output.fresh(usual)
+    began = _begun(out)
+    if not began and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UsageError(f"{out} is there already, and no demo: choose another --out")
     run, data = out / "run", out / "data.png"
-    began = (run / "run.json").exists()
     say(f"{'going on with' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
-    save_grid(load_data("emoji").images[::27], data)
     values = {"data.source": "emoji", "training.minutes": minutes}
     outcome = train(values, run, resume=began, report=say, progress_bar=sys.stderr.isatty())
-    if not outcome.finished:
-        return
+    if outcome.signal:
+        if outcome.main:
+            say(f"next: undiffuse demo --minutes {minutes:g} --out {shlex.quote(str(out))}")
+        raise typer.Exit(outcome.exit_code)
     model, recipe = load(run), Recipe()
     with bar("sampling", 64 * recipe.steps) as tick:
         images, labels = generate_shared(model, recipe, 64, tick=tick)
-    assert images is not None
-    output.write(out / "samples.png", images, labels, model.data.classes)
     built_in, _ = generate_shared(load("emoji"), recipe, 64)
-    assert built_in is not None
+    if images is None or built_in is None:  # another process of a torchrun tells
+        return
+    save_grid(load_data("emoji").images[::27], data)
+    output.write(out / "samples.png", images, labels, model.data.classes)
     save_grid(built_in, out / "built-in.png")
     say(f"{data}: some of the data")
     say(f"{out / 'samples.png'}: 64 samples of the model you just trained")
     say(f"{out / 'built-in.png'}: the same noise through the built-in model, which trained longer")
     say(f"{run / 'previews'}: how the samples grew while it trained")
-    say(f"next: undiffuse explain {run}   or   undiffuse train YOUR_FOLDER --minutes 30")
+    say(f"next: undiffuse explain {shlex.quote(str(run))}   or   undiffuse train YOUR_FOLDER --minutes 30")
+
+
+def _begun(out: Path) -> bool:
+    return (out / "run" / "run.json").exists()
