@@ -4,14 +4,16 @@ import errno
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint_state, ignore, in_child, metrics
+from conftest import checkpoint_state, ignore, in_child, metrics, run_state
 from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
@@ -224,9 +226,44 @@ def test_a_run_leaves_what_it_says(whole: Path) -> None:
     for path in previews:
         with Image.open(path) as picture:
             assert len(np.unique(np.asarray(picture))) > 2
-    assert list((whole / "tensorboard").glob("events.*"))
+    assert bool(list(whole.glob("tensorboard/events.*"))) == (find_spec("tensorboard") is not None)
     saved = json.loads((whole / "run.json").read_text())
     assert Config.model_validate(saved["config"]).network.channels == (8, 16)
+
+
+def test_a_run_without_tensorboard_is_the_same_run(
+    tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is not installed, one line says how to get it; metrics, previews and checkpoints are all there."""
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an ImportError then
+    said: list[str] = []
+    assert train(tiny, tmp_path, report=said.append).finished
+    assert [line for line in said if "undiffuse[trackers]" in line] == [said[1]]
+    assert run_state(tmp_path) == run_state(whole)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs TensorBoard")
+def test_tensorboard_is_told_what_metrics_jsonl_is(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of every row, and the previews."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    told: list[tuple[str, float, int]] = []
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *args: told.append(args))
+    monkeypatch.setattr(SummaryWriter, "add_images", lambda self, name, images, step, **k: told.append((name, 0, step)))
+    said: list[str] = []
+    train(tiny, tmp_path, report=said.append)
+    assert not any("trackers" in line for line in said)
+    names = ("loss", "gradient_norm", "learning_rate", "images_per_second")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = {(name, row[name], row["step"]) for row in rows for name in names}
+    assert {(name, round(value, 1) if name == names[3] else value, step) for name, value, step in told} == expected | {
+        ("preview", 0, 6),
+        ("preview", 0, 12),
+    }
 
 
 def test_the_rates_of_a_run_are_the_schedule(tiny: Values, whole: Path) -> None:
