@@ -85,7 +85,7 @@ def test_permissions_are_the_umasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"a": 1', "\xff\xfe", r'{"a": "\udcff"}', "[" * 100_000])
 def test_bad_json_is_named(tmp_path: Path, content: str | None) -> None:
-    """Missing, empty, cut off, binary and absurd files, and halves of surrogate pairs: an UndiffuseError with the path."""
+    """Missing, empty, cut off, binary, absurd, and half of a surrogate pair: an UndiffuseError with the path."""
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
@@ -94,7 +94,7 @@ def test_bad_json_is_named(tmp_path: Path, content: str | None) -> None:
 
 
 def test_text_goes_through_json_and_what_is_none_is_named(tmp_path: Path) -> None:
-    """Any UTF-8 comes back; bytes that are none (a file's name, as Python reads it) are named, and the old file stays."""
+    """Any UTF-8 comes back; bytes that are none (as Python reads a file's name) are named, and the old file stays."""
     path = tmp_path / "x.json"
     good = {"classes": ["été", "猫", "\U0001f600", "a\u2028b"]}
     write_json(path, good)

@@ -24,7 +24,7 @@ from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
-from undiffuse.training import checkpoint, listeners, loop, train
+from undiffuse.training import checkpoint, listeners, loop, run, train
 from undiffuse.training.batches import Batch, make_batch, order
 from undiffuse.training.ema import EMA, exponent
 from undiffuse.training.loop import learning_rate
@@ -128,6 +128,47 @@ def test_labels_are_dropped_in_their_share(share: float) -> None:
     dropped = labels == 3
     assert torch.equal(labels[~dropped], items[~dropped] % 3)
     assert abs(dropped.float().mean().item() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_labels_are_dropped_whatever_else_is_drawn() -> None:
+    """Of the items without a label half are mirrored, and noise levels, images and places have their shares."""
+    rows = np.add.outer(np.arange(8) * 8, np.arange(8)).astype(np.uint8)
+    data = image_set(np.stack([rows, rows + 100])[:, :, :, None], 2)
+    settings: Values = {"data__flip": True, "training__label_dropout": 0.3, "objective__draw": "independent"}
+    batches = [batch_of(data, step, training__batch_size=4096, **settings) for step in range(2)]
+    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    dropped = (labels == 2).numpy()
+    seen = np.concatenate([pixels(batch) for batch in batches])
+    mirrored, second = seen[:, 0, 0] > seen[:, 0, 1], seen[:, 0, 0] >= 100
+    early, first = torch.cat([batch.u for batch in batches]).numpy() < 0.3, np.arange(8192) < 4096
+    for other in (mirrored, second, early, first):
+        expected = dropped.mean() * other.mean()
+        assert abs((dropped & other).mean() - expected) < 4 * (expected * (1 - expected) / 8192) ** 0.5
+    assert not np.array_equal(dropped[:4096], dropped[4096:])
+
+
+def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of everything that steps and seeds draw: none comes twice."""
+    from undiffuse import randomness
+    from undiffuse.training import batches
+
+    keys: list[tuple[int, ...]] = []
+
+    def spied(make: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*key: int) -> Any:
+            keys.append(tuple(map(int, key)))
+            return make(*key)
+
+        return spy
+
+    monkeypatch.setattr(batches, "stream", spied(batches.stream))
+    monkeypatch.setattr(batches, "torch_generator", spied(batches.torch_generator))
+    monkeypatch.setattr(randomness, "stream", spied(randomness.stream))
+    data = image_set(np.zeros((21, 8, 8, 1), np.uint8), 3)
+    for seed in (70, 71):
+        for step in range(3):
+            batch_of(data, step, training__seed=seed, data__flip=True, data__shift=1)
+    assert len(keys) == len(set(keys)) == 2 * (3 * (3 + 16) + 3)  # 3 permutations in 48 of 21 items
 
 
 def test_unconditional_batches_have_no_labels() -> None:
@@ -314,6 +355,51 @@ def assert_same_up_to_summation(one: Path, other: Path, rate: float = 1e-3) -> N
     assert difference.quantile(0.99) < 1e-5
     ours, its = ([row["loss"] for row in metrics(run)] for run in (one, other))
     assert ours == pytest.approx(its, rel=1e-4)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float, optimizer: str
+) -> None:
+    """Its norm over all parameters is that of the gradient, which the metrics have, or the clip where that is less."""
+    norms: list[float] = []
+    make = run.make_optimizer
+
+    def spied(config: Training, network: torch.nn.Module) -> torch.optim.Optimizer:
+        made = make(config, network)
+
+        def note(*_: Any) -> None:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            norms.append(torch.cat([g.double().flatten() for g in gradients]).norm().item())
+
+        made.register_step_pre_hook(note)
+        return made
+
+    monkeypatch.setattr(run, "make_optimizer", spied)
+    values = {"training.steps": 4, "training.log_every": 1, "training.clip": clip, "training.accumulation": 2}
+    train({**tiny, **values, "training.optimizer": optimizer}, tmp_path, report=ignore)
+    assert norms == pytest.approx([min(clip, row["gradient_norm"]) for row in metrics(tmp_path)], rel=1e-4)
+    assert min(row["gradient_norm"] for row in metrics(tmp_path)) > 1e-3
+
+
+def test_dropout_is_fresh_in_every_step_and_micro_batch(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch is seeded before each, never twice alike, and by the run's seed."""
+    seeds: list[int] = []
+    seed = torch.manual_seed
+
+    def spy(number: int) -> torch.Generator:
+        seeds.append(number)
+        return seed(number)
+
+    monkeypatch.setattr(loop.torch, "manual_seed", spy)
+    values = {"network.dropout": 0.2, "training.steps": 3, "training.accumulation": 2, "training.preview_every": 9}
+    for number in (5, 6):
+        train({**tiny, **values, "training.seed": number}, tmp_path / str(number), report=ignore)
+    drawn = [number for number in seeds if number not in (5, 6)]  # those are of the first weights
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 2
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny: Values, tmp_path: Path) -> None:
