@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint_state, ignore, in_child, metrics, run_state
+from conftest import TINY, checkpoint_state, ignore, in_child, metrics, run_state
 from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.integrate import quad
 
+import undiffuse.data
+from undiffuse.build import make_data, make_denoiser, make_network, make_objective
 from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
+from undiffuse.objectives import Importance
 from undiffuse.training import checkpoint, listeners, loop, run, train
 from undiffuse.training.batches import Batch, make_batch, order
 from undiffuse.training.ema import EMA, exponent
@@ -357,6 +360,104 @@ def assert_same_up_to_summation(one: Path, other: Path, rate: float = 1e-3) -> N
     assert ours == pytest.approx(its, rel=1e-4)
 
 
+@pytest.mark.parametrize("importance", [False, True])
+def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool) -> None:
+    """The run's weights and averages are those of the loop written out here, with torch's own AdamW and a norm by hand.
+
+    From the weights that the seed gives: warm-up, decay, clipping, weight decay and the width of the average all tell.
+    """
+    values: Values = {
+        "training.optimizer": "adamw",
+        "training.betas": (0.8, 0.9),
+        "training.weight_decay": 0.3,
+        "training.warmup": 3,
+        "training.decay": 0.5,
+        "training.clip": 0.05,
+        "training.ema": 0.2,
+        "training.seed": 7,
+        "objective.importance": importance,
+    }
+    train({**tiny, **values}, tmp_path, report=ignore)
+    config = Config.model_validate(json.loads((tmp_path / "run.json").read_text())["config"])
+    data = make_data(config.data)
+    torch.manual_seed(7)
+    network = make_network(config, 1, 3)
+    denoiser, objective = make_denoiser(config, network), make_objective(config)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.8, 0.9), weight_decay=0.3)
+    rates = np.interp(np.arange(12), [-1, 2, 6, 12], [0, 1e-3, 1e-3, 0])
+    shares = np.diff((np.arange(13) / 12) ** (exponent(0.2) + 1))
+    averages = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in network.named_parameters()}
+    memory, clipped = Importance(bins=128), 0
+    for step in range(12):
+        batch = make_batch(config, data, step, slice(None))
+        u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
+        losses = objective(denoiser, batch.x0, batch.labels, u, batch.noise)
+        memory.update(u, losses)
+        gradients = torch.autograd.grad((losses * weight.float()).sum() / 16, list(network.parameters()))
+        norm = sum(gradient.double().square().sum() for gradient in gradients) ** 0.5
+        clipped += bool(norm > 0.05)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient * min(1.0, float(0.05 / norm))
+        optimizer.param_groups[0]["lr"] = rates[step]
+        optimizer.step()
+        for name, parameter in network.named_parameters():
+            averages[name] += shares[step] * parameter.detach().double()
+    assert clipped == 12
+    saved, averaged = _training(tmp_path), load_file(checkpoints(tmp_path)[-1] / "weights.safetensors")
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(saved[f"network.{name}"], parameter.detach(), rtol=0, atol=2e-5)
+        torch.testing.assert_close(averaged[name].double(), averages[name], rtol=0, atol=2e-5)
+    if importance:
+        torch.testing.assert_close(saved["importance.moments"], memory.moments, rtol=1e-3, atol=0)
+        torch.testing.assert_close(saved["importance.seen"], memory.seen)
+
+
+def test_importance_changes_the_times_and_not_the_mean(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is the mean of losses / density at the warped times, as the estimator has it."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    warp = Importance.warp
+
+    def skewed(self: Importance, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen[:], self.moments[:] = 1, torch.linspace(0.1, 4, self.bins, dtype=torch.float64)
+        seen.append(warp(self, u))
+        return seen[-1]
+
+    losses: list[torch.Tensor] = []
+    update = Importance.update
+    monkeypatch.setattr(Importance, "warp", skewed)
+    monkeypatch.setattr(Importance, "update", lambda self, u, told: losses.append(told) or update(self, u, told))
+    train({**tiny, "objective.importance": True, "training.log_every": 1, "training.steps": 3}, tmp_path, report=ignore)
+    expected = [(told.double() * weight).mean().item() for told, (_, weight) in zip(losses, seen, strict=True)]
+    assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(expected, rel=1e-5)
+    assert all(weight.std() > 0.1 for _, weight in seen)
+
+
+@pytest.mark.parametrize("level", [0, 128, 200])
+def test_the_size_of_the_data_is_measured_about_zero(tiny: Values, tmp_path: Path, level: int) -> None:
+    """sigma_data is the root mean square of the pixels in [-1, 1], the mean included (1 for data of zeros)."""
+    images = np.random.default_rng(0).integers(max(level - 50, 0), level + 1, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    values = {"data.source": str(tmp_path / "x.npz"), "training.steps": 1}
+    train({**tiny, **values}, tmp_path / "run", report=ignore)
+    kept = undiffuse.data.load(tmp_path / "x.npz").images / 127.5 - 1
+    sigma_data = load(tmp_path / "run").config.denoiser.sigma_data
+    assert sigma_data == pytest.approx((kept**2).mean() ** 0.5, abs=5.1e-4)
+
+
+def test_classes_have_the_shares_that_they_have_in_the_data(tmp_path: Path) -> None:
+    """30, 12 and 6 of 48, whatever the split has left of them; none where classes are not learnt."""
+    labels = np.repeat([0, 1, 2], [30, 12, 6])
+    np.savez(tmp_path / "x.npz", images=np.zeros((48, 8, 8), np.uint8), labels=labels)
+    values = {**TINY, "network.channels": (8,), "data.source": str(tmp_path / "x.npz"), "training.steps": 1}
+    train(values, tmp_path / "run", report=ignore)
+    train({**values, "training.conditional": False}, tmp_path / "none", report=ignore)
+    kept = undiffuse.data.load(tmp_path / "x.npz").labels
+    assert load(tmp_path / "run").data.class_share == pytest.approx(tuple((kept == k).mean() for k in range(3)))
+    assert load(tmp_path / "none").data.class_share == load(tmp_path / "none").data.classes == ()
+
+
 @pytest.mark.parametrize("clip", [1e-3, 1e6])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
@@ -406,6 +507,14 @@ def test_a_batch_that_does_not_divide_is_refused(tiny: Values, tmp_path: Path) -
     """16 images cannot be 3 equal micro-batches; nothing is written."""
     with pytest.raises(UsageError, match=r"training\.batch_size.*multiple of 3"):
         train({**tiny, "training.accumulation": 3}, tmp_path / "run", report=ignore)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shift_beyond_the_image_is_refused(tiny: Values, tmp_path: Path) -> None:
+    """Nothing of a picture would be left but its edge; and a million pixels of it are 15 TiB."""
+    for shift in (16, 10**6):
+        with pytest.raises(UsageError, match=r"data\.shift = \d+.*16x16"):
+            train({**tiny, "data.shift": shift}, tmp_path / "run", report=ignore)
     assert not (tmp_path / "run").exists()
 
 

@@ -300,15 +300,18 @@ def _precision(asked: str) -> str:
 
 
 def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
-    """`config` with what depends on the data and the machine decided."""
+    """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
     sigma_data = config.denoiser.sigma_data
+    height, width, _ = data.shape
+    if config.data.shift >= min(height, width):
+        raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
     if sigma_data is None:
         some = _some(data) / 127.5 - 1
         sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
     return config.model_copy(
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, data.shape[:2]),
+            "network": default_network(config.network, (height, width)),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
