@@ -345,7 +345,8 @@ def test_the_bound_is_the_papers(table: Table, steps: int, variance: str) -> Non
         return torch.from_numpy(np.concatenate([eps, 2 * v - 1], 1) if variance == "learned" else eps)
 
     chosen: Any = torch.linspace(0.001, 0.2, steps, dtype=torch.float64) if variance == "given" else variance
-    denoiser = Denoiser(network, GaussianProcess(table), "eps", 1.0, learned_variance=variance == "learned")
+    learned = variance == "learned"
+    denoiser = Denoiser(network, GaussianProcess(table), "eps", 1.0, learned, least_log_snr=-40)
     found = bound(denoiser, x0, Formula(steps, chosen), seeded(shape), every_step(6, steps))
     bar = np.append(1.0, np.cumprod(1 - table.betas.numpy()))[:: table.steps // steps]
     prior, terms = ddpm_terms(1 - bar[1:] / bar[:-1], x0.numpy(), seeded(shape), said, chosen)

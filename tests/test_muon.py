@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from undiffuse.config import Training
+from undiffuse.errors import UsageError
+from undiffuse.networks import MLP, UNet
 from undiffuse.training.muon import QUINTIC, Muon, make_optimizer, orthogonalised
 
 
@@ -65,16 +67,21 @@ def test_steps_are_those_of_nesterovs_momentum() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-10)
 
 
-def test_muon_is_for_convolutions_and_adamw_for_the_rest() -> None:
-    """Linear layers, embeddings, norms, biases and the thinnest convolutions are AdamW's (docs/recipes.md)."""
-    thick, pointwise = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1)
+class Named(nn.Sequential):
+    """A network that names its first layer's weight as a matrix, and its last layer's, which is too thin to be one."""
+
+    def matrices(self) -> list[torch.Tensor]:
+        return [layer.weight for layer in self if isinstance(layer, (nn.Linear, nn.Conv2d))]
+
+
+def test_muon_has_the_thick_matrices_and_adamw_the_rest() -> None:
+    """Each parameter once; thin matrices, embeddings, norms and biases are AdamW's; both have the run's settings."""
+    thick, pointwise, deep = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1), nn.Linear(64, 64)
     thin, shallow = nn.Conv2d(16, 15, 3), nn.Conv2d(15, 64, 1)
-    network = nn.Sequential(
-        thick, pointwise, thin, shallow, nn.Linear(64, 64), nn.Embedding(64, 64), nn.GroupNorm(4, 64)
-    )
+    network = Named(thick, pointwise, deep, thin, shallow, nn.Embedding(64, 64), nn.GroupNorm(4, 64))
     config = Training(learning_rate=0.01, weight_decay=0.3, betas=(0.7, 0.8))
     ours, *rest = make_optimizer(config, network).param_groups
-    assert {id(p) for p in ours["params"]} == {id(thick.weight), id(pointwise.weight)}
+    assert {id(p) for p in ours["params"]} == {id(layer.weight) for layer in (thick, pointwise, deep)}
     others = [id(p) for group in rest for p in group["params"]]
     assert sorted(others) == sorted({id(p) for p in network.parameters()} - {id(p) for p in ours["params"]})
     assert [group["weight_decay"] for group in (ours, *rest)] == [0.3, 0.3] and rest[0]["betas"] == (0.7, 0.8)
@@ -83,22 +90,22 @@ def test_muon_is_for_convolutions_and_adamw_for_the_rest() -> None:
     assert (adamw[0]["betas"], adamw[0]["weight_decay"], adamw[0]["lr"]) == ((0.7, 0.8), 0.3, 0.01)
 
 
-def test_what_is_no_convolution_goes_as_adamw_goes() -> None:
-    """Step by step, beside torch's own, though Muon works on a convolution in the same optimiser."""
+def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
     torch.manual_seed(0)
-    x = torch.randn(8, 2, 8, 8)
-    networks = [
-        nn.Sequential(nn.Conv2d(2, 16, 3, bias=False), nn.Flatten(), nn.Linear(576, 32), nn.LayerNorm(32)) for _ in "12"
-    ]
+    x = torch.randn(8, 32)
+    networks = [Named(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     config = Training(learning_rate=0.01, weight_decay=0.1)
-    theirs = torch.optim.AdamW(list(networks[1].parameters())[1:], lr=0.01, betas=config.betas, weight_decay=0.1)
     ours = make_optimizer(config, networks[0])
+    first, norm, last = networks[1]
+    theirs = torch.optim.AdamW(
+        [first.bias, *norm.parameters(), *last.parameters()], lr=0.01, betas=config.betas, weight_decay=0.1
+    )
     for _ in range(3):
-        networks[1][0].weight.data.copy_(networks[0][0].weight.data)  # so that both have the same gradients
+        first.weight.data.copy_(networks[0][0].weight.data)  # so that both have the same gradients
         for network, optimizer in zip(networks, (ours, theirs), strict=True):
             network.zero_grad()
-            (network(x)[:, :5] ** 3).sum().backward()
+            network(x).square().sum().backward()
             optimizer.step()
     for name, parameter in networks[0].named_parameters():
         if name != "0.weight":
@@ -106,9 +113,23 @@ def test_what_is_no_convolution_goes_as_adamw_goes() -> None:
 
 
 def test_a_network_without_matrices_and_one_with_nothing_else_both_learn() -> None:
-    for network in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
-        optimizer = make_optimizer(Training(), network)
-        before = network.weight.detach().clone()
-        network.weight.grad = torch.randn_like(network.weight)
+    for layer in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
+        optimizer = make_optimizer(Training(), Named(layer))
+        before = layer.weight.detach().clone()
+        layer.weight.grad = torch.randn_like(layer.weight)
         optimizer.step()
-        assert (network.weight != before).any()
+        assert (layer.weight != before).any()
+
+
+def test_the_network_says_which_weights_are_matrices() -> None:
+    """Convolutions of U-Nets in 1 and 2 dimensions, layers of the MLP's blocks; who does not say is refused."""
+    settings = {"channels": (32,), "attention": (0,)}
+    for network in (UNet(16, 16, dims=1, patch=1, **settings), UNet(16, 16, dims=2, patch=1, **settings)):  # type: ignore[arg-type]
+        ours = {id(p) for p in make_optimizer(Training(), network).param_groups[0]["params"]}
+        expected = {name for name, p in network.named_parameters() if p.ndim > 2}
+        assert {name for name, p in network.named_parameters() if id(p) in ours} == expected
+    mlp = MLP(2, 2, width=32, blocks=1)
+    ours = {id(p) for p in make_optimizer(Training(), mlp).param_groups[0]["params"]}
+    assert {name for name, p in mlp.named_parameters() if id(p) in ours} == {"blocks.0.1.weight", "blocks.0.3.weight"}
+    with pytest.raises(UsageError, match=r"matrices\(\).*training.optimizer=adamw"):
+        make_optimizer(Training(), nn.Linear(32, 32))

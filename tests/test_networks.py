@@ -5,7 +5,7 @@ import torch
 
 from undiffuse.build import make_network
 from undiffuse.config import make_config
-from undiffuse.networks import unet
+from undiffuse.networks import PixelUNet, current_name, unet
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7)])
@@ -27,7 +27,7 @@ def test_attention_is_that_of_its_definition_either_way(size: tuple[int, int], m
 @pytest.mark.parametrize(("head", "patch"), [(0, 1), (0, 2), (8, 2)])
 def test_a_kernel_filters_the_input(head: int, patch: int) -> None:
     """With the same filter at every pixel it is a convolution, zeros around, added to the first outputs only."""
-    network = unet.UNet(2, 5, patch=patch, channels=(16,), blocks=1, attention=(), head=head, kernel=3).double()
+    network = PixelUNet(2, 5, patch=patch, channels=(16,), blocks=1, attention=(), head=head, kernel=3).double()
     filters = torch.randn(2, 3, 3, dtype=torch.float64)
     bias = torch.cat([torch.arange(5), filters.flatten()]).double()
     with torch.no_grad():
@@ -51,3 +51,43 @@ def test_fourier_features_are_vdms() -> None:
     waves = [wave(2**n * torch.pi * z.double()) for n in (7, 8) for wave in (torch.sin, torch.cos)]
     # float32 has z to 6e-8, and 2^8 pi times that in the angle
     torch.testing.assert_close(heard[0], torch.cat([z / 0.3, *waves], 1).float(), rtol=0, atol=3e-4)
+
+
+def test_sequences_go_through_the_same_network() -> None:
+    """A 1-D U-Net is the 2-D one on pictures of one row: kernels' middle rows are its kernels, its patches are rows."""
+    torch.manual_seed(0)
+    settings = {"patch": 1, "channels": (16, 32), "blocks": 2, "attention": (1,), "classes": 3}
+    one, two = (unet.UNet(2, 3, dims=dims, **settings).double() for dims in (1, 2))  # type: ignore[arg-type]
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    state = two.state_dict()
+    for name, tensor in one.state_dict().items():
+        if tensor.ndim == 3:
+            state[name].zero_()
+            state[name][:, :, state[name].shape[2] // 2] = tensor
+        else:
+            state[name].copy_(tensor)
+    x, log_snr, labels = torch.randn(2, 2, 11, dtype=torch.float64), torch.tensor([-1.0, 3.0]), torch.tensor([0, 3])
+    expected = two(x[:, :, None], log_snr, labels)[:, :, 0]
+    torch.testing.assert_close(one(x, log_snr, labels), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12), (2, 3, 6, 8)])
+def test_folding_gathers_patches(shape: tuple[int, ...]) -> None:
+    """Element i of a patch of channel c becomes channel c p + i, row by row; unfolding is the inverse."""
+    x = torch.randn(shape)
+    folded = unet.fold(x, 2)
+    if len(shape) == 3:
+        expected = torch.stack([x[:, c, i::2] for c in range(3) for i in range(2)], 1)
+    else:
+        expected = torch.stack([x[:, c, i::2, j::2] for c in range(3) for i in range(2) for j in range(2)], 1)
+    assert torch.equal(folded, expected)
+    assert torch.equal(unet.unfold(folded, 2), x)
+
+
+def test_weights_of_version_0_1_have_their_places() -> None:
+    """Names in model folders and checkpoints of old are read as today's."""
+    assert current_name("values.census.0.weight") == "values.encoder.0.weight"
+    assert current_name("network.values.log_odds") == "network.values.log_prior"
+    assert current_name("optimizer.exp_avg.values.recall.bias") == "optimizer.exp_avg.values.to_power.bias"
+    assert current_name("down.0.block.conv1.weight") == "down.0.block.conv1.weight"

@@ -51,7 +51,7 @@ def network_for(target: str, process: GaussianProcess, x0_of: Callable, sd: floa
             "eps": eps,
             "x0": x0,
             "v": (alpha * eps - sigma * x0) / norm,
-            "score": -eps / sigma,
+            "score": -norm * eps / sigma,
             "flow": eps - x0,
             "edm": (x0 - sd**2 / (u**2 + sd**2) * x_t / alpha) * (u**2 + sd**2).sqrt() / (u * sd),
         }[target]

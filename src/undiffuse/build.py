@@ -14,9 +14,9 @@ from undiffuse import process
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
+from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, SCORE_OF_STATE, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.networks import UNet, UNet2D
+from undiffuse.networks import PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import (
@@ -178,28 +178,29 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
+    common: dict[str, Any] = {
+        "patch": network.patch,
+        "channels": network.channels,
+        "blocks": network.blocks,
+        "attention": network.attention,
+        "classes": classes,
+        "dropout": network.dropout,
+    }
+    if not (of_levels or network.head or network.kernel or network.fourier):
+        return UNet(channels, outputs, **common)
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
-        if network.fourier or network.values:
-            raise UndiffuseError(
-                "the configuration leaves denoiser.sigma_data open: it is not that of a run or a model"
-            )
-        sigma_data = 1.0  # for nothing
-    return UNet(
+        raise UndiffuseError("the configuration leaves denoiser.sigma_data open: it is not that of a run or a model")
+    return PixelUNet(
         channels,
         outputs,
-        patch=network.patch,
-        channels=network.channels,
-        blocks=network.blocks,
-        attention=network.attention,
-        classes=classes,
-        dropout=network.dropout,
         head=network.head,
         kernel=network.kernel,
         values=VALUES if network.values else 0,
         sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
+        **common,
     )
 
 
@@ -238,12 +239,15 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     assert config.denoiser.sigma_data is not None
     if config.denoiser.target == LEVELS and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=levels says all there is of a pixel: leave denoiser.learned_variance out")
+    if config.denoiser.score_scale != "unit" and config.denoiser.target != "score":
+        raise UsageError("denoiser.score_scale belongs to denoiser.target=score: leave it out")
     denoiser = Denoiser(
         network,
         make_process(config.process),
-        config.denoiser.target,
+        SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target,
         config.denoiser.sigma_data,
         config.denoiser.learned_variance,
+        least_log_snr=_least_log_snr(network),
     )
     try:
         if config.denoiser.target != LEVELS:
@@ -251,6 +255,12 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     except ValueError as error:
         raise UsageError(f"denoiser.target with process.schedule={config.process.schedule}: {error}") from None
     return denoiser
+
+
+def _least_log_snr(network: Callable[..., Any]) -> float:
+    """The lowest log-SNR that a network can be told of: a table's last where it counts the steps of a table."""
+    network = getattr(network, "module", network)  # within what runs it, or trains it on several processes
+    return network.log_snr.min().item() if isinstance(network, UNet2D) else -LOG_SNR_LIMIT
 
 
 def make_times(config: Objective) -> TimeSampler:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from undiffuse.errors import UsageError
 
@@ -68,6 +68,17 @@ class Denoiser(_Section):
     )
     sigma_data: float | None = Field(None, gt=0, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
+    score_scale: Literal["unit", "state"] = Field(
+        "unit", description="target=score: unit, of x_t at unit scale; state, of x_t itself, as models once learnt it"
+    )
+
+    @model_serializer(mode="wrap")
+    def _with_what_belongs(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `score_scale` where there is no score: fingerprints of models stay what they were."""
+        values: dict[str, Any] = dump(self)
+        if self.target != "score":
+            del values["score_scale"]
+        return values
 
 
 class Objective(_Section):
@@ -212,7 +223,13 @@ def _check_known(name: str) -> None:
 def read_config(saved: dict[str, Any]) -> Config:
     """A configuration as files hold it. Raises ValueError, as pydantic does, for one that is none."""
     training = {"optimizer": "adamw", **saved["training"]}  # what there was before there was a choice
-    return Config.model_validate({**saved, "training": training})
+    config = Config.model_validate({**saved, "training": training})
+    if config.denoiser.target == "score" and "score_scale" not in config.denoiser.model_fields_set:
+        # Saved when the score was always that of x_t itself, which is at unit scale under most schedules.
+        scaled = config.process.schedule in ("sub-vp", "ve", "edm", "flow")
+        before = config.denoiser.model_copy(update={"score_scale": "state" if scaled else "unit"})
+        config = config.model_copy(update={"denoiser": before})
+    return config
 
 
 def presets() -> list[str]:

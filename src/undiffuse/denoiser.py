@@ -4,9 +4,13 @@ The network knows nothing of diffusion: it gets its input at unit variance and t
 target is a combination of x_0 and eps, and every conversion goes through x_0:
 
     output = a x_0 + b eps,        x_0 = p x_t + q output.
+
+a, b, q and r p, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt under one
+process it says under every other.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,7 +52,15 @@ def _v(level: Level, sigma_data: float) -> Coefficients:
 
 
 def _score(level: Level, sigma_data: float) -> Coefficients:
-    """The score of q(x_t), -eps / sigma (Song et al. 2021). Infinite at the data, where training must not ask."""
+    """The score -r eps / sigma of x_t / r, which is x_t where the process preserves variance (Song et al. 2021)."""
+    _needs_signal(level, "score")
+    zero = torch.zeros_like(level.alpha)
+    r = (level.alpha**2 + level.sigma**2).sqrt()
+    return Coefficients(zero, -r / level.sigma, 1 / level.alpha, level.sigma**2 / (level.alpha * r))
+
+
+def _score_of_state(level: Level, sigma_data: float) -> Coefficients:
+    """The score -eps / sigma of x_t itself, which depends on the process's scale and so belongs to one process."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
@@ -80,7 +92,10 @@ TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
     "flow": _flow,
     "edm": _edm,
 }
-
+SCORE_OF_STATE = "score-of-state"
+"""The target of models saved while "score" meant this under every process; no choice for new ones."""
+_KNOWN = {**TARGETS, SCORE_OF_STATE: _score_of_state}
+_NOISE = ("eps", "score")  # targets from which x_0 is read with a factor, sigma / alpha, that has no bound
 
 LEVELS = "levels"
 VALUES = 256  # of 8 bits
@@ -135,6 +150,7 @@ class Denoiser:
         target: a name in TARGETS, or "levels", for data of 8 bits: the output is (B, 258 C, ...), see `_of_levels`.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
+        least_log_snr: the lowest log-SNR that the network can be told of; with less signal it is told this one.
     """
 
     network: Callable[[Tensor, Tensor, Any], Tensor]
@@ -142,11 +158,27 @@ class Denoiser:
     target: str = "edm"
     sigma_data: float = 0.5
     learned_variance: bool = False
+    least_log_snr: float = -LOG_SNR_LIMIT
 
     @remembered
     def coefficients(self, t: Time) -> Coefficients:
-        """The target's coefficients at t."""
-        return TARGETS[self.target](self.process.level(t), self.sigma_data)
+        """The target's coefficients at t, those that the network's answer has where it is told of another log-SNR.
+
+        Told of more signal than there is, the network says the noise of that level. x_0 = (x_t - sigma eps) / alpha
+        would multiply the difference by more than e^10, so it is read at the level that the network was told of, which
+        x_t looks like. The other targets are bounded combinations, and with more signal than told the noise is small:
+        they are right to exp(-|log-SNR| / 2) as they are.
+        """
+        level = self.process.level(t)
+        beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
+        if self.target not in _NOISE or not beyond.any():
+            return _KNOWN[self.target](level, self.sigma_data)
+        ratio = math.exp(-0.5 * self.least_log_snr)
+        alpha = 1 / (self.input_scale(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
+        told = Level(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
+        c = _KNOWN[self.target](told, self.sigma_data)
+        a, b = (1 - c.p * level.alpha) / c.q, -c.p * level.sigma / c.q  # what makes x_0 = p x_t + q output exact
+        return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.p, c.q)
 
     @remembered
     def input_scale(self, t: Time) -> Tensor:
@@ -156,7 +188,10 @@ class Denoiser:
 
     def output(self, x_t: Tensor, t: Time, condition: Any = None) -> tuple[Tensor, Tensor | None]:
         """The network's output for x_t, shaped like it, and the learned variance mix, if any."""
-        log_snr = self.process.schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        log_snr = self.process.schedule.log_snr(t)
+        if (log_snr == math.inf).any():
+            raise ValueError("at t = 0 there is no noise to be asked about: x_0 is x_t itself")
+        log_snr = log_snr.clamp(self.least_log_snr, LOG_SNR_LIMIT)
         if log_snr.ndim == 0:
             log_snr = torch.full((len(x_t),), log_snr.item(), device=x_t.device)
         else:

@@ -87,10 +87,17 @@ class Recipe:
         return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
     def times(self, model: Model) -> Tensor:
-        """The times it visits. Raises UsageError for a number of steps that the grid cannot have."""
+        """The times it visits. Raises UsageError for a number of steps that the grid cannot have, and for a grid that was
+        made for the model on a process which reaches noise that this one does not."""
         schedule = model.denoiser.process.schedule
         if self.grid is None and (made := model.grids.get(self.key)) is not None:
-            return at_log_snrs(schedule, made)
+            try:
+                return at_log_snrs(schedule, made)
+            except ValueError as error:
+                raise UsageError(
+                    f"the grid that undiffuse tune made for {model.name}, {self.key}, does not fit the process it is on "
+                    f"now: {error}. Name another grid, such as --grid {SAMPLERS[self.sampler].grid}"
+                ) from None
         try:
             return make_grid(self.grid or SAMPLERS[self.sampler].grid, schedule, self.steps)
         except ValueError as error:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import Config, Data, make_config, read_config
-from undiffuse.denoiser import Denoiser
+from undiffuse.denoiser import SCORE_OF_STATE, Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
+from undiffuse.networks import current_name
 
 FORMAT = 1
 BUILT_IN = Path(__file__).parent / "models"
@@ -188,7 +189,8 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     config, data, training = read_card(folder)
     network = make_network(config, data.shape[2], len(data.classes))
     try:
-        network.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        network.load_state_dict({current_name(key): tensor for key, tensor in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
@@ -246,8 +248,14 @@ def find(name: str | os.PathLike[str]) -> Path:
 def with_process(model: Model, **settings: Any) -> Model:
     """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit.
 
-    `settings` are those of `undiffuse.config.Process`, the rest at its defaults.
+    `settings` are those of `undiffuse.config.Process`, the rest at its defaults. Raises UsageError for what these cannot
+    be, and for a model whose target has a meaning under its own process alone (denoiser.score_scale=state).
     """
+    if model.denoiser.target == SCORE_OF_STATE:
+        raise UsageError(
+            f"{model.name} predicts the score of x_t itself, as models once did (denoiser.score_scale=state): "
+            f"it stays on the process it was trained on, {model.config.process.schedule}"
+        )
     process = make_config({f"process.{key}": value for key, value in settings.items()}).process
     config = model.config.model_copy(update={"process": process})
     return dataclasses.replace(model, config=config, denoiser=make_denoiser(config, model.denoiser.network))

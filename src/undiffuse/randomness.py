@@ -5,6 +5,7 @@ position in the global batch), so sample k is the same alone or in a crowd, and 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -28,6 +29,8 @@ class Purpose(IntEnum):
     DEQUANTISE = 11
     BOUND = 12
     VARIANCE = 13
+    UNIFORM = 14
+    FOLD = 15
 
 
 def stream(*key: int) -> np.random.Generator:
@@ -42,6 +45,31 @@ def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:
     for row, key in zip(noise, keys, strict=True):
         stream(*key).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(noise)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one step, a key for each sample: the same bits whatever batch a sample is in.
+
+    Asking twice gives the same numbers twice; `fold` makes other ones.
+    """
+
+    keys: tuple[tuple[int, ...], ...]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers, of the shape, dtype and device of `like` (B, ...)."""
+        return normal(self.keys, like.shape[1:]).to(like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1), float64, of the shape and device of `like` (B, ...)."""
+        u = np.empty((len(self.keys), *like.shape[1:]))
+        for row, key in zip(u, self.keys, strict=True):
+            stream(*key, Purpose.UNIFORM).random(out=row)
+        return torch.from_numpy(u).to(like.device)
+
+    def fold(self, number: int) -> "Draw":
+        """Independent numbers of the same samples, for every `number` from 1 on."""
+        return Draw(tuple((*key, Purpose.FOLD, number) for key in self.keys))
 
 
 def torch_generator(*key: int) -> torch.Generator:

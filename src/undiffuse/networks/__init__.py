@@ -1,7 +1,12 @@
-"""Networks. They know nothing of diffusion: a tensor, a log-SNR and labels in, a tensor out."""
+"""Networks. They know nothing of diffusion: a tensor, a log-SNR and labels in, a tensor out.
+
+`network.matrices()` names the weights that Muon takes: those that are matrices mixing features.
+"""
 
 from undiffuse.networks.mlp import MLP
+from undiffuse.networks.pixels import PixelUNet
 from undiffuse.networks.unet import UNet
 from undiffuse.networks.unet2d import UNet2D
+from undiffuse.networks.values import current_name
 
-__all__ = ["MLP", "UNet", "UNet2D"]
+__all__ = ["MLP", "PixelUNet", "UNet", "UNet2D", "current_name"]

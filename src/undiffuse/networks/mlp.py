@@ -30,3 +30,7 @@ class MLP(nn.Module):
         for block, shift in zip(self.blocks, self.shifts, strict=True):
             x = x + block(x + shift(conditioning))
         return self.out(x)
+
+    def matrices(self) -> list[Tensor]:
+        """The weights that Muon takes: of the layers between the first and the last."""
+        return [layer.weight for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]

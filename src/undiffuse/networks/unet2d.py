@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.networks.embedding import zero_
+from undiffuse.networks.unet import convolution_weights
 
 ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 Positive = Annotated[int, Field(ge=1)]
@@ -283,3 +284,7 @@ class UNet2D(nn.Module):
         for up in self.up_blocks:
             x = up(x, embedding, skips)
         return self.conv_out(functional.silu(self.conv_norm_out(x)))
+
+    def matrices(self) -> list[Tensor]:
+        """The weights that Muon takes: of all convolutions."""
+        return convolution_weights(self)

@@ -2,11 +2,12 @@
 
 Stretched contrast leaves every other value out, a scan has its own white, an edge five greys. Convolutions of a noisy
 picture see none of that. Here each element is first read by itself, as the probabilities of its values (Bayes' rule on
-x_t); what they are on average in an embedding goes into the network, and how often each value is found in the whole
-picture, a census, makes those values likelier that the picture has elsewhere.
+x_t); the mean of an embedding under them goes into the network, and the histogram of the picture's values makes those
+values likelier that the picture has elsewhere.
 """
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,19 @@ from torch import Tensor, nn
 from undiffuse.networks.embedding import zero_
 
 FEATURES = 16
+OLD_NAMES = {
+    "log_odds": "log_prior",
+    "census": "encoder",
+    "told": "to_conditioning",
+    "common": "to_logits",
+    "recall": "to_power",
+}
+"""Of the parts of `Values`, in model folders written by version 0.1."""
+
+
+def current_name(name: str) -> str:
+    """The name of a weight today, from the one that a model folder has it under."""
+    return re.sub(rf"(?<=\bvalues\.)({'|'.join(OLD_NAMES)})\b", lambda match: OLD_NAMES[match[1]], name)
 
 
 class Values(nn.Module):
@@ -32,36 +46,36 @@ class Values(nn.Module):
         super().__init__()
         self.count, self.sigma_data = count, sigma_data
         self.features = channels * FEATURES
-        self.log_odds = nn.Parameter(torch.zeros(count), requires_grad=False)  # the data's, not learnt
+        self.log_prior = nn.Parameter(torch.zeros(count), requires_grad=False)  # the data's, not learnt
         angles = torch.linspace(-1, 1, count)[:, None] * math.pi / 2 * 2.0 ** torch.arange(FEATURES // 2)
         self.embedding = nn.Parameter(torch.cat([angles.sin(), angles.cos()], 1))
-        self.census = nn.Sequential(nn.Linear(channels * count, width), nn.SiLU())
-        self.told, self.common = zero_(nn.Linear(width, width)), zero_(nn.Linear(width, channels * count))
-        self.recall = zero_(nn.Linear(width, 2))
+        self.encoder = nn.Sequential(nn.Linear(channels * count, width), nn.SiLU())
+        self.to_conditioning, self.to_logits = zero_(nn.Linear(width, width)), zero_(nn.Linear(width, channels * count))
+        self.to_power = zero_(nn.Linear(width, 2))
 
-    def read(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """p(v | x_t) of every element by itself, exp(log_odds) being the prior: (B, C, H, W, count)."""
+    def posterior(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        """p(v | x_t) of every element by itself, exp(log_prior) being the prior: (B, C, H, W, count)."""
         root = (0.5 * log_snr.to(x)).exp().view(-1, 1, 1, 1)  # alpha / sigma
         y = x * (self.sigma_data**2 * root**2 + 1).sqrt()  # x_t / sigma = root x_0 + noise
         values = torch.linspace(-1, 1, self.count, dtype=x.dtype, device=x.device)
         distance = root.unsqueeze(-1) * values - y.unsqueeze(-1)
-        return torch.addcmul(self.log_odds, distance, distance, value=-0.5).softmax(-1)
+        return torch.addcmul(self.log_prior, distance, distance, value=-0.5).softmax(-1)
 
     def embedded(self, p: Tensor) -> Tensor:
-        """(B, C FEATURES, H, W)."""
+        """The mean embedding of each element, (B, C FEATURES, H, W)."""
         return (p @ self.embedding).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
-    def counted(self, p: Tensor) -> Tensor:
-        """The census as a vector: (B, width)."""
-        return self.census(p.sum((2, 3)).log1p().flatten(1))
+    def histogram(self, p: Tensor) -> Tensor:
+        """The expected histogram of each picture, encoded: (B, width)."""
+        return self.encoder(p.sum((2, 3)).log1p().flatten(1))
 
-    def odds(self, p: Tensor, counted: Tensor, conditioning: Tensor) -> Tensor:
-        """What the census adds to the logits of every element's values: (B, C count, H, W).
+    def logits(self, p: Tensor, histogram: Tensor, conditioning: Tensor) -> Tensor:
+        """What the histogram adds to the logits of every element's values: (B, C count, H, W).
 
-        A power of how often the other elements have the value, and what else the census tells.
+        A power of how often the other elements have the value, and what else the histogram says.
         """
-        power, floor = self.recall(conditioning).view(-1, 2, 1, 1, 1, 1).unbind(1)
+        power, floor = self.to_power(conditioning).view(-1, 2, 1, 1, 1, 1).unbind(1)
         others = (p.sum((2, 3), keepdim=True) - p).clamp(min=0)
-        common = self.common(counted).unflatten(1, (p.shape[1], 1, 1, -1))
-        logits = torch.addcmul(common, power, (others + (floor - 3).clamp(min=-20).exp()).log())
+        offset = self.to_logits(histogram).unflatten(1, (p.shape[1], 1, 1, -1))
+        logits = torch.addcmul(offset, power, (others + (floor - 3).clamp(min=-20).exp()).log())
         return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)

@@ -96,8 +96,7 @@ def continuous_bound(
     t = schedule.t_min + (1 - schedule.t_min) * ((u - RECONSTRUCTION) / (1 - RECONSTRUCTION)).clamp(min=0)
     x_t = denoiser.process.corrupt(x0, t, noise)
     prediction = denoiser(x_t, t, condition)
-    weight = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * schedule.log_snr_derivative(t)
-    weight = weight * schedule.log_snr(t).exp()
+    weight = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * schedule.snr_derivative(t)
     bound = expand(weight, x0).flatten() * ((prediction.x0 - x0) ** 2).flatten(1).mean(1)
     if first.any():
         at = first.nonzero().flatten().to(x0.device)

@@ -1,5 +1,6 @@
 """What noise does: schedules and the Gaussian process q."""
 
+from undiffuse.process.categorical import Categorical, CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess, Normal, expand
 from undiffuse.process.knots import LogSNR
@@ -10,6 +11,8 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "Categorical",
+    "CategoricalProcess",
     "FlowMatching",
     "GaussianProcess",
     "Level",

@@ -166,5 +166,9 @@ class FlowMatching(Schedule):
         t = float64(t)
         return -2 / (t * (1 - t))
 
+    def snr_derivative(self, t: Time) -> Tensor:
+        t = float64(t)
+        return -2 * (1 - t) / t**3
+
     def time(self, log_snr: Time) -> Tensor:
         return torch.sigmoid(-0.5 * float64(log_snr))

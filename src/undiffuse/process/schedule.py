@@ -88,6 +88,10 @@ class Schedule(ABC):
     def log_snr_derivative(self, t: Time) -> Tensor:
         """d lambda / dt, negative."""
 
+    def snr_derivative(self, t: Time) -> Tensor:
+        """d SNR / dt, negative and finite for t > 0, also where no signal is left."""
+        return self.log_snr_derivative(t) * self.log_snr(t).exp()
+
     @abstractmethod
     def time(self, log_snr: Time) -> Tensor:
         """The inverse of `log_snr`; values outside its range go to the nearer end."""

@@ -44,9 +44,9 @@ class Table(Schedule):
 
     def _segment(self, t: Time) -> tuple[Tensor, Tensor]:
         """The step below t and the fraction of the way to the next one."""
-        position = (float64(t) * self.steps).clamp(0, self.steps)
-        nearest = position.round()
-        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # i / T * T is exactly i
+        t = float64(t).clamp(0, 1)
+        nearest = (t * self.steps).round()
+        position = torch.where(t == nearest / self.steps, nearest, t * self.steps)  # i / T * T is exactly i
         below = position.floor().clamp(max=self.steps - 1)
         return below.long(), position - below
 
@@ -62,13 +62,19 @@ class Table(Schedule):
     def log_snr(self, t: Time) -> Tensor:
         return self.level(t).log_snr
 
-    def log_snr_derivative(self, t: Time) -> Tensor:
+    def _slope(self, t: Time) -> Tensor:
+        """d sigma^2 / dt, which is minus that of alpha^2: from the smaller of the two, which has the digits."""
         i, _ = self._segment(t)
         level = self.level(t)
-        # The slope of sigma^2, which is minus that of alpha^2: from the smaller of the two, which has the digits.
         noise, signal = self.noise_variance.diff()[i], -self.alpha_bar.diff()[i]
-        slope = self.steps * torch.where(level.alpha < level.sigma, signal, noise)
-        return -slope / (level.alpha * level.sigma) ** 2
+        return self.steps * torch.where(level.alpha < level.sigma, signal, noise)
+
+    def log_snr_derivative(self, t: Time) -> Tensor:
+        level = self.level(t)
+        return -self._slope(t) / (level.alpha * level.sigma) ** 2
+
+    def snr_derivative(self, t: Time) -> Tensor:
+        return -self._slope(t) / self.level(t).sigma ** 4
 
     def time(self, log_snr: Time) -> Tensor:
         log_snr = float64(log_snr)

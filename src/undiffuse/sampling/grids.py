@@ -81,8 +81,18 @@ def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
 
 
 def at_log_snrs(schedule: Schedule, values: Sequence[float]) -> Tensor:
-    """The grid of N steps that visits N - 1 log-SNRs, increasing, between pure noise and the data."""
-    return torch.cat([float64([1.0]), schedule.time(float64(list(values))), float64([0.0])])
+    """The grid of N steps that visits N - 1 log-SNRs, increasing, between pure noise and the data.
+
+    Raises ValueError where the schedule does not have them, each at a time of its own.
+    """
+    grid = torch.cat([float64([1.0]), schedule.time(float64(list(values))), float64([0.0])])
+    if not (grid.diff() < 0).all():
+        listed = ", ".join(f"{value:.4g}" for value in values)
+        raise ValueError(
+            f"the log-SNRs {listed} are no grid here: they must increase, above the schedule's last, "
+            f"{schedule.log_snr(1.0).item():.4g}"
+        )
+    return grid
 
 
 def _checked(steps: int) -> int:

@@ -1,8 +1,9 @@
-"""One-step rules: from x_t to x_s, an explicit interval s < t, given a denoiser. Each is a page of its paper.
+"""One-step rules: from x_t to x_s, an explicit interval, mostly s < t, given a denoiser. Each is a page of its paper.
 
     step(state at t, s, denoise, process, noise) -> state at s
 
-`noise` is a function, so that a rule that needs none draws none. At s = 0 every rule returns the predicted data.
+`noise` is a function, so that a rule that needs none draws none. At s = 0 every rule returns the predicted data. The
+rules without noise are solvers of an ODE and go both ways; those with noise refuse an s > t (ValueError).
 """
 
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def ddpm(
 
     `variance`: "small" (the posterior's), "large" (beta) or "learned", as `undiffuse.denoiser.reverse` has them.
     """
+    _needs_descent(state.t, s, "ddpm")
     prediction = denoise(state.x, state.t)
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
@@ -76,6 +78,8 @@ def ddim(
     Song et al. 2021 (DDIM), eq. 12 and 16. eta = 0 is deterministic: Euler on the probability-flow ODE in sigma / alpha
     (their eq. 14). eta = 1 is the posterior, DDPM with the small variance.
     """
+    if eta:
+        _needs_descent(state.t, s, f"ddim with eta = {eta:g}")
     prediction = denoise(state.x, state.t)
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
@@ -88,7 +92,7 @@ def ddim(
 def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noise: Callable[[], Tensor]) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
-    Two evaluations; one (Euler) onto the data, and from pure noise: with sigma / alpha in the thousands, or infinite, a
+    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or infinite, a
     trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all along.
     """
     first = denoise(state.x, state.t)
@@ -96,8 +100,13 @@ def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, noi
         return State(first.x0, s, first.x0)
     at_t, at_s = process.level(state.t), process.level(s)
     euler = at_s.alpha * first.x0 + at_s.sigma * first.eps
-    if at_t.sigma > PURE_NOISE * at_t.alpha:
+    if any(at.sigma > PURE_NOISE * at.alpha for at in (at_t, at_s)):
         return State(euler, s, first.x0)
     length = at_s.sigma / at_s.alpha - at_t.sigma / at_t.alpha
     second = denoise(euler, s)
     return State(euler + at_s.alpha * length * 0.5 * (second.eps - first.eps), s, first.x0)
+
+
+def _needs_descent(t: float, s: float, rule: str) -> None:
+    if s > t:
+        raise ValueError(f"{rule} adds noise and cannot go up from t = {t:g} to {s:g}: take a rule without, as ddim")

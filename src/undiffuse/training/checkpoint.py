@@ -17,6 +17,7 @@ from undiffuse.config import Config
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
+from undiffuse.networks import current_name
 from undiffuse.objectives import Importance
 from undiffuse.training.ema import EMA
 
@@ -93,8 +94,10 @@ def sweep(run: Path) -> None:
 def restore(folder: Path, learner: Learner) -> None:
     """Puts a checkpoint back, exactly. Raises UndiffuseError naming the folder when it is damaged."""
     try:
-        tensors = load_file(folder / "training.safetensors")
-        averages = load_file(folder / "weights.safetensors")
+        tensors, averages = (
+            {current_name(key): tensor for key, tensor in load_file(folder / f"{file}.safetensors").items()}
+            for file in ("training", "weights")
+        )
         state = read_json(folder / "training.json")
         with torch.no_grad():
             for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):

@@ -1,13 +1,14 @@
 """Muon (Jordan et al. 2024): momentum, made orthogonal, for weights that are matrices; AdamW for the rest."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from undiffuse.config import Training
+from undiffuse.errors import UsageError
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a s + b s^3 + c s^5, five times, takes the singular values s of a matrix of norm 1 near 1 (to 0.7 .. 1.2, but for the
@@ -35,8 +36,10 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimizer(config: Training, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run. Muon takes the weights of convolutions but for the thinnest, AdamW the rest: linear
-    layers, which here only carry conditioning, embeddings, norms, biases.
+    """The optimiser of a run. Muon takes what the network names in `matrices()`, but for the thinnest; AdamW the rest:
+    embeddings, norms, biases, and where they only carry conditioning, linear layers.
+
+    Raises UsageError for Muon with a network that does not say which of its weights are matrices.
     """
     options: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -45,8 +48,13 @@ def make_optimizer(config: Training, network: nn.Module) -> torch.optim.Optimize
     }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), fused=True, **options)
-    weights = (layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    matrices = {id(w): w for w in weights if min(len(w), w[0].numel()) >= SMALLEST}
+    named: Callable[[], list[Tensor]] | None = getattr(network, "matrices", None)
+    if named is None:
+        raise UsageError(
+            f"the network {type(network).__name__} does not say which of its weights are matrices: give it a method "
+            "matrices() for Muon, or set training.optimizer=adamw"
+        )
+    matrices = {id(w): w for w in named() if min(len(w), w[0].numel()) >= SMALLEST}
     return Muon(list(matrices.values()), [p for p in network.parameters() if id(p) not in matrices], **options)
 
 

@@ -27,7 +27,7 @@ from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
-from undiffuse.networks import UNet
+from undiffuse.networks import PixelUNet
 from undiffuse.objectives import Importance
 from undiffuse.objectives.bound import RECONSTRUCTION
 from undiffuse.process import LogSNR
@@ -322,7 +322,7 @@ def _some(images: datasets.ImageSet) -> np.ndarray:
     return np.asarray(images.images[:: max(1, len(images) // 2000)])
 
 
-def _log_odds(images: datasets.ImageSet) -> torch.Tensor:
+def _log_prior(images: datasets.ImageSet) -> torch.Tensor:
     """ln of how often each value is seen, float64 (VALUES,)."""
     seen = np.bincount(_some(images).ravel(), minlength=VALUES) + 1.0
     return torch.from_numpy(np.log(seen / seen.sum()))
@@ -355,8 +355,8 @@ def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, acceler
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
         network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
-    if config.denoiser.target == LEVELS and isinstance(network, UNet):
-        network.expect(_log_odds(images))
+    if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
+        network.set_value_prior(_log_prior(images))
     if config.training.compile:
         network.compile()
     return Learner(

@@ -1,0 +1,169 @@
+"""The categorical process q: elements that are one of K values are lost to a mask, or to a value drawn evenly.
+
+    q(x_t | x_0) = alpha_t delta(x_0) + (1 - alpha_t) pi,   alpha_t = sigmoid(log_snr(t)),
+
+with pi the mask (absorbing) or all K values alike (uniform): D3PM (Austin et al. 2021, appendix A.2). alpha_t, the
+probability that an element has survived, is alpha_t^2 of a variance-preserving Gaussian schedule, which so serves both
+kinds of data. Everything is in logarithms, in which 0 is -inf and the ends are exact: t = 0 is the data, and where the
+schedule leaves no signal, t = 1 is pi alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from undiffuse.process.gaussian import expand
+from undiffuse.process.schedule import Schedule, Time
+from undiffuse.randomness import Draw
+
+KINDS = ("absorbing", "uniform")
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of K categories for every element: normalised log-probabilities, (B, ..., K), -inf for what cannot be."""
+
+    log_probs: Tensor
+
+    def sample(self, draw: Draw) -> Tensor:
+        """Categories, int64 (B, ...), by inverting the distribution function at a float64 uniform number.
+
+        In float64, since float32 numbers are 2^-24 apart: what is less probable than that would come too rarely.
+        """
+        on = self.log_probs.to("cpu") if self.log_probs.device.type == "mps" else self.log_probs  # which has no float64
+        upper = on.double().exp().cumsum(-1)
+        total = upper[..., -1:]
+        u = draw.uniform(on[..., 0]).unsqueeze(-1) * total
+        u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not lead past the last
+        return torch.searchsorted(upper, u, right=True).squeeze(-1).to(self.log_probs.device)
+
+    def kl(self, other: "Categorical") -> Tensor:
+        """KL(self || other) per element, in nats: (B, ...). Infinite where `other` rules out what may be."""
+        possible = self.log_probs > -torch.inf
+        p = torch.where(possible, self.log_probs, torch.zeros_like(self.log_probs))
+        q = torch.where(possible, other.log_probs, torch.zeros_like(p))  # by cases: 0 ln(0 / q) = 0, with gradient 0
+        return torch.where(possible, p.exp() * (p - q), torch.zeros_like(p)).sum(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """ln of the probability of each element of x, int64 (B, ...)."""
+        return self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class CategoricalProcess:
+    """q for a schedule. Times are floats or float64 tensors, one per batch or one per sample; always s < t.
+
+    Attributes:
+        values: K >= 2, of the data: x_0 is int64 (B, ...) in 0 .. K - 1.
+        kind: "absorbing", with the mask as one category more, K; or "uniform".
+        dtype: of the probabilities.
+    """
+
+    schedule: Schedule
+    values: int
+    kind: str = "absorbing"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no kind of categorical process is called {self.kind!r}: choose from {', '.join(KINDS)}")
+        if self.values < 2:
+            raise ValueError(f"a categorical process needs at least 2 values, not {self.values}")
+
+    @property
+    def mask(self) -> int | None:
+        """The category of lost elements, for the absorbing kind."""
+        return self.values if self.kind == "absorbing" else None
+
+    @property
+    def categories(self) -> int:
+        """How many an element of x_t can have: K, and the mask where there is one."""
+        return self.values + (self.kind == "absorbing")
+
+    def log_survival(self, t: Time) -> Tensor:
+        """ln alpha_t, float64: 0 at the data."""
+        return logsigmoid(self.schedule.log_snr(t))
+
+    def marginal(self, x0: Tensor, t: Time) -> Categorical:
+        """q(x_t | x_0)."""
+        return self._survived(self._certain(x0), self.log_survival(t))
+
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Categorical:
+        """q(x_t | x_s) = alpha_t / alpha_s delta(x_s) + (1 - alpha_t / alpha_s) pi."""
+        return self._survived(self._certain(x_s), self.log_survival(t) - self.log_survival(s))
+
+    def posterior(self, x0: Tensor, x_t: Tensor, s: Time, t: Time) -> Categorical:
+        """q(x_s | x_t, x_0), proportional to q(x_t | x_s) q(x_s | x_0) (Austin et al. 2021, eq. 3); x_0 at s = 0.
+
+        NaN where x_t cannot come from x_0.
+        """
+        return self._given(x_t, s, t, self.marginal(x0, s).log_probs)
+
+    def reverse(self, prediction: Categorical, x_t: Tensor, s: Time, t: Time) -> Categorical:
+        """p(x_s | x_t), the mean of the posterior over the predicted x_0 (Austin et al. 2021, eq. 4).
+
+        sum_i q(x_s | x_t, i) p(i | x_t) is proportional to q(x_t | x_s) [alpha_s w(x_s) + (1 - alpha_s) pi(x_s)], with
+        w(i) = p(i | x_t) / q(x_t | i), normalised: the prediction without what the element itself says.
+
+        Args:
+            prediction: p(x_0 | x_t) over the K values, (B, ..., K). What x_t rules out gets no probability, whatever
+                the prediction; the result is NaN where nothing is left.
+        """
+        told = self._told(x_t, self.log_survival(t))[..., : self.values]
+        possible = told > -torch.inf
+        w = torch.where(possible, prediction.log_probs - torch.where(possible, told, 0.0), -torch.inf).log_softmax(-1)
+        if self.mask is not None:
+            w = torch.nn.functional.pad(w, (0, 1), value=-torch.inf)
+        return self._given(x_t, s, t, self._survived(w, self.log_survival(s)).log_probs)
+
+    def prior(self, like: Tensor) -> Categorical:
+        """p(x_1) = pi, for elements shaped like `like` (B, ...)."""
+        return Categorical(self._log_pi(like).expand(*like.shape, -1))
+
+    def corrupt(self, x0: Tensor, t: Time, draw: Draw) -> Tensor:
+        """x_t ~ q(x_t | x_0)."""
+        return self.marginal(x0, t).sample(draw)
+
+    def _log_pi(self, like: Tensor) -> Tensor:
+        """ln pi, (categories,)."""
+        if self.mask is None:
+            return torch.full((self.values,), -math.log(self.values), dtype=self.dtype, device=like.device)
+        return self._certain(torch.tensor(self.mask, device=like.device))
+
+    def _is(self, x: Tensor) -> Tensor:
+        """Which category each element has, bool (B, ..., categories)."""
+        return x.unsqueeze(-1) == torch.arange(self.categories, device=x.device)
+
+    def _certain(self, x: Tensor) -> Tensor:
+        """ln delta(x), (B, ..., categories)."""
+        return torch.zeros((), dtype=self.dtype, device=x.device).where(self._is(x), -torch.inf)
+
+    def _survived(self, log_probs: Tensor, log_kept: Tensor) -> Categorical:
+        """The law of elements that were kept with a probability, and else drawn from pi."""
+        kept = expand(log_kept, log_probs) + log_probs
+        return Categorical(_log_add(kept, expand(_log_complement(log_kept), log_probs) + self._log_pi(log_probs)))
+
+    def _told(self, x_t: Tensor, log_kept: Tensor) -> Tensor:
+        """ln q(x_t | j) for every category j that the element may have had before, (B, ..., categories)."""
+        log_pi = self._log_pi(x_t)[x_t].unsqueeze(-1)
+        drawn = expand(_log_complement(log_kept), log_pi) + log_pi
+        return _log_add(drawn, expand(log_kept, drawn) + self._certain(x_t))
+
+    def _given(self, x_t: Tensor, s: Time, t: Time, log_probs: Tensor) -> Categorical:
+        """Bayes' rule: the law of x_s, (B, ..., categories), with x_t observed later."""
+        told = self._told(x_t, self.log_survival(t) - self.log_survival(s))
+        return Categorical((told + log_probs).log_softmax(-1))
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """ln(1 - p)."""
+    return (-torch.expm1(log_p)).log()
+
+
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
+    """ln(exp a + exp b), where both are -inf by cases: there torch's has no gradient but NaN."""
+    none = torch.maximum(a, b) == -torch.inf
+    return torch.logaddexp(a.masked_fill(none, 0.0), b.masked_fill(none, 0.0)).masked_fill(none, -torch.inf)

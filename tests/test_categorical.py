@@ -1,0 +1,222 @@
+"""The categorical process q, by enumeration of every state: NumPy, with probabilities in place of logarithms."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from references import SCHEDULES, ZERO_SNR
+from scipy import stats
+from torch import Tensor
+
+from undiffuse.process import Categorical, CategoricalProcess, FlowMatching, Schedule, cosine, linear
+from undiffuse.randomness import Draw, Purpose, normal
+
+every_kind = pytest.mark.parametrize("kind", ["absorbing", "uniform"])
+every_count = pytest.mark.parametrize("values", [2, 3, 4, 5])
+every_schedule = pytest.mark.parametrize("schedule", ["cosine", "linear", "flow", "zero-snr", "vp"])
+PAIRS = [(0.05, 0.1), (0.05, 1.0), (0.3, 0.35), (0.5, 0.95), (0.25, 0.75), (0.0, 0.05), (0.0, 0.5), (0.0, 1.0)]
+
+
+def process(schedule: str, values: int, kind: str) -> CategoricalProcess:
+    return CategoricalProcess(SCHEDULES[schedule], values, kind, torch.float64)
+
+
+def survival(schedule: Schedule, t: float) -> float:
+    """alpha_t: the share of signal of a variance-preserving process, computed from its level."""
+    level = schedule.level(t)
+    return float(level.alpha**2 / (level.alpha**2 + level.sigma**2))
+
+
+def matrix(q: CategoricalProcess, s: float, t: float) -> np.ndarray:
+    """The transition matrix Q, Q[i, j] = q(x_t = j | x_s = i) (Austin et al. 2021, appendix A.2), as a matrix."""
+    size = q.values + (q.kind == "absorbing")
+    pi = np.zeros(size)
+    pi[q.values :] = 1
+    if q.kind == "uniform":
+        pi[:] = 1 / size
+    kept = survival(q.schedule, t) / survival(q.schedule, s)
+    return kept * np.eye(size) + (1 - kept) * pi
+
+
+def probabilities(law: Categorical) -> np.ndarray:
+    return law.log_probs.exp().numpy()
+
+
+@every_kind
+@every_count
+@every_schedule
+@pytest.mark.parametrize(("s", "t"), PAIRS)
+def test_marginal_is_the_product_of_transitions(schedule: str, values: int, kind: str, s: float, t: float) -> None:
+    """Chapman-Kolmogorov, with ours and with the matrices: Q(0, s) Q(s, t) = Q(0, t)."""
+    q = process(schedule, values, kind)
+    x0, every = torch.arange(values), torch.arange(q.categories)
+    at_s, onwards = probabilities(q.marginal(x0, s)), probabilities(q.transition(every, s, t))
+    ours = probabilities(q.marginal(x0, t))
+    np.testing.assert_allclose(at_s @ onwards, ours, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(ours, matrix(q, 0, t)[:values], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(onwards, matrix(q, s, t), rtol=0, atol=1e-12)  # alpha_t / alpha_s of the reference
+
+
+@every_kind
+@every_count
+@every_schedule
+@pytest.mark.parametrize(("s", "t"), PAIRS)
+def test_posterior_by_enumeration(schedule: str, values: int, kind: str, s: float, t: float) -> None:
+    """q(x_s | x_t, x_0) = q(x_s | x_0) q(x_t | x_s) / q(x_t | x_0) for every pair (x_0, x_t) that can be."""
+    q = process(schedule, values, kind)
+    to_s, onwards, to_t = matrix(q, 0, s), matrix(q, s, t), matrix(q, 0, t)
+    for x0, x_t in itertools.product(range(values), range(q.categories)):
+        ours = probabilities(q.posterior(torch.tensor([x0]), torch.tensor([x_t]), s, t))[0]
+        if to_t[x0, x_t] < 1e-15:
+            assert np.isnan(ours).all()
+            continue
+        bayes = to_s[x0] * onwards[:, x_t]
+        np.testing.assert_allclose(ours, bayes / bayes.sum(), rtol=0, atol=1e-12)
+
+
+@every_kind
+@every_count
+@every_schedule
+@pytest.mark.parametrize(("s", "t"), PAIRS)
+def test_reverse_is_the_mean_of_the_posterior(schedule: str, values: int, kind: str, s: float, t: float) -> None:
+    """sum over x_0 of q(x_s | x_t, x_0) p(x_0 | x_t), for predictions that Bayes' rule makes from any prior."""
+    q = process(schedule, values, kind)
+    to_s, onwards, to_t = matrix(q, 0, s), matrix(q, s, t), matrix(q, 0, t)
+    prior = np.random.default_rng(values).dirichlet(np.ones(values))
+    for x_t in range(q.categories):
+        evidence = prior * to_t[:values, x_t]
+        if evidence.sum() < 1e-15:
+            continue
+        prediction = evidence / evidence.sum()
+        expected = np.zeros(q.categories)
+        for x0 in np.flatnonzero(prediction):
+            bayes = to_s[x0] * onwards[:, x_t]
+            expected += prediction[x0] * bayes / bayes.sum()
+        told = Categorical(torch.from_numpy(prediction).log().unsqueeze(0))
+        ours = probabilities(q.reverse(told, torch.tensor([x_t]), s, t))[0]
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+@every_kind
+def test_ends_are_exact(kind: str) -> None:
+    """At t = 0 the data, at the end of a schedule without signal pi alone; not nearly, exactly."""
+    q = process("flow", 3, kind)
+    x0 = torch.arange(3)
+    at_data, at_noise = q.marginal(x0, 0.0), q.marginal(x0, 1.0)
+    assert torch.equal(at_data.log_probs.exp(), torch.eye(3, q.categories, dtype=torch.float64))
+    assert torch.equal(at_noise.kl(q.prior(x0)), torch.zeros(3, dtype=torch.float64))
+    onto_data = q.posterior(x0, x0 if kind == "uniform" else torch.full((3,), 3), 0.0, 1.0)
+    assert torch.equal(onto_data.log_probs.exp(), torch.eye(3, q.categories, dtype=torch.float64))
+
+
+@every_kind
+def test_times_one_per_sample(kind: str) -> None:
+    """A time for each sample gives what the times give one by one; elements of any rank."""
+    q = process("cosine", 4, kind)
+    x0 = torch.tensor([[[0, 1], [2, 3]], [[3, 3], [1, 0]]])
+    x_t = torch.tensor([[[0, 1], [2, 3]], [[3, 3], [1, 0]]])
+    s, t = torch.tensor([0.1, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    prediction = Categorical(torch.randn(2, 2, 2, 4, dtype=torch.float64).log_softmax(-1))
+    laws: list[Callable[[Tensor, slice, Tensor | float, Tensor | float], Categorical]] = [
+        lambda x, k, s, t: q.marginal(x, t),
+        lambda x, k, s, t: q.transition(x, s, t),
+        lambda x, k, s, t: q.posterior(x, x_t[k], s, t),
+        lambda x, k, s, t: q.reverse(Categorical(prediction.log_probs[k]), x_t[k], s, t),
+    ]
+    for law in laws:
+        together = law(x0, slice(None), s, t).log_probs
+        for k in range(2):
+            alone = law(x0[k : k + 1], slice(k, k + 1), s[k].item(), t[k].item()).log_probs
+            torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-13, atol=0)
+
+
+def test_divergence_by_cases() -> None:
+    """0 ln 0 = 0, a ruled-out possibility is infinitely wrong, and gradients are finite where the value is."""
+    p = Categorical(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64).log())
+    q = Categorical(torch.tensor([[0.25, 0.5, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64).log())
+    np.testing.assert_allclose(p.kl(q).numpy(), [0.5 * np.log(2), np.inf], rtol=1e-15)
+    np.testing.assert_allclose(p.kl(p).numpy(), [0, 0], rtol=0)
+    assert p.log_prob(torch.tensor([1, 1])).tolist() == [np.log(0.5), -np.inf]
+    dense = np.random.default_rng(0).dirichlet(np.ones(5), 2)
+    one, other = (Categorical(torch.from_numpy(row).log()) for row in dense)
+    assert one.kl(other).item() == pytest.approx(stats.entropy(*dense), rel=1e-13)
+
+
+@every_kind
+@pytest.mark.parametrize("s", [0.0, 0.3])
+def test_gradients_of_the_bound_are_finite(kind: str, s: float) -> None:
+    """KL(posterior, reverse) of every x_t that can be, differentiated by the logits: as differences quotients say."""
+    q = process("flow", 3, kind)
+    x0 = torch.tensor([0, 1, 2, 0])
+    x_t = torch.tensor([0, 1, 3, 3]) if kind == "absorbing" else torch.tensor([0, 1, 0, 2])
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def bound(logits: Tensor) -> Tensor:
+        return q.posterior(x0, x_t, s, 0.6).kl(q.reverse(Categorical(logits.log_softmax(-1)), x_t, s, 0.6)).sum()
+
+    assert torch.autograd.gradcheck(bound, logits)
+
+
+def test_absorbing_keeps_what_is_not_masked() -> None:
+    """An element that is not masked stays, whatever is predicted; a masked one is revealed as often as it should."""
+    q = process("cosine", 3, "absorbing")
+    prediction = Categorical(torch.tensor([[0.2, 0.3, 0.5]] * 2, dtype=torch.float64).log())
+    law = probabilities(q.reverse(prediction, torch.tensor([1, 3]), 0.4, 0.7))
+    np.testing.assert_allclose(law[0], [0, 1, 0, 0], rtol=0, atol=1e-15)
+    alpha_s, alpha_t = survival(q.schedule, 0.4), survival(q.schedule, 0.7)
+    revealed = (alpha_s - alpha_t) / (1 - alpha_t)  # Sahoo et al. 2024, eq. 7
+    np.testing.assert_allclose(law[1], [0.2 * revealed, 0.3 * revealed, 0.5 * revealed, 1 - revealed], rtol=1e-12)
+
+
+def draws(count: int, seed: int = 0) -> Draw:
+    return Draw(tuple((seed, Purpose.SAMPLE, sample, 1) for sample in range(count)))
+
+
+def test_samples_follow_the_law() -> None:
+    """A chi-squared test over 40,000 samples; what has no probability never comes."""
+    p = np.array([0.0, 0.5, 0.0, 0.2, 0.05, 0.25, 0.0])
+    law = Categorical(torch.from_numpy(p).log().expand(400, 100, 7))
+    counts = np.bincount(law.sample(draws(400)).flatten().numpy(), minlength=7)
+    assert (counts[p == 0] == 0).all()
+    assert stats.chisquare(counts[p > 0], 40_000 * p[p > 0]).pvalue > 1e-3
+
+
+def test_rare_categories_are_not_too_rare() -> None:
+    """The largest uniform number reaches the last category though it has probability 1e-9, and the least the first."""
+    rare = torch.tensor([1e-12, 1 - 1e-9 - 1e-12, 1e-9], dtype=torch.float64).log()
+
+    class Fixed:
+        def __init__(self, u: float):
+            self.u = u
+
+        def uniform(self, like: Tensor) -> Tensor:
+            return torch.full(like.shape, self.u, dtype=torch.float64)
+
+    for dtype in (torch.float32, torch.float64):
+        law = Categorical(rare.to(dtype).expand(1, 1, 3))
+        found = [law.sample(Fixed(u)).item() for u in (0.0, 2e-12, 1 - 2e-9, 1 - 5e-10, 1 - 2.0**-53)]  # type: ignore[arg-type]
+        assert found == ([0, 1, 1, 2, 2] if dtype == torch.float64 else [*found[:3], 2, 2])
+
+
+def test_draws_do_not_depend_on_the_batch() -> None:
+    """Sample k's numbers alone are those it has among others; both kinds and folds have streams of their own."""
+    like = torch.empty(3, 2, 4)
+    together, alone = draws(3), Draw(draws(3).keys[1:2])
+    for number in ("normal", "uniform"):
+        assert torch.equal(getattr(together, number)(like)[1:2], getattr(alone, number)(like[:1]))
+    assert torch.equal(together.normal(like), normal(together.keys, (2, 4)))
+    u = torch.cat([d.uniform(like).flatten() for d in (together, together.fold(1), together.fold(2), draws(3, 1))])
+    assert u.dtype == torch.float64 and len(u.unique()) == len(u)
+    many = Draw(draws(1).keys).uniform(torch.empty(1, 20_000)).flatten().numpy()
+    assert stats.kstest(many, "uniform").pvalue > 1e-3
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="choose from absorbing, uniform"):
+        CategoricalProcess(cosine(10), 3, "masking")
+    with pytest.raises(ValueError, match="at least 2 values"):
+        CategoricalProcess(linear(10), 1)
+    assert CategoricalProcess(FlowMatching(), 3, "uniform").mask is None
+    assert "flow" in ZERO_SNR  # where the exact end is tested

@@ -1,0 +1,59 @@
+"""The built-in models still say what they said: their final states and bounds, as once recorded in tests/golden.
+
+`python tests/test_golden.py` records them anew, which only a change that means to change samples may do.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from undiffuse.generate import Recipe, states
+from undiffuse.likelihood.bound import Formula, bound, spread
+from undiffuse.model import Model, built_in, load
+from undiffuse.sampling import sample_noise
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPES = [Recipe("ddim", 5), Recipe("dpm++2m", 5), Recipe("ddpm", 5), Recipe("unipc", 5)]
+NUMBERS = [0, 1]
+LABELS = torch.tensor([1, 7])
+
+
+def pictures(model: Model) -> torch.Tensor:
+    """A gradient and a grid of squares, of the model's shape and with whole values: float32 (2, C, H, W) in [-1, 1]."""
+    height, width, channels = model.data.shape
+    c, y, x = np.mgrid[:channels, :height, :width]
+    values = np.stack([(5 * x + 3 * y + 40 * c) % 256, np.where((x // 7 + y // 5 + c) % 2, 230 - c, 12 + y)])
+    return torch.from_numpy(values).float() / 127.5 - 1
+
+
+def said_by(name: str) -> dict[str, np.ndarray]:
+    """Final states, float32, by recipe, and bounds in nats per dimension, float64."""
+    model = load(name, "cpu")
+    labels = LABELS if model.data.classes else None
+    said = {}
+    for recipe in RECIPES:
+        *_, last = states(model, recipe, NUMBERS, labels)
+        said[recipe.key] = last.x.numpy()
+    x0 = pictures(model)
+    noise = sample_noise(0, NUMBERS, x0.shape[1:], x0)
+    for steps, variance in ((None, "small"), (10, "large")):
+        u = spread(torch.tensor(NUMBERS), 6)
+        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), noise, u, labels).total.numpy()
+    return said
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_built_in_models_say_what_they_said(name: str) -> None:
+    """To what the arithmetic of another machine may change."""
+    expected, said = np.load(GOLDEN / f"{name}.npz"), said_by(name)
+    assert said.keys() == set(expected)
+    for key, value in said.items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-3 if key.startswith("bound") else 0, atol=1e-3)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in built_in():
+        np.savez_compressed(GOLDEN / f"{name}.npz", **said_by(name))  # type: ignore[arg-type]
