@@ -275,6 +275,19 @@ def test_a_run_leaves_what_it_says(whole: Path) -> None:
     assert Config.model_validate(saved["config"]).network.channels == (8, 16)
 
 
+def test_previews_are_samples_0_to_15_of_the_averaged_weights(whole: Path) -> None:
+    """A preview is, pixel for pixel, what the checkpoint of its step gives when it is sampled from in 10 steps."""
+    with Image.open(whole / "previews" / "step-00000012.png") as picture:
+        shown = np.asarray(picture)
+    samples = undiffuse.sample(str(whole), 16, steps=10, engine="torch")[..., 0]
+    scale, left = divmod(shown.shape[0], 4 * 18 + 2)  # 4 rows of 16 pixels with a margin of 2, enlarged
+    assert left == 0
+    sheet = shown[::scale, ::scale]
+    for number, sample in enumerate(samples):
+        y, x = (2 + place * 18 for place in divmod(number, 4))
+        assert np.array_equal(sheet[y : y + 16, x : x + 16], sample)
+
+
 def test_a_run_without_tensorboard_is_the_same_run(
     tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,13 +400,15 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
     rates = np.interp(np.arange(12), [-1, 2, 6, 12], [0, 1e-3, 1e-3, 0])
     shares = np.diff((np.arange(13) / 12) ** (exponent(0.2) + 1))
     averages = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in network.named_parameters()}
-    memory, clipped = Importance(bins=128), 0
+    memory, clipped, told = Importance(bins=128), 0, np.zeros(12)
     for step in range(12):
         batch = make_batch(config, data, step, slice(None))
         u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
         losses = objective(denoiser, batch.x0, batch.labels, u, batch.noise)
         memory.update(u, losses)
-        gradients = torch.autograd.grad((losses * weight.float()).sum() / 16, list(network.parameters()))
+        loss = (losses * weight.float()).sum() / 16
+        told[step] = loss.item()
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
         norm = sum(gradient.double().square().sum() for gradient in gradients) ** 0.5
         clipped += bool(norm > 0.05)
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
@@ -403,6 +418,7 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
         for name, parameter in network.named_parameters():
             averages[name] += shares[step] * parameter.detach().double()
     assert clipped == 12
+    np.testing.assert_allclose([row["loss"] for row in metrics(tmp_path)], told.reshape(6, 2).mean(1), rtol=1e-4)
     saved, averaged = _training(tmp_path), load_file(checkpoints(tmp_path)[-1] / "weights.safetensors")
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(saved[f"network.{name}"], parameter.detach(), rtol=0, atol=2e-5)
