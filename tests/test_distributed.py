@@ -91,7 +91,10 @@ def test_two_processes_sample_as_one(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Ctrl-C on a terminal reaches the launcher and its processes, who get it from the launcher once more."""
+    """Ctrl-C on a terminal reaches the launcher and its processes, who get it from the launcher once more.
+
+    torchrun has a code of its own for it, which is not 0; a signal that reaches the processes alone it tells by theirs.
+    """
     values = {**tiny, "training.steps": 100_000, "training.checkpoint_every": 50_000, "training.preview_every": 50_000}
     values |= {"training.batch_size": 256}  # slow enough that the second signal comes before the next step's end
     with subprocess.Popen(
@@ -108,6 +111,33 @@ def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp
         said, _ = process.communicate(timeout=180)
     assert checkpoints(tmp_path), said[-2000:]
     assert "SIGINT: stopped at step" in said
+    assert process.returncode != 0
+
+
+def test_a_signal_to_one_process_stops_all_with_its_code(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """They agree on the step, write one checkpoint, and both end with 143: the launcher's report says so."""
+    values = {**tiny, "training.steps": 100_000, "training.checkpoint_every": 50_000, "training.preview_every": 50_000}
+    code = (
+        "import os, signal, sys; from undiffuse.training import batches; from undiffuse.cli.app import main\n"
+        "make = batches.make_batch\n"
+        "def act(config, data, step, positions):\n"
+        "    if step == 3 and os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return make(config, data, step, positions)\n"
+        "batches.make_batch = act\n"
+        "try: main()\n"
+        "except SystemExit as end: print('ended with', end.code, flush=True); raise\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    done = subprocess.run(
+        [*LAUNCH[:-2], str(tmp_path / "main.py"), *arguments(values, tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode != 0
+    assert "SIGTERM: stopped at step 10 " in done.stdout, done.stderr[-2000:]
+    assert "ended with 143" in done.stdout and "ended with 0" not in done.stdout
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-00000010"]
 
 
 def test_two_processes_share_a_density(whole: Path, tmp_path: Path) -> None:

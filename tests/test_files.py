@@ -1,6 +1,7 @@
 """Atomic writes: whole or absent, whatever happens in between."""
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +83,83 @@ def test_permissions_are_the_umasks(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain-folder").stat().st_mode
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"a": 1', "\xff\xfe"])
+@pytest.mark.parametrize("content", [None, "", "{", '{"a": 1', "\xff\xfe", r'{"a": "\udcff"}', "[" * 100_000])
 def test_bad_json_is_named(tmp_path: Path, content: str | None) -> None:
-    """Missing, empty, cut off and binary files are an UndiffuseError with the path."""
+    """Missing, empty, cut off, binary, absurd, and half of a surrogate pair: an UndiffuseError with the path."""
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UndiffuseError, match=r"x\.json"):
         read_json(path)
+
+
+def test_text_goes_through_json_and_what_is_none_is_named(tmp_path: Path) -> None:
+    """Any UTF-8 comes back; bytes that are none (as Python reads a file's name) are named, and the old file stays."""
+    path = tmp_path / "x.json"
+    good = {"classes": ["été", "猫", "\U0001f600", "a\u2028b"]}
+    write_json(path, good)
+    assert read_json(path) == good
+    with pytest.raises(UndiffuseError, match=r"cannot write .*x\.json.*b\\udcffd.*not UTF-8"):
+        write_json(path, {"classes": ["good", "b\udcffd"]})
+    assert read_json(path) == good
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def _log_of_writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is synced and what is renamed, in order: ("sync" | "rename", inode)."""
+    log: list[tuple[str, int]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        log.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        log.append(("rename", self.stat().st_ino))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    return log
+
+
+def test_a_file_is_on_the_disk_before_it_is_renamed_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that survives a power cut: the content, the rename, the folder that holds the name."""
+    log = _log_of_writes(monkeypatch)
+    with atomic_file(tmp_path / "x") as temporary:
+        temporary.write_text("content")
+        assert not log
+    inode = (tmp_path / "x").stat().st_ino
+    assert log == [("sync", inode), ("rename", inode), ("sync", tmp_path.stat().st_ino)]
+
+
+def test_a_folder_is_on_the_disk_before_it_is_renamed_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and folder in it and then itself, the rename, the folder that holds the name."""
+    log = _log_of_writes(monkeypatch)
+    with atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "deep").write_text("content")
+        (temporary / "file").write_text("content")
+    folder = tmp_path / "x"
+    inodes = [path.stat().st_ino for path in (folder / "inner", folder / "inner" / "deep", folder / "file")]
+    own = folder.stat().st_ino
+    assert sorted(log[:3]) == sorted(("sync", inode) for inode in inodes)
+    assert log[3:] == [("sync", own), ("rename", own), ("sync", tmp_path.stat().st_ino)]
+
+
+def test_a_fresh_name_is_over_nothing(tmp_path: Path) -> None:
+    """The name itself while it is free, then -2, -3 ...; a file keeps its suffix, a folder its whole name."""
+    for name, second in (("x.png", "x-2.png"), ("v.1", "v.1-2"), ("plain", "plain-2")):
+        path = tmp_path / name
+        assert output.fresh(path) == path
+        path.touch() if path.suffix == ".png" else path.mkdir()
+        assert output.fresh(path) == tmp_path / second
+    (tmp_path / "x-2.png").symlink_to("nowhere")
+    assert output.fresh(tmp_path / "x.png") == tmp_path / "x-3.png"
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)

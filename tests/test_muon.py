@@ -41,11 +41,53 @@ def test_a_first_step_has_the_root_mean_square_of_the_learning_rate_times_a_fift
     assert weight.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
 
 
+def _quintic(x: torch.Tensor) -> torch.Tensor:
+    """x with its singular values put through the quintic five times, by the singular value decomposition."""
+    u, s, vh = torch.linalg.svd(x / (x.norm() + 1e-7), full_matrices=False)
+    for _ in range(5):
+        a, b, c = QUINTIC
+        s = a * s + b * s**3 + c * s**5
+    return (u * s) @ vh
+
+
+def test_steps_are_those_of_nesterovs_momentum() -> None:
+    """m <- mu m + (1 - mu) g, and the update is that of (1 - mu) g + mu m, seen as a matrix (Jordan et al. 2024)."""
+    generator = torch.Generator().manual_seed(3)
+    gradients = torch.randn(4, 24, 4, 3, 3, generator=generator, dtype=torch.float64)
+    weight = nn.Parameter(torch.randn(24, 4, 3, 3, generator=generator, dtype=torch.float64))
+    expected, momentum, mu = weight.detach().clone(), torch.zeros_like(weight), 0.8
+    optimizer = Muon([weight], [], lr=0.01, weight_decay=0.5, momentum=mu)
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = mu * momentum + (1 - mu) * gradient
+        ahead = (1 - mu) * gradient + mu * momentum
+        update = _quintic(ahead.reshape(24, 36)).reshape_as(expected)
+        expected = expected * (1 - 0.01 * 0.5) - 0.01 * 0.2 * 36**0.5 * update
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-10)
+
+
 class Named(nn.Sequential):
     """A network that names its first layer's weight as a matrix, and its last layer's, which is too thin to be one."""
 
     def matrices(self) -> list[torch.Tensor]:
         return [layer.weight for layer in self if isinstance(layer, (nn.Linear, nn.Conv2d))]
+
+
+def test_muon_has_the_thick_matrices_and_adamw_the_rest() -> None:
+    """Each parameter once; thin matrices, embeddings, norms and biases are AdamW's; both have the run's settings."""
+    thick, pointwise, deep = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1), nn.Linear(64, 64)
+    thin, shallow = nn.Conv2d(16, 15, 3), nn.Conv2d(15, 64, 1)
+    network = Named(thick, pointwise, deep, thin, shallow, nn.Embedding(64, 64), nn.GroupNorm(4, 64))
+    config = Training(learning_rate=0.01, weight_decay=0.3, betas=(0.7, 0.8))
+    ours, *rest = make_optimizer(config, network).param_groups
+    assert {id(p) for p in ours["params"]} == {id(layer.weight) for layer in (thick, pointwise, deep)}
+    others = [id(p) for group in rest for p in group["params"]]
+    assert sorted(others) == sorted({id(p) for p in network.parameters()} - {id(p) for p in ours["params"]})
+    assert [group["weight_decay"] for group in (ours, *rest)] == [0.3, 0.3] and rest[0]["betas"] == (0.7, 0.8)
+    adamw = make_optimizer(config.model_copy(update={"optimizer": "adamw"}), network).param_groups
+    assert [id(p) for group in adamw for p in group["params"]] == [id(p) for p in network.parameters()]
+    assert (adamw[0]["betas"], adamw[0]["weight_decay"], adamw[0]["lr"]) == ((0.7, 0.8), 0.3, 0.01)
 
 
 def test_what_is_no_matrix_goes_as_adamw_goes() -> None:

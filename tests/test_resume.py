@@ -300,14 +300,30 @@ def _arguments(values: Values, out: Path) -> list[str]:
 def test_a_signal_stops_with_a_checkpoint_of_that_step(
     tiny: Values, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """SIGTERM and SIGINT: exit code 0, a message, a checkpoint of the very step; the resumed end is the same."""
+    """SIGTERM and SIGINT: 128 + the signal, a message, a checkpoint of the very step; the resumed end is the same."""
     out = tmp_path / "run"
-    assert in_child(command_in_child, number, 8, _arguments(tiny, out), tmp_path / "said") == 0
+    assert in_child(command_in_child, number, 8, _arguments(tiny, out), tmp_path / "said") == 128 + number
     said = (tmp_path / "said").read_text()
     assert number.name in said and "step 8" in said and "--resume" in said and "Traceback" not in said
     assert checkpoints(out)[-1].name == "step-00000008"
     train({}, out, resume=True, report=ignore)
     assert _end(out) == _end(whole)
+
+
+def test_a_signal_in_the_last_step_is_exit_code_0(tiny: Values, whole: Path, tmp_path: Path) -> None:
+    """A run that is finished anyway was not interrupted."""
+    out = tmp_path / "run"
+    assert in_child(command_in_child, signal.SIGINT, 12, _arguments(tiny, out), tmp_path / "said") == 0
+    assert "trained 12 steps" in (tmp_path / "said").read_text()
+    assert run_state(out) == run_state(whole)
+
+
+def test_an_interrupted_demo_is_no_success(tmp_path: Path) -> None:
+    """`demo` stops as `train` does, and says how to go on; no picture is of a run that is not finished."""
+    arguments = ["demo", "--minutes", "4", "--out", str(tmp_path / "a demo")]
+    assert in_child(command_in_child, signal.SIGINT, 2, arguments, tmp_path / "said") == 130
+    assert f"undiffuse demo --minutes 4 --out '{tmp_path / 'a demo'}'" in (tmp_path / "said").read_text()
+    assert [path.name for path in (tmp_path / "a demo").iterdir()] == ["run"]
 
 
 def test_a_second_signal_does_not_wait(tiny: Values, tmp_path: Path) -> None:
@@ -334,7 +350,7 @@ def test_the_command_itself_stops_cleanly(tiny: Values, tmp_path: Path, number: 
             time.sleep(0.05)
         process.send_signal(number)
         said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, said
+    assert process.returncode == 128 + number, said
     assert number.name in said and "Traceback" not in said
     step = checkpoints(tmp_path)[-1].name.removeprefix("step-").lstrip("0")
     assert f"step {step} " in said

@@ -4,25 +4,30 @@ import errno
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint_state, ignore, in_child, metrics
+from conftest import TINY, checkpoint_state, ignore, in_child, metrics, run_state
 from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.integrate import quad
 
+import undiffuse.data
+from undiffuse.build import make_data, make_denoiser, make_network, make_objective
 from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
-from undiffuse.training import checkpoint, listeners, loop, train
+from undiffuse.objectives import Importance
+from undiffuse.training import checkpoint, listeners, loop, run, train
 from undiffuse.training.batches import Batch, make_batch, order
 from undiffuse.training.ema import EMA, exponent
 from undiffuse.training.loop import learning_rate
@@ -128,6 +133,47 @@ def test_labels_are_dropped_in_their_share(share: float) -> None:
     assert abs(dropped.float().mean().item() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
 
 
+def test_labels_are_dropped_whatever_else_is_drawn() -> None:
+    """Of the items without a label half are mirrored, and noise levels, images and places have their shares."""
+    rows = np.add.outer(np.arange(8) * 8, np.arange(8)).astype(np.uint8)
+    data = image_set(np.stack([rows, rows + 100])[:, :, :, None], 2)
+    settings: Values = {"data__flip": True, "training__label_dropout": 0.3, "objective__draw": "independent"}
+    batches = [batch_of(data, step, training__batch_size=4096, **settings) for step in range(2)]
+    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    dropped = (labels == 2).numpy()
+    seen = np.concatenate([pixels(batch) for batch in batches])
+    mirrored, second = seen[:, 0, 0] > seen[:, 0, 1], seen[:, 0, 0] >= 100
+    early, first = torch.cat([batch.u for batch in batches]).numpy() < 0.3, np.arange(8192) < 4096
+    for other in (mirrored, second, early, first):
+        expected = dropped.mean() * other.mean()
+        assert abs((dropped & other).mean() - expected) < 4 * (expected * (1 - expected) / 8192) ** 0.5
+    assert not np.array_equal(dropped[:4096], dropped[4096:])
+
+
+def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of everything that steps and seeds draw: none comes twice."""
+    from undiffuse import randomness
+    from undiffuse.training import batches
+
+    keys: list[tuple[int, ...]] = []
+
+    def spied(make: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*key: int) -> Any:
+            keys.append(tuple(map(int, key)))
+            return make(*key)
+
+        return spy
+
+    monkeypatch.setattr(batches, "stream", spied(batches.stream))
+    monkeypatch.setattr(batches, "torch_generator", spied(batches.torch_generator))
+    monkeypatch.setattr(randomness, "stream", spied(randomness.stream))
+    data = image_set(np.zeros((21, 8, 8, 1), np.uint8), 3)
+    for seed in (70, 71):
+        for step in range(3):
+            batch_of(data, step, training__seed=seed, data__flip=True, data__shift=1)
+    assert len(keys) == len(set(keys)) == 2 * (3 * (3 + 16) + 3)  # 3 permutations in 48 of 21 items
+
+
 def test_unconditional_batches_have_no_labels() -> None:
     """training.conditional=false learns no classes, and data without labels have none."""
     images = np.zeros((20, 8, 8, 1), np.uint8)
@@ -224,9 +270,57 @@ def test_a_run_leaves_what_it_says(whole: Path) -> None:
     for path in previews:
         with Image.open(path) as picture:
             assert len(np.unique(np.asarray(picture))) > 2
-    assert list((whole / "tensorboard").glob("events.*"))
+    assert bool(list(whole.glob("tensorboard/events.*"))) == (find_spec("tensorboard") is not None)
     saved = json.loads((whole / "run.json").read_text())
     assert Config.model_validate(saved["config"]).network.channels == (8, 16)
+
+
+def test_previews_are_samples_0_to_15_of_the_averaged_weights(whole: Path) -> None:
+    """A preview is, pixel for pixel, what the checkpoint of its step gives when it is sampled from in 10 steps."""
+    with Image.open(whole / "previews" / "step-00000012.png") as picture:
+        shown = np.asarray(picture)
+    samples = undiffuse.sample(str(whole), 16, steps=10, engine="torch")[..., 0]
+    scale, left = divmod(shown.shape[0], 4 * 18 + 2)  # 4 rows of 16 pixels with a margin of 2, enlarged
+    assert left == 0
+    sheet = shown[::scale, ::scale]
+    for number, sample in enumerate(samples):
+        y, x = (2 + place * 18 for place in divmod(number, 4))
+        assert np.array_equal(sheet[y : y + 16, x : x + 16], sample)
+
+
+def test_a_run_without_tensorboard_is_the_same_run(
+    tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is not installed, one line says how to get it; metrics, previews and checkpoints are all there."""
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an ImportError then
+    said: list[str] = []
+    assert train(tiny, tmp_path, report=said.append).finished
+    assert [line for line in said if "undiffuse[trackers]" in line] == [said[1]]
+    assert run_state(tmp_path) == run_state(whole)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs TensorBoard")
+def test_tensorboard_is_told_what_metrics_jsonl_is(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of every row, and the previews."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    told: list[tuple[str, float, int]] = []
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *args: told.append(args))
+    monkeypatch.setattr(SummaryWriter, "add_images", lambda self, name, images, step, **k: told.append((name, 0, step)))
+    said: list[str] = []
+    train(tiny, tmp_path, report=said.append)
+    assert not any("trackers" in line for line in said)
+    names = ("loss", "gradient_norm", "learning_rate", "images_per_second")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = {(name, row[name], row["step"]) for row in rows for name in names}
+    assert {(name, round(value, 1) if name == names[3] else value, step) for name, value, step in told} == expected | {
+        ("preview", 0, 6),
+        ("preview", 0, 12),
+    }
 
 
 def test_the_rates_of_a_run_are_the_schedule(tiny: Values, whole: Path) -> None:
@@ -279,10 +373,164 @@ def assert_same_up_to_summation(one: Path, other: Path, rate: float = 1e-3) -> N
     assert ours == pytest.approx(its, rel=1e-4)
 
 
+@pytest.mark.parametrize("importance", [False, True])
+def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool) -> None:
+    """The run's weights and averages are those of the loop written out here, with torch's own AdamW and a norm by hand.
+
+    From the weights that the seed gives: warm-up, decay, clipping, weight decay and the width of the average all tell.
+    """
+    values: Values = {
+        "training.optimizer": "adamw",
+        "training.betas": (0.8, 0.9),
+        "training.weight_decay": 0.3,
+        "training.warmup": 3,
+        "training.decay": 0.5,
+        "training.clip": 0.05,
+        "training.ema": 0.2,
+        "training.seed": 7,
+        "objective.importance": importance,
+    }
+    train({**tiny, **values}, tmp_path, report=ignore)
+    config = Config.model_validate(json.loads((tmp_path / "run.json").read_text())["config"])
+    data = make_data(config.data)
+    torch.manual_seed(7)
+    network = make_network(config, 1, 3)
+    denoiser, objective = make_denoiser(config, network), make_objective(config)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.8, 0.9), weight_decay=0.3)
+    rates = np.interp(np.arange(12), [-1, 2, 6, 12], [0, 1e-3, 1e-3, 0])
+    shares = np.diff((np.arange(13) / 12) ** (exponent(0.2) + 1))
+    averages = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in network.named_parameters()}
+    memory, clipped, told = Importance(bins=128), 0, np.zeros(12)
+    for step in range(12):
+        batch = make_batch(config, data, step, slice(None))
+        u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
+        losses = objective(denoiser, batch.x0, batch.labels, u, batch.noise)
+        memory.update(u, losses)
+        loss = (losses * weight.float()).sum() / 16
+        told[step] = loss.item()
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        norm = sum(gradient.double().square().sum() for gradient in gradients) ** 0.5
+        clipped += bool(norm > 0.05)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient * min(1.0, float(0.05 / norm))
+        optimizer.param_groups[0]["lr"] = rates[step]
+        optimizer.step()
+        for name, parameter in network.named_parameters():
+            averages[name] += shares[step] * parameter.detach().double()
+    assert clipped == 12
+    np.testing.assert_allclose([row["loss"] for row in metrics(tmp_path)], told.reshape(6, 2).mean(1), rtol=1e-4)
+    saved, averaged = _training(tmp_path), load_file(checkpoints(tmp_path)[-1] / "weights.safetensors")
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(saved[f"network.{name}"], parameter.detach(), rtol=0, atol=2e-5)
+        torch.testing.assert_close(averaged[name].double(), averages[name], rtol=0, atol=2e-5)
+    if importance:
+        torch.testing.assert_close(saved["importance.moments"], memory.moments, rtol=1e-3, atol=0)
+        torch.testing.assert_close(saved["importance.seen"], memory.seen)
+
+
+def test_importance_changes_the_times_and_not_the_mean(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is the mean of losses / density at the warped times, as the estimator has it."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    warp = Importance.warp
+
+    def skewed(self: Importance, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen[:], self.moments[:] = 1, torch.linspace(0.1, 4, self.bins, dtype=torch.float64)
+        seen.append(warp(self, u))
+        return seen[-1]
+
+    losses: list[torch.Tensor] = []
+    update = Importance.update
+    monkeypatch.setattr(Importance, "warp", skewed)
+    monkeypatch.setattr(Importance, "update", lambda self, u, told: losses.append(told) or update(self, u, told))
+    train({**tiny, "objective.importance": True, "training.log_every": 1, "training.steps": 3}, tmp_path, report=ignore)
+    expected = [(told.double() * weight).mean().item() for told, (_, weight) in zip(losses, seen, strict=True)]
+    assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(expected, rel=1e-5)
+    assert all(weight.std() > 0.1 for _, weight in seen)
+
+
+@pytest.mark.parametrize("level", [0, 128, 200])
+def test_the_size_of_the_data_is_measured_about_zero(tiny: Values, tmp_path: Path, level: int) -> None:
+    """sigma_data is the root mean square of the pixels in [-1, 1], the mean included (1 for data of zeros)."""
+    images = np.random.default_rng(0).integers(max(level - 50, 0), level + 1, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    values = {"data.source": str(tmp_path / "x.npz"), "training.steps": 1}
+    train({**tiny, **values}, tmp_path / "run", report=ignore)
+    kept = undiffuse.data.load(tmp_path / "x.npz").images / 127.5 - 1
+    sigma_data = load(tmp_path / "run").config.denoiser.sigma_data
+    assert sigma_data == pytest.approx((kept**2).mean() ** 0.5, abs=5.1e-4)
+
+
+def test_classes_have_the_shares_that_they_have_in_the_data(tmp_path: Path) -> None:
+    """30, 12 and 6 of 48, whatever the split has left of them; none where classes are not learnt."""
+    labels = np.repeat([0, 1, 2], [30, 12, 6])
+    np.savez(tmp_path / "x.npz", images=np.zeros((48, 8, 8), np.uint8), labels=labels)
+    values = {**TINY, "network.channels": (8,), "data.source": str(tmp_path / "x.npz"), "training.steps": 1}
+    train(values, tmp_path / "run", report=ignore)
+    train({**values, "training.conditional": False}, tmp_path / "none", report=ignore)
+    kept = undiffuse.data.load(tmp_path / "x.npz").labels
+    assert load(tmp_path / "run").data.class_share == pytest.approx(tuple((kept == k).mean() for k in range(3)))
+    assert load(tmp_path / "none").data.class_share == load(tmp_path / "none").data.classes == ()
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float, optimizer: str
+) -> None:
+    """Its norm over all parameters is that of the gradient, which the metrics have, or the clip where that is less."""
+    norms: list[float] = []
+    make = run.make_optimizer
+
+    def spied(config: Training, network: torch.nn.Module) -> torch.optim.Optimizer:
+        made = make(config, network)
+
+        def note(*_: Any) -> None:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            norms.append(torch.cat([g.double().flatten() for g in gradients]).norm().item())
+
+        made.register_step_pre_hook(note)
+        return made
+
+    monkeypatch.setattr(run, "make_optimizer", spied)
+    values = {"training.steps": 4, "training.log_every": 1, "training.clip": clip, "training.accumulation": 2}
+    train({**tiny, **values, "training.optimizer": optimizer}, tmp_path, report=ignore)
+    assert norms == pytest.approx([min(clip, row["gradient_norm"]) for row in metrics(tmp_path)], rel=1e-4)
+    assert min(row["gradient_norm"] for row in metrics(tmp_path)) > 1e-3
+
+
+def test_dropout_is_fresh_in_every_step_and_micro_batch(
+    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch is seeded before each, never twice alike, and by the run's seed."""
+    seeds: list[int] = []
+    seed = torch.manual_seed
+
+    def spy(number: int) -> torch.Generator:
+        seeds.append(number)
+        return seed(number)
+
+    monkeypatch.setattr(loop.torch, "manual_seed", spy)
+    values = {"network.dropout": 0.2, "training.steps": 3, "training.accumulation": 2, "training.preview_every": 9}
+    for number in (5, 6):
+        train({**tiny, **values, "training.seed": number}, tmp_path / str(number), report=ignore)
+    drawn = [number for number in seeds if number not in (5, 6)]  # those are of the first weights
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 2
+
+
 def test_a_batch_that_does_not_divide_is_refused(tiny: Values, tmp_path: Path) -> None:
     """16 images cannot be 3 equal micro-batches; nothing is written."""
     with pytest.raises(UsageError, match=r"training\.batch_size.*multiple of 3"):
         train({**tiny, "training.accumulation": 3}, tmp_path / "run", report=ignore)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shift_beyond_the_image_is_refused(tiny: Values, tmp_path: Path) -> None:
+    """Nothing of a picture would be left but its edge; and a million pixels of it are 15 TiB."""
+    for shift in (16, 10**6):
+        with pytest.raises(UsageError, match=r"data\.shift = \d+.*16x16"):
+            train({**tiny, "data.shift": shift}, tmp_path / "run", report=ignore)
     assert not (tmp_path / "run").exists()
 
 
@@ -302,6 +550,11 @@ def test_steps_and_minutes_exclude_each_other(tiny: Values, tmp_path: Path) -> N
         {"network.dropout": 0.1, "network.blocks": 2, "network.attention": (1,)},
         {"training.precision": "bf16"},
         {"process.steps": 8},
+        {"process.steps": 1},
+        {"process.steps": 2, "process.zero_terminal_snr": True, "denoiser.target": "v"},
+        {"process.schedule": "betas", "process.betas": (0.1, 0.5, 0.9)},
+        {"training.batch_size": 200, "training.checkpoint_every": 1, "training.keep": 1, "training.log_every": 1000},
+        {"data.size": 4, "network.channels": (8,), "data.channels": 3},
         {"data.source": "digits", "training.batch_size": 32},
     ],
     ids=lambda values: next(iter(values)),
@@ -401,20 +654,27 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint(
     assert train({}, tmp_path, resume=True, report=ignore).finished
 
 
-@pytest.mark.parametrize("what", ["metrics", "preview"])
-def test_a_full_disk_beside_the_checkpoints(
-    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """Metrics or previews that cannot be written end the run as a failed checkpoint does: in words, resumable."""
+def test_a_full_disk_beside_the_checkpoints(tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that cannot be written end the run as a failed checkpoint does: in words, resumable."""
     with monkeypatch.context() as patch:
-        if what == "metrics":
-            _raise_from(patch, listeners.Listeners, "log", 2, FULL)
-        else:
-            _raise_from(patch, listeners, "save_grid", 0, UndiffuseError("cannot write x: No space left on device."))
+        _raise_from(patch, listeners.Listeners, "log", 2, FULL)
         with pytest.raises(UndiffuseError, match=r"No space left"):
             train(tiny, tmp_path, report=ignore)
     assert checkpoints(tmp_path)
     assert train({}, tmp_path, resume=True, report=ignore).finished
+
+
+@pytest.mark.parametrize("error", [UndiffuseError("no space left"), RuntimeError("out of memory")], ids=["disk", "any"])
+def test_a_preview_that_fails_costs_neither_run_nor_checkpoint(
+    tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Exception
+) -> None:
+    """Whatever it fails of: one warning however many fail, and the checkpoints of a run whose previews did not."""
+    _raise_from(monkeypatch, listeners, "save_grid", 0, error)
+    assert train({**tiny, "training.preview_every": 1}, tmp_path, report=ignore).finished
+    assert [str(error) in record.message for record in caplog.records if record.name == "undiffuse"] == [True]
+    for folder in checkpoints(tmp_path):
+        mine, theirs = (checkpoint_state(run / "checkpoints" / folder.name) for run in (tmp_path, whole))
+        assert (mine["weights"], mine["training"]) == (theirs["weights"], theirs["training"])
 
 
 def limited_in_child(values: Values, run: Path, said: Path) -> None:

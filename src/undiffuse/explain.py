@@ -60,7 +60,7 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
 
 def _data(model: Model) -> np.ndarray | None:
     """What the model learnt, if it is on this machine and still the same; nothing is downloaded for a picture."""
-    settings = model.config.data
+    settings = model.learnt
     if any(entry.name == settings.source and not entry.available for entry in catalogue()):
         return None
     try:

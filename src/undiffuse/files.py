@@ -96,14 +96,28 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Writes `value` as indented JSON, atomically.
+
+    Raises UndiffuseError, before anything is written, for text that UTF-8 cannot hold: the surrogates that Python puts
+    into a file name for bytes that are none.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = text.splitlines()[text.count("\n", 0, error.start)].strip(" ,")
+        raise UndiffuseError(f"cannot write {path}: {line!a:.200} is not UTF-8; rename what is called so") from error
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (OSError, ValueError, RecursionError) as error:
         raise UndiffuseError(f"cannot read {path}: {error}") from error

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_network
-from undiffuse.config import Config, make_config, read_config
+from undiffuse.config import Config, Data, make_config, read_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
@@ -66,6 +66,7 @@ class Model:
         training: how it was trained: steps, images seen, seconds, machine, versions.
         engine: what runs the network (`undiffuse.engines`).
         grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
+        source: where its run found its data; "" for a model outside of its run, of which only `config.data` is known.
     """
 
     name: str
@@ -75,6 +76,12 @@ class Model:
     training: dict[str, Any]
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def learnt(self) -> Data:
+        """How to read what it learnt: `config.data`, from where its run found it."""
+        return self.config.data.model_copy(update={"source": self.source or self.config.data.source})
 
     @property
     def network(self) -> nn.Module:
@@ -213,7 +220,10 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
         placed(network.eval().requires_grad_(False), device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use the device {device}: {str(error).splitlines()[0]}") from None
-    return Model(str(name), config, data, make_denoiser(config, network), training, grids=read_grids(folder))
+    source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
+    return Model(
+        str(name), config, data, make_denoiser(config, network), training, grids=read_grids(folder), source=source
+    )
 
 
 def built_in() -> list[str]:
@@ -224,6 +234,18 @@ def built_in() -> list[str]:
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     return sorted(path.parent for path in run.glob("checkpoints/step-*/model.json"))
+
+
+def recorded_source(run: Path) -> str:
+    """Where the run in a folder last found its data: an absolute path that exists, or else "".
+
+    It stands in run.json alone, so that a checkpoint taken out of its run tells nothing of the machine it was made on.
+    """
+    try:
+        source = read_json(run / "run.json")["data"]["source"]
+    except (UndiffuseError, KeyError, TypeError):
+        return ""
+    return source if isinstance(source, str) and os.path.isabs(source) and os.path.exists(source) else ""
 
 
 def find(name: str | os.PathLike[str]) -> Path:

@@ -41,7 +41,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 1 failed, 2 asked for the impossible, 130 interrupted."""
+    """The console script. Exit codes: 0 done, 1 failed, 2 asked for the impossible, 130 interrupted, 143 terminated."""
     keep_freed_memory()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -35,18 +35,20 @@ def demo(
     output.claim_folder("--out", out, force or began)
     run, data = out / "run", out / "data.png"
     say(f"{'going on with' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
-    save_grid(load_data("emoji").images[::27], data)
     values = {"data.source": "emoji", "training.minutes": minutes}
     outcome = train(values, run, resume=began, report=say, progress_bar=sys.stderr.isatty())
-    if not outcome.finished:
-        return
+    if outcome.signal:
+        if outcome.main:
+            say(f"next: {command('demo', '--minutes', f'{minutes:g}', '--out', out)}")
+        raise typer.Exit(outcome.exit_code)
     model, recipe = load(run), Recipe()
     with bar("sampling", 64 * recipe.steps) as tick:
         images, _ = generate_shared(model, recipe, 64, tick=tick)
-    assert images is not None
-    save_grid(images, out / "samples.png")
     built_in, _ = generate_shared(load("emoji"), recipe, 64)
-    assert built_in is not None
+    if images is None or built_in is None:  # another process of a torchrun tells
+        return
+    save_grid(load_data("emoji").images[::27], data)
+    save_grid(images, out / "samples.png")
     save_grid(built_in, out / "built-in.png")
     say(f"{data}: some of the data")
     say(f"{out / 'samples.png'}: 64 samples of the model you just trained")

@@ -53,14 +53,29 @@ def train(
         asked.setdefault("data.source", "emoji")
         preset = preset or preset_for(asked.get("training.minutes"))
     values = (settings_of(preset) if preset else {}) | asked
-    out = out or Path("runs") / Path(values.get("data.source", "emoji")).stem
 
+    import os
+    import shlex
     import sys
 
+    from undiffuse.output import fresh
     from undiffuse.training import train as run
+    from undiffuse.training.folders import folder_to_resume, usual_folder
 
+    if out is None:
+        # Every process of a torchrun finds the same one: none makes it before all are here (`train` waits for them).
+        source = values.get("data.source", "emoji")
+        usual = usual_folder(source)
+        out = folder_to_resume(source) if resume else fresh(usual)
+        if out != usual and not resume and os.environ.get("RANK", "0") == "0":
+            say(f"{usual} is there already (--resume would go on with a run): this run is {out}")
     outcome = run(values, out, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+    folder = shlex.quote(str(outcome.run))
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
         say(f"previews: {outcome.run / 'previews'}; metrics: {outcome.run / 'metrics.jsonl'}")
-        say(f"next: undiffuse sample {outcome.run}")
+        say(f"next: undiffuse sample {folder}")
+    elif outcome.main:
+        say(f"next: undiffuse train --out {folder} --resume")
+    if outcome.signal:
+        raise typer.Exit(outcome.exit_code)

@@ -225,9 +225,7 @@ def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
-    config = (
-        model.config.data if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
-    )
+    config = model.learnt if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
     return make_data_of(model.data.shape, config, split, bar)
 
 

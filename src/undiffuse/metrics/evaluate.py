@@ -164,7 +164,7 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
                 f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape "
                 "(--size brings samples in files to one)"
             )
-    learnt = [subject.config.data for subject in subjects if isinstance(subject, Model)]
+    learnt = [subject.learnt for subject in subjects if isinstance(subject, Model)]
     if data is None and not learnt:
         raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
     if data is None:

@@ -2,15 +2,15 @@
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from undiffuse.build import make_denoiser
 from undiffuse.config import Config
@@ -24,7 +24,10 @@ from undiffuse.training.loop import Step
 
 PREVIEWS = 16
 REPORT_EVERY = 30.0  # seconds between lines where no bar can be drawn
-PREVIEW_RECIPE = Recipe(steps=10)
+PREVIEW_STEPS = 10
+NO_BOARD = "no TensorBoard here (pip install 'undiffuse[trackers]' brings it): the metrics go to metrics.jsonl alone"
+
+logger = logging.getLogger("undiffuse")
 
 
 class Listeners:
@@ -41,7 +44,10 @@ class Listeners:
     ):
         self.run, self.config, self.data, self.learner = run, config, data, learner
         self._metrics = _open_metrics(run / "metrics.jsonl", learner.progress.step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=learner.progress.step + 1)
+        self._board = _open_board(run / "tensorboard", learner.progress.step)
+        if self._board is None:
+            report(NO_BOARD)
+        self._previews_fail = False
         self._last = (learner.progress.step, learner.progress.seconds)
         self._report, self._reported = None if progress_bar else report, learner.progress.seconds
         self._showing = copy.deepcopy(learner.network).eval().requires_grad_(False)
@@ -70,7 +76,7 @@ class Listeners:
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
-            if (value := row[name]) is not None:
+            if self._board and (value := row[name]) is not None:
                 self._board.add_scalar(name, value, step.number)
         share, left = self._remaining(step.number)
         text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} images/s  {_clock(left)} left"
@@ -85,24 +91,47 @@ class Listeners:
         if progress.total is not None:
             share = step / progress.total
         else:
-            share = progress.seconds / (60 * (minutes or 1))
-        return share, progress.seconds * (1 / share - 1)
+            share = min(1.0, progress.seconds / (60 * (minutes or 1)))
+        return share, progress.seconds * (1 / max(share, 1e-9) - 1)
 
     def preview(self, step: int) -> None:
-        """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always the same noise."""
+        """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always the same noise.
+
+        One that cannot be made is worth a warning, the first time, and never the run: the checkpoint comes after it.
+        """
+        try:
+            self._preview(step)
+        except Exception as error:  # of any kind: a sampler's, the memory's, the disk's
+            if not self._previews_fail:
+                logger.warning("no preview of step %d, and the run goes on: %s", step, error or type(error).__name__)
+            self._previews_fail = True
+
+    def _preview(self, step: int) -> None:
         with torch.no_grad():
             for shown, average in zip(self._showing.parameters(), self.learner.ema.average, strict=True):
                 shown.copy_(average)
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
-        images = next(generate(model, PREVIEW_RECIPE, range(PREVIEWS)))
+        recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
+        images = next(generate(model, recipe, range(PREVIEWS)))
         save_grid(images, self.run / "previews" / f"step-{step:08d}.png")
-        self._board.add_images("preview", images, step, dataformats="NHWC")
+        if self._board:
+            self._board.add_images("preview", images, step, dataformats="NHWC")
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
         self._bar.stop()
         self._metrics.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    """TensorBoard's writer, which forgets what lies beyond `step`; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _clock(seconds: float) -> str:

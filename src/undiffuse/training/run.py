@@ -22,12 +22,11 @@ from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
-from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
+from undiffuse.config import Config
 from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import read_json, write_json
-from undiffuse.model import DataFacts, checkpoints, read_card
+from undiffuse.model import DataFacts, checkpoints
 from undiffuse.networks import PixelUNet
 from undiffuse.objectives import Importance
 from undiffuse.objectives.bound import RECONSTRUCTION
@@ -39,6 +38,7 @@ from undiffuse.training.ema import EMA
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import Step, positions, training_steps
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.record import check_data, configuration, data_source, write_record
 
 DEFAULT_STEPS = 20_000
 AGREE_EVERY = 10  # steps between the moments at which several processes agree on clock and signals
@@ -48,7 +48,8 @@ AGREE_EVERY = 10  # steps between the moments at which several processes agree o
 class Outcome:
     """How a run ended: its newest checkpoint, and whether it was finished or stopped by a signal.
 
-    `main` tells the one process that should speak of it from the others of a torchrun.
+    `main` tells the one process that should speak of it from the others of a torchrun; `signal` is the number of the
+    signal, 0 for a run that finished.
     """
 
     run: Path
@@ -56,6 +57,12 @@ class Outcome:
     step: int
     finished: bool
     main: bool = True
+    signal: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with: 0, or 128 and the signal, as shells have it."""
+        return 128 + self.signal if self.signal else 0
 
 
 def train(
@@ -77,20 +84,24 @@ def train(
     Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
     """
     run = Path(out)
-    config = _configuration(values, run, resume)
+    config = configuration(values, run, resume)
+    source = data_source(run, config, given=values.get("data.source") is not None)
     precision = _precision(config.training.precision)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
     with accelerator.main_process_first(), bar("reading the data") as tick:
-        data = make_data(config.data, progress=tick)
+        data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
+    check_data(run, config, data)
     config = _decided(config, data, precision)
     facts = _data_facts(config, data)
     learner = _learner(config, data, facts, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
     with _alone(run) if accelerator.is_main_process else contextlib.nullcontext():
-        return _Run(run, config, data, facts, learner, accelerator, report).begin(values, resume).go(progress_bar)
+        return (
+            _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)
+        )
 
 
 @contextlib.contextmanager
@@ -99,8 +110,12 @@ def _alone(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock", blocking=False):
-            yield
-            (run / ".lock").unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                (run / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a run that could not even begin leaves nothing
+                    run.rmdir()
     except Timeout:
         raise UndiffuseError(f"another process is training in {run}: wait for it, or choose another --out") from None
     except OSError as error:
@@ -125,27 +140,25 @@ class _Run:
     _planned: int = 0
     _recent: list[Step] = field(default_factory=list)
 
-    def begin(self, values: dict[str, Any], resume: bool) -> "_Run":
+    def begin(self, values: dict[str, Any], source: str, resume: bool) -> "_Run":
         """Puts the newest checkpoint back, or records that a new run begins."""
         run, main = self.run, self.accelerator.is_main_process
         recorded = (run / "run.json").exists()
         if main and recorded:
+            if not resume:  # another process began one since this one looked
+                raise UsageError(f"{run} already holds a run: choose another --out")
             checkpoint.sweep(run)
         saved = checkpoints(run)
         if main:
             self.report(_summary(self.config, self.facts, self.learner, self.accelerator))
         if saved:
-            if read_card(saved[-1])[1].fingerprint != self.data.fingerprint:
-                raise UndiffuseError(
-                    f"{self.config.data.source} has changed since {run} began: its content is not what was learnt"
-                )
             checkpoint.restore(saved[-1], self.learner)
             if main:
                 self.report(f"resumed from {saved[-1]}")
-        elif main and not recorded:
-            if resume:
-                self.report(f"there is no run in {run} yet: this begins one")
-            write_json(run / "run.json", {"settings": values, "config": self.config.model_dump(mode="json")})
+        elif main and resume and not recorded:
+            self.report(f"there is no run in {run} yet: this begins one")
+        if main:
+            write_record(run, values, self.config, self.facts, source)
         if self.config.training.minutes is None:
             self.learner.progress.total = self.config.training.steps or DEFAULT_STEPS
         return self
@@ -195,7 +208,7 @@ class _Run:
         if main and not finished:
             name = signal.Signals(agreed).name
             self.report(f"{name}: stopped at step {step.number} with a checkpoint; --resume goes on from it")
-        return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished, main)
+        return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished, main, 0 if finished else agreed)
 
     def _caught(self, number: int, frame: Any) -> None:
         # A second one does not wait for the checkpoint; but torchrun repeats the terminal's by itself.
@@ -278,34 +291,6 @@ def _last_good(run: Path) -> str:
     return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
-def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
-    """The run's configuration: new, or the saved one with what a resumed run may change."""
-    record = run / "run.json"
-    if record.exists() and not resume:
-        raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
-    if not record.exists():
-        if resume and not values:
-            raise UsageError(f"nothing to resume in {run}: it holds no run")
-        if (run / "checkpoints").exists():
-            raise UsageError(f"{run} holds checkpoints but no run of undiffuse: choose another --out")
-        if values.get("training.steps") and values.get("training.minutes"):
-            raise UsageError("training.steps and training.minutes exclude each other: give one")
-        return make_config(values)
-    saved = read_json(record)
-    config = read_config(saved["config"])
-    values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
-    asked = make_config(values, config)
-    for name in values:
-        section, key = name.split(".")[:2]
-        ours, theirs = (getattr(getattr(c, section), key) for c in (config, asked))
-        if ours != theirs and name not in MACHINE_KEYS:
-            raise UsageError(
-                f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings. "
-                "Choose another --out for new ones."
-            )
-    return asked
-
-
 def _precision(asked: str) -> str:
     if asked == "auto":
         return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
@@ -315,15 +300,18 @@ def _precision(asked: str) -> str:
 
 
 def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
-    """`config` with what depends on the data and the machine decided."""
+    """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
     sigma_data = config.denoiser.sigma_data
+    height, width, _ = data.shape
+    if config.data.shift >= min(height, width):
+        raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
     if sigma_data is None:
         some = _some(data) / 127.5 - 1
         sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
     return config.model_copy(
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, data.shape[:2]),
+            "network": default_network(config.network, (height, width)),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
@@ -346,7 +334,7 @@ def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
         counts = np.bincount(data.labels, minlength=len(data.classes))
         share = tuple((counts / counts.sum()).tolist())
     return DataFacts(
-        data.name, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
+        config.data.source, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
     )
 
 

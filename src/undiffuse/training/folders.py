@@ -1,0 +1,46 @@
+"""Which folder under runs/ a run lives in, where nobody has said."""
+
+import os
+from pathlib import Path
+
+from undiffuse.data.entries import OPENERS
+from undiffuse.data.loading import FILES
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.model import recorded_source
+from undiffuse.training.record import located, read_record
+
+RUNS = Path("runs")
+
+
+def usual_folder(source: str) -> Path:
+    """runs/NAME of a run that learns `source`: the data's own name, without its folder or the suffix of a file.
+
+    owner/name@revision is name@revision, and a slash in the revision a dash.
+    """
+    path = Path(os.path.expanduser(source))
+    if source in OPENERS or not os.path.exists(path):
+        name, at, revision = source.partition("@")
+        return RUNS / (name.rstrip("/").rpartition("/")[2] + at + revision.replace("/", "-") or "data")
+    name = os.path.basename(os.path.abspath(path))  # that of ".", too; a link keeps its own
+    if path.is_file() and path.suffix.lower() in FILES:
+        name = name.removesuffix(path.suffix)
+    return RUNS / (name or "data")
+
+
+def folder_to_resume(source: str) -> Path:
+    """The folder of the run that learns `source`, or runs/NAME if none does. Raises UsageError if several do."""
+    ours = sorted(path.parent for path in RUNS.glob("*/run.json") if _learns(path.parent, source))
+    if len(ours) > 1:
+        raise UsageError(f"{len(ours)} runs learn {source}: say which with --out: {', '.join(map(str, ours))}")
+    return ours[0] if ours else usual_folder(source)
+
+
+def _learns(run: Path, source: str) -> bool:
+    try:
+        record = read_record(run)
+    except UndiffuseError:
+        return False
+    known, asked = recorded_source(run), located(source)
+    if known and os.path.isabs(asked):
+        return os.path.samefile(known, asked)
+    return record is not None and record["config"]["data"]["source"] == source

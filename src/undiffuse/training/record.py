@@ -1,0 +1,115 @@
+"""run.json: how a run began, what its data held, and where on this machine that data lies.
+
+The content of the data decides whether a run can go on with it, not how its name is spelled: a folder may be given
+another way, from another working directory, or have moved.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
+from undiffuse.data import ImageSet
+from undiffuse.data.entries import OPENERS
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json, write_json
+from undiffuse.model import DataFacts, checkpoints, read_card, recorded_source
+
+NAME = "run.json"
+LOGS = (".log", ".txt", ".out", ".err")  # what a shell or a cluster may have begun to write beside a run
+
+
+def located(source: str) -> str:
+    """A data set's name made independent of the working directory: an absolute path; other names as they are."""
+    path = os.path.expanduser(source)
+    return source if source in OPENERS or not os.path.exists(path) else str(Path(path).absolute())
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """What run.json holds, None where there is none. Raises UndiffuseError for a damaged one."""
+    if not (run / NAME).exists():
+        return None
+    record = read_json(run / NAME)
+    try:
+        read_config(record["config"])
+        record.setdefault("data", {}).get("source")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UndiffuseError(f"{run / NAME} is damaged or not of a run: {error}") from error
+    return record
+
+
+def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
+    """The configuration of the run in a folder: new, or the saved one with what a resumed run may change.
+
+    Raises UsageError for a folder that is taken, for one with nothing to resume, and for settings that cannot be.
+    """
+    record = read_record(run)
+    if record is None:
+        if resume and not values:
+            raise UsageError(f"nothing to resume in {run}: it holds no run")
+        if run.is_dir() and (others := [p.name for p in run.iterdir() if p.name[0] != "." and p.suffix not in LOGS]):
+            raise UsageError(f"{run} is no run of undiffuse, and it holds {min(others)}: choose another --out")
+        if values.get("training.steps") and values.get("training.minutes"):
+            raise UsageError("training.steps and training.minutes exclude each other: give one")
+        return make_config(values)
+    if not resume:
+        raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
+    config = read_config(record["config"])
+    values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
+    asked = make_config(values, config)
+    for name in values:
+        section, key = name.split(".")[:2]
+        ours, theirs = (getattr(getattr(c, section), key) for c in (config, asked))
+        if ours != theirs and name not in MACHINE_KEYS and name != "data.source":
+            raise UsageError(
+                f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings. "
+                "Choose another --out for new ones."
+            )
+    return asked
+
+
+def data_source(run: Path, config: Config, given: bool) -> str:
+    """What to read the data from: what is `given` now, else where the run found it, else what that was called.
+
+    Raises UsageError where a run's data is at neither place.
+    """
+    record = read_record(run)
+    if given or record is None:
+        return located(config.data.source)
+    if source := recorded_source(run):
+        return source
+    source, known = located(config.data.source), str(record["data"].get("source", ""))
+    if os.path.isabs(known) and not os.path.exists(source):
+        resumed = f"undiffuse train DATA --resume --out {shlex.quote(str(run))}"
+        raise UsageError(f"the data of {run} is no longer at {known}: say where it is now, with {resumed}")
+    return source
+
+
+def check_data(run: Path, config: Config, data: ImageSet) -> None:
+    """Raises where a run learnt other content: UsageError for another name, UndiffuseError for the same."""
+    record = read_record(run)
+    if record is None:
+        return
+    began_with, saved = record["config"]["data"]["source"], checkpoints(run)
+    learnt = read_card(saved[-1])[1].fingerprint if saved else record["data"].get("fingerprint")
+    if learnt == data.fingerprint or (learnt is None and began_with == config.data.source):
+        return
+    if began_with != config.data.source:
+        raise UsageError(
+            f"{run} was begun with data.source = {began_with}, and the content of {config.data.source} is another: "
+            "a resumed run keeps its data. Choose another --out."
+        )
+    raise UndiffuseError(f"{data.name} has changed since {run} began: its content is not what was learnt")
+
+
+def write_record(run: Path, values: dict[str, Any], config: Config, facts: DataFacts, source: str) -> None:
+    """Records that a run begins, or where the data of one that goes on is now."""
+    old = read_record(run)
+    record = dict(old or {"settings": values, "config": config.model_dump(mode="json")})
+    record["config"] = {**record["config"], "data": config.data.model_dump(mode="json")}
+    record["data"] = {**dataclasses.asdict(facts), "source": source}
+    if json.loads(json.dumps(record)) != old:
+        write_json(run / NAME, record)
