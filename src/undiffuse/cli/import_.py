@@ -18,11 +18,11 @@ def import_(
       undiffuse import ~/ddpm-cifar10-32 --out models/cifar
       undiffuse sample models/cifar --sampler ddim --steps 50
     """
+    from undiffuse.card import read_card
     from undiffuse.interop.diffusers import import_diffusers
-    from undiffuse.model import read_card
 
     written = import_diffusers(folder, out)
-    config, data, _ = read_card(written)
+    config, data, *_ = read_card(written)
     height, width, channels = data.shape
     say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")
     say(f"next: undiffuse sample {written}")

@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
-from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
+from undiffuse.card import read_run
+from undiffuse.config import MACHINE_KEYS, Config, make_config
 from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import read_json, write_json
+from undiffuse.files import write_json
 from undiffuse.model import DataFacts, checkpoints, read_card
 from undiffuse.networks import UNet
 from undiffuse.objectives import Importance
@@ -135,7 +136,7 @@ class _Run:
         if main:
             self.report(_summary(self.config, self.facts, self.learner, self.accelerator))
         if saved:
-            if read_card(saved[-1])[1].fingerprint != self.data.fingerprint:
+            if read_card(saved[-1]).data.fingerprint != self.data.fingerprint:
                 raise UndiffuseError(
                     f"{self.config.data.source} has changed since {run} began: its content is not what was learnt"
                 )
@@ -291,8 +292,7 @@ def _configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
         if values.get("training.steps") and values.get("training.minutes"):
             raise UsageError("training.steps and training.minutes exclude each other: give one")
         return make_config(values)
-    saved = read_json(record)
-    config = read_config(saved["config"])
+    config = read_run(run)
     values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
     asked = make_config(values, config)
     for name in values:
