@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from undiffuse.errors import UsageError
 from undiffuse.names import cut, did_you_mean, fault, shown
@@ -25,12 +25,22 @@ Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
 Level = Annotated[int, Field(ge=0, le=12)]
 Octave = Annotated[int, Field(ge=0, le=24)]
-OptionName = Annotated[str, Field(pattern=r"^\w{1,64}$")]
-Option = Annotated[str, Field(max_length=64)] | bool | int | float | None
+OptionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Option = Annotated[str, Field(max_length=64)] | bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | None
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """Python takes true for 1."""
+        kind = cls.model_fields[about.field_name or ""].annotation
+        values = value if isinstance(value, list | tuple) else [value]
+        if kind is not bool and any(isinstance(one, bool) for one in values):
+            raise ValueError("should not be true or false")
+        return value
 
 
 class Data(_Section):
@@ -240,7 +250,7 @@ def _literal(text: str) -> Any:
 def check_known(name: str) -> None:
     """Raises UsageError for a key that no setting has, naming the nearest."""
     known = [key for key, *_ in keys()]
-    if name in known or re.fullmatch(r"(process|network)\.options\.\w{1,64}", name):
+    if name in known or re.fullmatch(r"(process|network)\.options\.[A-Za-z0-9_]{1,64}", name):
         return
     ending = next((key for key in known if key.endswith(f".{name}")), None)
     hint = (
@@ -268,7 +278,8 @@ def read_config(saved: Any) -> Config:
     for section, names in FIRST_KEYS.items():
         held = saved.get(section)
         if not isinstance(held, dict):
-            raise ValueError(f"config.{section} is missing" if held is None else f"config.{section} = {shown(held)}")
+            reason = "is missing" if held is None else f"= {shown(held)} is not a table of settings"
+            raise ValueError(f"config.{section} {reason}")
         if missing := next((name for name in names.split() if name not in held), None):
             raise ValueError(f"config.{section}.{missing} is missing")
     training = {"optimizer": "adamw", **saved["training"]}  # what there was before there was a choice
@@ -294,6 +305,13 @@ def preset(name: str) -> dict[str, Any]:
 def preset_for(minutes: float | None) -> str:
     """The preset that suits a budget on two cores; without one, "balanced"."""
     return "balanced" if minutes is None else "fast" if minutes <= 15 else "balanced" if minutes <= 90 else "best"
+
+
+def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Values of two sources, `upper`'s before `lower`'s; a budget in steps there replaces one in minutes here."""
+    others = {"training.steps": "training.minutes", "training.minutes": "training.steps"}
+    replaced = {other for name, other in others.items() if upper.get(name) is not None}
+    return {name: value for name, value in lower.items() if name not in replaced | upper.keys()} | upper
 
 
 def make_config(values: dict[str, Any], base: Config | None = None) -> Config:

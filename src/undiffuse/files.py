@@ -117,15 +117,19 @@ def read_json(path: str | Path) -> Any:
 
     Stricter than Python's reader: no NaN, no number beyond float64, no key twice.
     """
-    text = read_text(path)
     try:
-        if not text.strip():
-            raise ValueError("it is empty")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
+        return parse_json(read_text(path))
     except RecursionError:
         raise UndiffuseError(f"cannot read {path}: it is nested too deeply") from None
     except ValueError as error:
         raise UndiffuseError(f"cannot read {path}: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """The value of JSON as `read_json` reads it. Raises ValueError, with the line, or RecursionError."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

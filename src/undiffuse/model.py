@@ -157,14 +157,13 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     try:
         default_network(config.network, data.shape[:2])  # refuses one that is not for images of this shape
         shapes = network_shapes(config, data.shape[2], len(data.classes))
-        denoiser = make_denoiser(config, nn.Identity())
+        make_denoiser(config, nn.Identity())  # refuses a target that is not for the process
     except UndiffuseError as error:
         reason = cut(str(error), 250)
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {reason}") from error
     weights = read_weights(folder / "weights.safetensors", shapes)
     network = make_network(config, data.shape[2], len(data.classes))
     network.load_state_dict(weights)
-    denoiser = dataclasses.replace(denoiser, network=network)
     if device is None and "LOCAL_RANK" in os.environ:  # one of several processes: each has a GPU of its own
         device = PartialState(cpu=shares_a_cpu()).device
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,7 +171,7 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
         placed(network.eval().requires_grad_(False), device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use the device {device}: {str(error).splitlines()[0]}") from None
-    return Model(str(name), config, data, denoiser, training, grids=grids)
+    return Model(str(name), config, data, make_denoiser(config, network), training, grids=grids)
 
 
 def with_process(model: Model, **settings: Any) -> Model:

@@ -1,6 +1,7 @@
 """Names and values as people give them: the one that was meant, and how errors quote what may be long."""
 
 import difflib
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -80,7 +81,9 @@ def fault(error: "ValidationError", *within: str) -> str:
     """The first fault that pydantic found `within` a key, as "key = value: what it should be", in one line."""
     first = error.errors(include_url=False)[0]
     key = ".".join(cut(str(part), 40) for part in (*within, *first["loc"]))
-    given = "" if first["type"] in ("missing", "extra_forbidden") else f" = {shown(first['input'])}"
+    whole = first["type"] in ("missing", "extra_forbidden", "value_error") and isinstance(first["input"], dict)
+    given = "" if whole else f" = {shown(first['input'])}"
     message = first["msg"].removeprefix("Value error, ")
+    message = re.sub("a valid dictionary.*", "a table", message).replace("a valid tuple", "a list")
     separator = ": " if key or given else ""
     return f"{key}{given}{separator}{cut(message[:1].lower() + message[1:], 200)}"
