@@ -17,7 +17,7 @@ from undiffuse.errors import UsageError
 
 _name = st.from_regex(r"\A[A-Za-z0-9_]{1,12}\Z")
 _words = st.text(max_size=20).filter(lambda text: text.lower() != "none")
-_scalar = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+_scalar = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9)
 VALUES = st.fixed_dictionaries(
     {},
     optional={
@@ -37,7 +37,7 @@ VALUES = st.fixed_dictionaries(
         "training.minutes": st.none() | st.floats(0, 1e7, exclude_min=True),
         "training.learning_rate": st.floats(0, 1000, exclude_min=True),
         "training.betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
-        "training.clip": st.floats(0, 1e30, exclude_min=True),
+        "training.clip": st.floats(0, 1e20, exclude_min=True),
     },
 )
 

@@ -26,7 +26,13 @@ Channels = Annotated[int, Field(ge=1, le=8192)]
 Level = Annotated[int, Field(ge=0, le=12)]
 Octave = Annotated[int, Field(ge=0, le=24)]
 OptionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
-Option = Annotated[str, Field(max_length=64)] | bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | None
+Option = (
+    Annotated[str, Field(max_length=64)]
+    | bool
+    | Annotated[int, Field(ge=-MANY, le=MANY)]
+    | Annotated[float, Field(ge=-MANY, le=MANY)]
+    | None
+)
 
 
 class _Section(BaseModel):
@@ -156,7 +162,7 @@ class Training(_Section):
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="of AdamW")
     warmup: int = Field(100, ge=0, le=MANY, description="steps of linear warm-up")
     decay: float = Field(0.6, ge=0, le=1, description="the last share of the run, over which the rate falls to 0")
-    clip: float = Field(1.0, gt=0, le=1e30, description="largest norm of the gradient")
+    clip: float = Field(1.0, gt=0, le=1e20, description="largest norm of the gradient")
     accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
     conditional: bool = Field(True, description="learn classes where the data has them")
