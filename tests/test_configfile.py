@@ -35,7 +35,7 @@ VALUES = st.fixed_dictionaries(
         "network.fourier": st.lists(st.integers(0, 24), max_size=4),
         "network.options": st.dictionaries(_name, _scalar | _words, max_size=3),
         "training.minutes": st.none() | st.floats(0, 1e7, exclude_min=True),
-        "training.learning_rate": st.floats(0, 1000, exclude_min=True),
+        "training.learning_rate": st.floats(0, 1e30, exclude_min=True),
         "training.betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
         "training.clip": st.floats(0, 1e20, exclude_min=True),
     },

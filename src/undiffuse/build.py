@@ -111,14 +111,14 @@ def make_process(config: Process) -> process.GaussianProcess:
 
 
 def _check_range(schedule: process.Schedule) -> None:
-    """Raises UsageError for noise that float32 cannot tell from none or all, but for all of it at t = 1."""
-    times = schedule.t_min, 1 - 1 / (schedule.steps or 1000)
-    for t in times if schedule.steps != 1 else times[:1]:
-        if not abs(log_snr := float(schedule.log_snr(t))) <= MOST_LOG_SNR:
-            raise UsageError(
-                f"process: the log-SNR at t = {t:g} is {log_snr:.4g}, and only {-MOST_LOG_SNR:g} to {MOST_LOG_SNR:g} "
-                "can be used: change process.steps, betas, log_snrs or options"
-            )
+    """Raises UsageError for a first step whose noise or signal float32 cannot tell from none; at t = 1 there may be no
+    signal, and tables of others have none some steps before."""
+    log_snr = float(schedule.log_snr(schedule.t_min))
+    if not abs(log_snr) <= MOST_LOG_SNR or schedule.log_snr(1.0).isnan():
+        raise UsageError(
+            f"process: the log-SNR at t = {schedule.t_min:g} is {log_snr:.4g}, and only {-MOST_LOG_SNR:g} to "
+            f"{MOST_LOG_SNR:g} can be used: change process.steps, betas, log_snrs or options"
+        )
 
 
 def default_network(config: Network, size: tuple[int, int]) -> Network:

@@ -105,7 +105,7 @@ _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9]
 def read_card(folder: Path) -> Card:
     """`model.json` of a folder. Raises UndiffuseError where it is not one that this version reads."""
     path = folder / "model.json"
-    card = read_json(path)
+    card = read_json(path)  # what was imported may hold infinities, as diffusers' schedulers do
     within: tuple[str, ...] = ()
     try:
         if not isinstance(card, dict):
@@ -136,7 +136,7 @@ def _damaged(path: Path, reason: str) -> UndiffuseError:
 def read_run(run: Path) -> Config:
     """The configuration in `run.json` of a run folder. Raises UndiffuseError where it holds none."""
     path = run / "run.json"
-    record = read_json(path)
+    record = read_json(path, finite=True)
     try:
         return read_config(record.get("config") if isinstance(record, dict) else record)
     except ValueError as error:
@@ -149,7 +149,7 @@ def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
     if not os.path.lexists(path):
         return {}
     try:
-        grids = {key: grid.log_snr for key, grid in _GRIDS.validate_python(read_json(path)).items()}
+        grids = {key: grid.log_snr for key, grid in _GRIDS.validate_python(read_json(path, finite=True)).items()}
         for key, values in grids.items():
             if len(values) != int(key.partition(":")[2]) - 1 or any(a >= b for a, b in itertools.pairwise(values)):
                 raise ValueError(f"{key} is not a grid of that many steps")
@@ -169,14 +169,23 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path.parent for path in run.glob("checkpoints/step-*/model.json"))
 
 
+def _there(path: Path) -> bool:
+    """Whether something is called so, be it a link to nothing. Raises OSError where that cannot be known."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def find(name: str | os.PathLike[str]) -> Path:
     """The model folder that `name` means: a run or model folder on disk, else a built-in name."""
     path = Path(name)
     try:
-        os.lstat(path / "model.json")
-        return path
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+        if _there(path / "model.json"):
+            return path
+        if _there(path / "checkpoints"):
+            os.listdir(path / "checkpoints")  # a glob says nothing of what it may not read
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot look into {cut(str(path), 200)}: {getattr(error, 'strerror', error)}") from None
     if saved := checkpoints(path):

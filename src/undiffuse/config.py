@@ -19,7 +19,6 @@ from undiffuse.names import cut, did_you_mean, fault, shown
 PRESETS = Path(__file__).parent / "presets"
 MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Beta = Annotated[float, Field(gt=0, le=1)]
 LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
@@ -78,7 +77,7 @@ class Process(_Section):
         "log-snr",
     ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
     steps: int = Field(1000, ge=1, le=1_000_000, description="T, for a table")
-    betas: tuple[Beta, ...] | None = Field(
+    betas: tuple[Number, ...] | None = Field(
         None, max_length=1_000_000, description="your own table, with schedule=betas"
     )
     log_snrs: tuple[LogSNR, ...] | None = Field(
@@ -157,7 +156,7 @@ class Training(_Section):
     )
     batch_size: int = Field(64, ge=1, le=2**20, description="images per step, over all processes and micro-batches")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for matrices, and AdamW for the rest")
-    learning_rate: float = Field(6e-3, gt=0, le=1000, description="the peak")
+    learning_rate: float = Field(6e-3, gt=0, le=1e30, description="the peak")
     weight_decay: float = Field(0.0, ge=0, le=1000, description="of the optimiser")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="of AdamW")
     warmup: int = Field(100, ge=0, le=MANY, description="steps of linear warm-up")

@@ -37,7 +37,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     except UndiffuseError as error:
         raise UsageError(str(error)) from None
     try:
-        tree = parse_json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        tree = parse_json(text, finite=True) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except RecursionError:
         raise UsageError(f"{path} is nested too deeply") from None
     except ValueError as error:

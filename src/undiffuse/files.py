@@ -112,24 +112,25 @@ def read_text(path: str | Path) -> str:
         raise UndiffuseError(f"cannot read {path}: {error}") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed.
+def read_json(path: str | Path, *, finite: bool = False) -> Any:
+    """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed, or has a key twice.
 
-    Stricter than Python's reader: no NaN, no number beyond float64, no key twice.
+    `finite`: refuses NaN and infinities too, which Python writes and JSON does not know, and numbers beyond float64.
     """
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path), finite=finite)
     except RecursionError:
         raise UndiffuseError(f"cannot read {path}: it is nested too deeply") from None
     except ValueError as error:
         raise UndiffuseError(f"cannot read {path}: {error}") from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, finite: bool = False) -> Any:
     """The value of JSON as `read_json` reads it. Raises ValueError, with the line, or RecursionError."""
     if not text.strip():
         raise ValueError("it is empty")
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
+    number = _finite if finite else float
+    return json.loads(text, object_pairs_hook=_once, parse_constant=number, parse_float=number)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def restore(folder: Path, learner: Learner) -> None:
     try:
         averages = read_weights(folder / "weights.safetensors", shapes)
         tensors = read_tensors(folder / "training.safetensors")
-        state = read_json(folder / "training.json")
+        state = read_json(folder / "training.json", finite=True)
         progress = _PROGRESS.validate_python({key: state[key] for key in asdict(Progress())})
         known = {name: tensors.pop(f"network.{name}") for name in shapes}
         importance = (
