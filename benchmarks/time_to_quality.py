@@ -149,7 +149,7 @@ def measure_ours(out: Path, data: str, n: int) -> dict[str, Any]:
     results = {}
     runs = {float(path.parent.name.rpartition("-")[2]): path.parent for path in out.glob("undiffuse-*/done")}
     for minutes, run in sorted(runs.items()):
-        config, _, training = read_card(checkpoints(run)[-1])
+        config, _, training, _ = read_card(checkpoints(run)[-1])
         found: dict[str, Any] = {"training": training, "precision": config.training.precision}
         for evaluations in (10, 20):
             found[f"in {evaluations} evaluations"] = measured_model(run, data, n, evaluations)

@@ -90,7 +90,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_unknown_names_get_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest built-in name, or all of them."""
-    monkeypatch.setattr("undiffuse.model.built_in", lambda: ["emoji", "fashion-mnist"])
+    monkeypatch.setattr("undiffuse.card.built_in", lambda: ["emoji", "fashion-mnist"])
     with pytest.raises(UsageError, match="did you mean fashion-mnist"):
         load("fashion-mnst")
     with pytest.raises(UsageError, match="emoji, fashion-mnist"):

@@ -1,6 +1,5 @@
 """From a configuration to the things it names: the one place where names become objects."""
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import cut, did_you_mean, fault
 from undiffuse.networks import PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
@@ -33,6 +33,9 @@ from undiffuse.objectives import Objective as Loss
 from undiffuse.progress import Bar, no_bar
 from undiffuse.targets import SCORE_OF_STATE
 
+MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
+MOST_PARAMETERS = 10**10
+"""40 GB of float32; training holds four times that."""
 TABLES = {
     "linear": process.linear,
     "cosine": process.cosine,
@@ -101,7 +104,7 @@ def make_process(config: Process) -> process.GaussianProcess:
             schedule = CLOSED_FORMS[name](**config.options)
     except TypeError as error:
         raise UsageError(f"process.options: the schedule {name} has no such number ({error})") from None
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise UsageError(f"process: {error}") from None
     if config.zero_terminal_snr:
         if not isinstance(schedule, process.Table):
@@ -110,7 +113,19 @@ def make_process(config: Process) -> process.GaussianProcess:
             schedule = process.zero_terminal_snr(schedule)
         except ValueError as error:
             raise UsageError(f"process.zero_terminal_snr: {error}") from None
+    _check_range(schedule)
     return process.GaussianProcess(schedule)
+
+
+def _check_range(schedule: process.Schedule) -> None:
+    """Raises UsageError for a first step whose noise or signal float32 cannot tell from none; at t = 1 there may be no
+    signal, and tables of others have none some steps before."""
+    log_snr = float(schedule.log_snr(schedule.t_min))
+    if not abs(log_snr) <= MOST_LOG_SNR or schedule.log_snr(1.0).isnan():
+        raise UsageError(
+            f"process: the log-SNR at t = {schedule.t_min:g} is {log_snr:.4g}, and only {-MOST_LOG_SNR:g} to "
+            f"{MOST_LOG_SNR:g} can be used: change process.steps, betas, log_snrs or options"
+        )
 
 
 def default_network(config: Network, size: tuple[int, int]) -> Network:
@@ -168,14 +183,43 @@ def make_options(given: dict[str, Any]) -> Options:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, Options.model_fields, 1, 0.5)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(Options.model_fields)}."
-            raise UsageError(f"network.options.{name}: a unet2d here has no such option; {hint}") from None
-        raise UsageError(f"network.options.{name} = {first['input']!r}: {first['msg'].lower()}") from None
+            hint = did_you_mean(name, Options.model_fields, f"it has {', '.join(Options.model_fields)}.")
+            raise UsageError(f"network.options.{cut(name)}: a unet2d here has no such option; {hint}") from None
+        raise UsageError(fault(error, "network.options")) from None
 
 
 def make_network(config: Config, channels: int, classes: int) -> nn.Module:
-    """The network for images of `channels`; `config.network` must be decided (`default_network`)."""
+    """The network for images of `channels`; `config.network` must be decided (`default_network`).
+
+    Raises UsageError for settings that do not fit together, before anything is allocated.
+    """
+    make = _network(config, channels, classes)
+    _shapes(make)
+    return make()
+
+
+def network_shapes(config: Config, channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
+    return _shapes(_network(config, channels, classes))
+
+
+def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
+    except ValueError as error:
+        raise UsageError(f"network: {cut(str(error), 200)}") from None
+    if (count := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
+        raise UsageError(
+            f"network: {count:.1e} parameters are more than the {MOST_PARAMETERS:.0e} allowed: "
+            "lower network.channels, blocks, head or kernel"
+        )
+    return shapes
+
+
+def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Module]:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
@@ -194,11 +238,10 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
         "dropout": network.dropout,
     }
     if not (of_levels or network.head or network.kernel or network.fourier):
-        return UNet(channels, outputs, **common)
-    sigma_data = config.denoiser.sigma_data
-    if sigma_data is None:
-        raise UndiffuseError("the configuration leaves denoiser.sigma_data open: it is not that of a run or a model")
-    return PixelUNet(
+        return partial(UNet, channels, outputs, **common)
+    sigma_data = _sigma_data(config)
+    return partial(
+        PixelUNet,
         channels,
         outputs,
         head=network.head,
@@ -211,7 +254,7 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     )
 
 
-def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> nn.Module:
+def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> Callable[[], nn.Module]:
     assert network.channels and network.attention is not None
     schedule, options = make_process(config).schedule, make_options(network.options)
     if schedule.steps is None:
@@ -219,20 +262,18 @@ def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classe
             f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
             "use linear or cosine"
         )
-    try:
-        return UNet2D(
-            inputs,
-            outputs,
-            step_log_snrs(schedule),
-            channels=network.channels,
-            blocks=network.blocks,
-            attention=network.attention,
-            classes=classes,
-            dropout=network.dropout,
-            options=options,
-        )
-    except ValueError as error:
-        raise UsageError(f"network of kind unet2d: {error}") from None
+    return partial(
+        UNet2D,
+        inputs,
+        outputs,
+        step_log_snrs(schedule),
+        channels=network.channels,
+        blocks=network.blocks,
+        attention=network.attention,
+        classes=classes,
+        dropout=network.dropout,
+        options=options,
+    )
 
 
 def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
@@ -243,7 +284,7 @@ def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
 
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
-    assert config.denoiser.sigma_data is not None
+    sigma_data = _sigma_data(config)
     if config.denoiser.target == LEVELS and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=levels says all there is of a pixel: leave denoiser.learned_variance out")
     if config.denoiser.score_scale != "unit" and config.denoiser.target != "score":
@@ -252,7 +293,7 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         network,
         make_process(config.process),
         SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target,
-        config.denoiser.sigma_data,
+        sigma_data,
         config.denoiser.learned_variance,
         least_log_snr=_least_log_snr(network),
     )
@@ -268,6 +309,12 @@ def _least_log_snr(network: Callable[..., Any]) -> float:
     """The lowest log-SNR that a network can be told of: a table's last where it counts the steps of a table."""
     network = getattr(network, "module", network)  # within what runs it, or trains it on several processes
     return network.log_snr.min().item() if isinstance(network, UNet2D) else -LOG_SNR_LIMIT
+
+
+def _sigma_data(config: Config) -> float:
+    if config.denoiser.sigma_data is None:
+        raise UndiffuseError("the configuration leaves denoiser.sigma_data open: it is not that of a run or a model")
+    return config.denoiser.sigma_data
 
 
 def make_times(config: Objective) -> TimeSampler:

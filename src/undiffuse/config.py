@@ -3,26 +3,58 @@
 `None` means "decided from the data when the run begins"; what was decided is what the run saves.
 """
 
-import difflib
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from undiffuse.errors import UsageError
+from undiffuse.names import cut, did_you_mean, fault, shown
 
 PRESETS = Path(__file__).parent / "presets"
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+Channels = Annotated[int, Field(ge=1, le=8192)]
+Level = Annotated[int, Field(ge=0, le=12)]
+Octave = Annotated[int, Field(ge=0, le=24)]
+OptionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Option = (
+    Annotated[str, Field(max_length=64)]
+    | bool
+    | Annotated[int, Field(ge=-MANY, le=MANY)]
+    | Annotated[float, Field(ge=-MANY, le=MANY)]
+    | None
+)
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """Python takes true for 1."""
+        kind = cls.model_fields[about.field_name or ""].annotation
+        values = value if isinstance(value, list | tuple) else [value]
+        if kind is not bool and any(isinstance(one, bool) for one in values):
+            raise ValueError("should not be true or false")
+        return value
 
 
 class Data(_Section):
@@ -32,7 +64,7 @@ class Data(_Section):
     size: int | None = Field(None, ge=4, le=4096, description="side in pixels; None: the data's own or a sensible one")
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; None: as the data is")
     flip: bool = Field(False, description="mirror images left to right at random")
-    shift: int = Field(0, ge=0, description="shift images at random by up to this many pixels, edges repeated")
+    shift: int = Field(0, ge=0, le=4096, description="shift images at random by up to this many pixels, edges repeated")
     skip_corrupt: bool = Field(False, description="leave unreadable files out instead of refusing")
 
 
@@ -53,11 +85,17 @@ class Process(_Section):
         "flow",
         "log-snr",
     ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
-    steps: int = Field(1000, ge=1, description="T, for a table")
-    betas: tuple[float, ...] | None = Field(None, description="your own table, with schedule=betas")
-    log_snrs: tuple[float, ...] | None = Field(None, description="log-SNRs at even times, with schedule=log-snr")
+    steps: int = Field(1000, ge=1, le=1_000_000, description="T, for a table")
+    betas: tuple[Number, ...] | None = Field(
+        None, max_length=1_000_000, description="your own table, with schedule=betas"
+    )
+    log_snrs: tuple[LogSNR, ...] | None = Field(
+        None, max_length=1_000_000, description="log-SNRs at even times, with schedule=log-snr"
+    )
     zero_terminal_snr: bool = Field(False, description="rescale a table so that no signal is left at t = 1")
-    options: dict[str, float] = Field({}, description="numbers of the schedule, such as beta_max or sigma_max")
+    options: dict[OptionName, Number] = Field(
+        {}, max_length=64, description="numbers of the schedule, such as beta_max or sigma_max"
+    )
 
 
 class Denoiser(_Section):
@@ -66,7 +104,7 @@ class Denoiser(_Section):
     target: Literal["eps", "x0", "v", "score", "flow", "edm", "levels"] = Field(
         "edm", description="the network's output; levels: the odds of a pixel's 256 values"
     )
-    sigma_data: float | None = Field(None, gt=0, description="root mean square of the data; None: measured")
+    sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
     score_scale: Literal["unit", "state"] = Field(
         "unit", description="target=score: unit, of x_t at unit scale; state, of x_t itself, as models once learnt it"
@@ -90,12 +128,12 @@ class Objective(_Section):
     weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "flow", "edm"] = Field(
         "edm", description="what an error costs at a noise level; simple is L_simple"
     )
-    gamma: float = Field(5.0, gt=0, description="of weighting=min-snr")
-    bias: float = Field(2.0, description="of weighting=sigmoid")
+    gamma: float = Field(5.0, gt=0, le=1e6, description="of weighting=min-snr")
+    bias: float = Field(2.0, ge=-100, le=100, description="of weighting=sigmoid")
     variance: Literal["small", "large", "learned"] = Field("small", description="reverse variance, for loss=bound")
     times: Literal["uniform", "log-normal"] = Field("log-normal", description="how times are distributed")
-    mean: float = Field(-0.8, description="of ln(sigma / alpha), for times=log-normal")
-    std: float = Field(1.2, gt=0, description="of ln(sigma / alpha), for times=log-normal")
+    mean: float = Field(-0.8, ge=-50, le=50, description="of ln(sigma / alpha), for times=log-normal")
+    std: float = Field(1.2, gt=0, le=50, description="of ln(sigma / alpha), for times=log-normal")
     draw: Literal["independent", "antithetic", "low-discrepancy"] = Field(
         "low-discrepancy", description="how the times of one batch depend on each other"
     )
@@ -106,35 +144,45 @@ class Network(_Section):
     """The U-Net."""
 
     kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
-    patch: int | None = Field(None, ge=1, description="pixels to a side folded by the stem; None: 2 from 16 pixels on")
-    channels: tuple[Positive, ...] | None = Field(
-        None, min_length=1, description="channels at each level; None: from the image size"
+    patch: int | None = Field(
+        None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
+    )
+    channels: tuple[Channels, ...] | None = Field(
+        None, min_length=1, max_length=13, description="channels at each level; None: from the image size"
     )
     width: float = Field(1.0, gt=0, le=16, description="what the channels from the image size are multiplied with")
-    blocks: int = Field(1, ge=1, description="residual blocks per level and direction")
-    attention: tuple[Natural, ...] | None = Field(None, description="levels with attention; None: where it is cheap")
-    head: Natural = Field(0, description="channels per pixel of a last layer at full resolution; 0: none")
-    kernel: Natural = Field(0, description="side of a filter of the input made for each pixel, odd; 0: none")
+    blocks: int = Field(1, ge=1, le=32, description="residual blocks per level and direction")
+    attention: tuple[Level, ...] | None = Field(
+        None, max_length=13, description="levels with attention; None: where it is cheap"
+    )
+    head: int = Field(0, ge=0, le=4096, description="channels per pixel of a last layer at full resolution; 0: none")
+    kernel: int = Field(0, ge=0, le=63, description="side of a filter of the input made for each pixel, odd; 0: none")
     values: bool = Field(False, description="see which values a picture has, for denoiser.target=levels")
-    fourier: tuple[Natural, ...] = Field((), description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8")
+    fourier: tuple[Octave, ...] = Field(
+        (), max_length=25, description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
-    options: dict[str, Any] = Field({}, description="of kind=unet2d, by diffusers' names, such as norm_num_groups")
+    options: dict[OptionName, Option] = Field(
+        {}, max_length=64, description="of kind=unet2d, by diffusers' names, such as norm_num_groups"
+    )
 
 
 class Training(_Section):
     """The optimisation."""
 
-    steps: int | None = Field(None, ge=1, description="optimiser steps; None with minutes=None: 20000")
-    minutes: float | None = Field(None, gt=0, description="wall-clock budget; the learning rate decays to fit it")
-    batch_size: int = Field(64, ge=1, description="images per step, over all processes and micro-batches")
+    steps: int | None = Field(None, ge=1, le=MANY, description="optimiser steps; None with minutes=None: 20000")
+    minutes: float | None = Field(
+        None, gt=0, le=1e7, description="wall-clock budget; the learning rate decays to fit it"
+    )
+    batch_size: int = Field(64, ge=1, le=2**20, description="images per step, over all processes and micro-batches")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for matrices, and AdamW for the rest")
-    learning_rate: float = Field(6e-3, gt=0, description="the peak")
-    weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
+    learning_rate: float = Field(6e-3, gt=0, le=1e30, description="the peak")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="of the optimiser")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="of AdamW")
-    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    warmup: int = Field(100, ge=0, le=MANY, description="steps of linear warm-up")
     decay: float = Field(0.6, ge=0, le=1, description="the last share of the run, over which the rate falls to 0")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    clip: float = Field(1.0, gt=0, le=1e20, description="largest norm of the gradient")
+    accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
     conditional: bool = Field(True, description="learn classes where the data has them")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, for unconditional use")
@@ -143,10 +191,10 @@ class Training(_Section):
     )
     compile: bool = Field(False, description="torch.compile the network")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
-    log_every: int = Field(10, ge=1, description="steps between metrics")
-    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-    preview_every: int = Field(250, ge=1, description="steps between preview grids")
+    log_every: int = Field(10, ge=1, le=MANY, description="steps between metrics")
+    checkpoint_every: int = Field(250, ge=1, le=MANY, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
+    preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
 
 
 class Config(_Section):
@@ -169,9 +217,22 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     """(section.key, type, default, description) of every setting."""
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
-            kind = inner.annotation.__name__ if isinstance(inner.annotation, type) else str(inner.annotation)
-            kind = kind.replace("typing.", "").replace("Optional", "None or ")
-            yield f"{section}.{key}", kind, inner.default, inner.description or ""
+            yield f"{section}.{key}", _kind(inner.annotation), inner.default, inner.description or ""
+
+
+def _kind(annotation: Any) -> str:
+    """A type as people read it: "int or None", "tuple[float, ...]", "fp32, bf16 or fp16"."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        *names, last = map(str, inner)
+        return f"{', '.join(names)} or {last}" if names else last
+    if origin in (Union, UnionType):
+        return " or ".join(map(_kind, inner))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_kind, inner))}]"
+    return {NoneType: "None", Ellipsis: "..."}.get(annotation) or annotation.__name__
 
 
 def written(value: Any) -> str:
@@ -192,10 +253,10 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise UsageError(f"--set {setting}: write section.key=value, for example training.batch_size=64")
-        _check_known(name)
-        kind = kinds.get(name, "one of several options, or None")
-        if text.lower() == "none" and "None" in kind:
+            raise UsageError(f"--set {cut(setting)}: write section.key=value, for example training.batch_size=64")
+        check_known(name)
+        kind = kinds.get(name, "of several kinds or None")  # one of process.options or network.options
+        if text.lower() == "none" and kind.endswith(" or None"):
             parsed[name] = None
         elif kind.startswith("tuple"):
             parsed[name] = [_literal(item.strip()) for item in text.strip("[]()").split(",") if item.strip()]
@@ -207,23 +268,50 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _check_known(name: str) -> None:
+def check_known(name: str) -> None:
+    """Raises UsageError for a key that no setting has, naming the nearest."""
     known = [key for key, *_ in keys()]
-    if name in known or re.fullmatch(r"(process|network)\.options\.\w+", name):
+    if name in known or re.fullmatch(r"(process|network)\.options\.[A-Za-z0-9_]{1,64}", name):
         return
-    close = difflib.get_close_matches(name, known, 1, 0.5) or [key for key in known if key.endswith("." + name)][:1]
-    hint = f"did you mean {close[0]}?" if close else "undiffuse train --help-config lists the keys."
-    raise UsageError(f"no setting is called {name}; {hint}")
+    ending = next((key for key in known if key.endswith(f".{name}")), None)
+    hint = (
+        f"did you mean {ending}?" if ending else did_you_mean(name, known, "undiffuse train --help-config lists them.")
+    )
+    raise UsageError(f"no setting is called {cut(name)}; {hint}")
 
 
-def read_config(saved: dict[str, Any]) -> Config:
-    """A configuration as files hold it. Raises ValueError, as pydantic does, for one that is none."""
+FIRST_KEYS = {
+    "data": "source size channels flip shift skip_corrupt",
+    "process": "schedule steps betas zero_terminal_snr options",
+    "denoiser": "target sigma_data learned_variance",
+    "objective": "loss weighting gamma bias variance times mean std draw",
+    "network": "patch channels blocks attention dropout",
+    "training": "steps minutes batch_size learning_rate weight_decay betas warmup decay clip accumulation ema "
+    "conditional label_dropout precision compile seed log_every checkpoint_every keep preview_every",
+}
+"""What every saved configuration holds: those that came later have defaults that change no older model."""
+
+
+def read_config(saved: Any) -> Config:
+    """A configuration as files hold it. Raises ValueError for one that is none, naming the first key."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"config = {shown(saved)} is not a table of settings")
+    for section, names in FIRST_KEYS.items():
+        held = saved.get(section)
+        if not isinstance(held, dict):
+            reason = "is missing" if held is None else f"= {shown(held)} is not a table of settings"
+            raise ValueError(f"config.{section} {reason}")
+        if missing := next((name for name in names.split() if name not in held), None):
+            raise ValueError(f"config.{section}.{missing} is missing")
     training = {"optimizer": "adamw", **saved["training"]}  # what there was before there was a choice
-    config = Config.model_validate({**saved, "training": training})
+    try:
+        config = Config.model_validate({**saved, "training": training})
+    except ValidationError as error:
+        raise ValueError(fault(error, "config")) from None
     if config.denoiser.target == "score" and "score_scale" not in config.denoiser.model_fields_set:
         # Saved when the score was always that of x_t itself, which is at unit scale under most schedules.
         scaled = config.process.schedule in ("sub-vp", "ve", "edm", "flow")
@@ -240,7 +328,7 @@ def presets() -> list[str]:
 def preset(name: str) -> dict[str, Any]:
     """The settings of a preset by dotted name. Raises UsageError for an unknown one."""
     if name not in presets():
-        raise UsageError(f"no preset {name!r}: choose from {', '.join(presets())}")
+        raise UsageError(f"no preset {shown(name)}: choose from {', '.join(presets())}")
     sections = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
     return {f"{section}.{key}": value for section, settings in sections.items() for key, value in settings.items()}
 
@@ -250,19 +338,26 @@ def preset_for(minutes: float | None) -> str:
     return "balanced" if minutes is None else "fast" if minutes <= 15 else "balanced" if minutes <= 90 else "best"
 
 
+def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Values of two sources, `upper`'s before `lower`'s; a budget in steps there replaces one in minutes here."""
+    others = {"training.steps": "training.minutes", "training.minutes": "training.steps"}
+    replaced = {other for name, other in others.items() if upper.get(name) is not None}
+    return {name: value for name, value in lower.items() if name not in replaced | upper.keys()} | upper
+
+
 def make_config(values: dict[str, Any], base: Config | None = None) -> Config:
     """`base` with the dotted `values` put in. Raises UsageError for the first value that does not fit."""
     tree = (base or Config()).model_dump()
     for name, value in values.items():
-        _check_known(name)
+        check_known(name)
         *path, key = name.split(".")
-        node = tree
+        node: Any = tree
         for part in path:
             node = node[part]
+            if not isinstance(node, dict):
+                raise UsageError(f"{'.'.join(path)} = {shown(node)}: it should be a table, to which {name} belongs")
         node[key] = value
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{name} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise UsageError(fault(error)) from None

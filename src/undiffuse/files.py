@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.errors import UndiffuseError
+from undiffuse.names import shown
+
+LARGEST_TEXT = 64 << 20  # bytes; a hundred thousand classes take a tenth of it
 
 
 class WriteError(UndiffuseError):
@@ -111,13 +115,59 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed."""
+def read_text(path: str | Path) -> str:
+    """The text of a file, UTF-8 with or without a byte-order mark.
+
+    Raises UndiffuseError naming the file where it cannot be read, is no file, or is larger than `LARGEST_TEXT`.
+    """
+    path = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text)
+        if path.exists() and not path.is_file():  # a device might never end
+            raise UndiffuseError(f"cannot read {path}: it is not a file")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise UndiffuseError(f"cannot read {path}: it is larger than {LARGEST_TEXT >> 20} MiB")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UndiffuseError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UndiffuseError(f"cannot read {path}: {error}") from error
+
+
+def read_json(path: str | Path, *, finite: bool = False) -> Any:
+    """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed, or has a key twice.
+
+    `finite`: refuses NaN and infinities too, which Python writes and JSON does not know, and numbers beyond float64.
+    """
+    try:
+        text = read_text(path)
+        value = parse_json(text, finite=finite)
         if "\\u" in text:  # half of a surrogate pair is JSON, but no text
             json.dumps(value, ensure_ascii=False).encode()
         return value
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UndiffuseError(f"cannot read {path}: it is nested too deeply") from None
+    except ValueError as error:
         raise UndiffuseError(f"cannot read {path}: {error}") from error
+
+
+def parse_json(text: str, *, finite: bool = False) -> Any:
+    """The value of JSON as `read_json` reads it. Raises ValueError, with the line, or RecursionError."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    number = _finite if finite else float
+    return json.loads(text, object_pairs_hook=_once, parse_constant=number, parse_float=number)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(text)} is not a finite number")
+    return number

@@ -5,9 +5,7 @@ its data, how it was trained). Nothing in it is executed or unpickled, and nothi
 """
 
 import dataclasses
-import difflib
 import hashlib
-import itertools
 import json
 import os
 from dataclasses import dataclass, field
@@ -18,42 +16,47 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from undiffuse.build import make_denoiser, make_network
-from undiffuse.config import Config, Data, make_config, read_config
+from undiffuse.build import default_network, make_denoiser, make_network, network_shapes
+from undiffuse.card import (
+    BUILT_IN,
+    FORMAT,
+    Card,
+    DataFacts,
+    built_in,
+    checkpoints,
+    find,
+    read_card,
+    read_grids,
+    recorded_source,
+)
+from undiffuse.config import Config, Data, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import read_json, write_json
-from undiffuse.networks import current_name
+from undiffuse.files import write_json
+from undiffuse.names import choose, cut, listed
 from undiffuse.targets import SCORE_OF_STATE
+from undiffuse.weights import read_weights
 
-FORMAT = 1
-BUILT_IN = Path(__file__).parent / "models"
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
-
-    A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    count: int
-    classes: tuple[str, ...] = ()
-    class_share: tuple[float, ...] = ()
-    licence: str = ""
-    fingerprint: str = ""
-
-    @property
-    def learnt(self) -> tuple[str, ...]:
-        """The classes there were pictures of: those that can be drawn."""
-        return tuple(name for name, share in zip(self.classes, self.class_share, strict=True) if share > 0)
+__all__ = [
+    "BUILT_IN",
+    "FORMAT",
+    "Card",
+    "DataFacts",
+    "Model",
+    "built_in",
+    "checkpoints",
+    "find",
+    "load",
+    "read_card",
+    "read_grids",
+    "sha256_of_weights",
+    "with_process",
+    "write_model",
+]
 
 
 @dataclass(frozen=True)
@@ -109,27 +112,22 @@ class Model:
         ).hexdigest()
 
     def label(self, name: str | int) -> int:
-        """The class `name` (or, where none is called that, its number) as a label, or a UsageError."""
-        label = self._label(name)
+        """The class `name` as a label, as `undiffuse.names.choose` finds it.
+
+        Raises UsageError where it is none, or one that there was nothing to learn of.
+        """
+        if not self.data.classes:
+            raise UsageError(f"the model {self.name} has no classes")
+        try:
+            label = choose(name, self.data.classes)
+        except UsageError as error:
+            raise UsageError(f"the model {self.name}: {error}") from None
         if not self.data.class_share[label]:
             raise UsageError(
                 f"the model {self.name} saw no picture of {self.data.classes[label]!r} in training, so it draws none; "
-                f"it has {', '.join(self.data.learnt)}."
+                f"it has {listed(self.data.learnt)}."
             )
         return label
-
-    def _label(self, name: str | int) -> int:
-        classes = self.data.classes
-        for index, known in enumerate(classes):
-            if known.lower() == str(name).lower():
-                return index
-        if str(name).isdigit() and int(name) < len(classes):
-            return int(name)
-        if not classes:
-            raise UsageError(f"the model {self.name} has no classes")
-        close = difflib.get_close_matches(str(name), self.data.learnt, 1, 0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(self.data.learnt)}."
-        raise UsageError(f"the model {self.name} has no class {name!r}; {hint}")
 
     def labels(self, samples: np.ndarray) -> Tensor | None:
         """Labels for the samples numbered `samples`, in the data's proportions; None for a model without classes.
@@ -167,52 +165,24 @@ def write_model(
     write_json(folder / "model.json", card)
 
 
-def read_card(folder: Path) -> tuple[Config, DataFacts, dict[str, Any]]:
-    """`model.json` of a folder. Raises UndiffuseError where it is not one this version reads."""
-    card = read_json(folder / "model.json")
-    try:
-        if card["format"] != FORMAT:
-            raise UndiffuseError(
-                f"{folder}: model format {card['format']}; this version reads {FORMAT}. Upgrade undiffuse."
-            )
-        facts = dict(card["data"])
-        for key in ("shape", "classes", "class_share"):
-            facts[key] = tuple(facts[key])
-        if len(facts["shape"]) != 3:
-            raise ValueError(f"shape {facts['shape']} is not height, width, channels")
-        return read_config(card["config"]), DataFacts(**facts), card["training"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {error}") from error
-
-
-def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
-    """`grids.json` of a model folder, {} where there is none. Raises UndiffuseError where it is damaged."""
-    if not (folder / "grids.json").exists():
-        return {}
-    try:
-        grids = {key: tuple(map(float, entry["log_snr"])) for key, entry in read_json(folder / "grids.json").items()}
-        for key, values in grids.items():
-            if len(values) != int(key.partition(":")[2]) - 1 or any(a >= b for a, b in itertools.pairwise(values)):
-                raise ValueError(f"{key} is not a grid of that many steps")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UndiffuseError(f"{folder}/grids.json is damaged ({error}): delete it, or run undiffuse tune") from error
-    return grids
-
-
 def load(name: str | os.PathLike[str], device: str | torch.device | None = None) -> Model:
     """A model from a run folder (its newest checkpoint), a model folder or a built-in name.
 
     `device` None: a GPU where there is one. Raises UsageError for an unknown name, UndiffuseError for a damaged model.
     """
     folder = find(name)
-    config, data, training = read_card(folder)
-    network = make_network(config, data.shape[2], len(data.classes))
+    config, data, training, _ = read_card(folder)
+    grids = read_grids(folder)
     try:
-        weights = load_file(folder / "weights.safetensors")
-        network.load_state_dict({current_name(key): tensor for key, tensor in weights.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UndiffuseError(f"{folder}/weights.safetensors does not hold this model's weights: {reason}") from error
+        default_network(config.network, data.shape[:2])  # refuses one that is not for images of this shape
+        shapes = network_shapes(config, data.shape[2], len(data.classes))
+        make_denoiser(config, nn.Identity())  # refuses a target that is not for the process
+    except UndiffuseError as error:
+        reason = cut(str(error), 250)
+        raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {reason}") from error
+    weights = read_weights(folder / "weights.safetensors", shapes)
+    network = make_network(config, data.shape[2], len(data.classes))
+    network.load_state_dict(weights)
     if device is None and "LOCAL_RANK" in os.environ:  # one of several processes: each has a GPU of its own
         device = PartialState(cpu=shares_a_cpu()).device
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,47 +191,7 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use the device {device}: {str(error).splitlines()[0]}") from None
     source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
-    return Model(
-        str(name), config, data, make_denoiser(config, network), training, grids=read_grids(folder), source=source
-    )
-
-
-def built_in() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(folder.name for folder in BUILT_IN.iterdir() if (folder / "model.json").exists())
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted(path.parent for path in run.glob("checkpoints/step-*/model.json"))
-
-
-def recorded_source(run: Path) -> str:
-    """Where the run in a folder last found its data: an absolute path that exists, or else "".
-
-    It stands in run.json alone, so that a checkpoint taken out of its run tells nothing of the machine it was made on.
-    """
-    try:
-        source = read_json(run / "run.json")["data"]["source"]
-    except (UndiffuseError, KeyError, TypeError):
-        return ""
-    return source if isinstance(source, str) and os.path.isabs(source) and os.path.exists(source) else ""
-
-
-def find(name: str | os.PathLike[str]) -> Path:
-    """The model folder that `name` means: a run or model folder on disk, else a built-in name."""
-    path = Path(name)
-    if (path / "model.json").exists():
-        return path
-    if saved := checkpoints(path):
-        return saved[-1]
-    if str(name) in built_in():
-        return BUILT_IN / str(name)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder without a model: no model.json and no checkpoint in it (yet)")
-    close = difflib.get_close_matches(str(name), built_in(), 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else f"built in are {', '.join(built_in()) or 'none'}."
-    raise UsageError(f"no model {str(name)!r}: not a folder here, and not built in; {hint}")
+    return Model(str(name), config, data, make_denoiser(config, network), training, grids=grids, source=source)
 
 
 def with_process(model: Model, **settings: Any) -> Model:

@@ -6,6 +6,7 @@ import typer
 
 from undiffuse.cli import compare, data, demo, evaluate, explain, export, import_, models, sample, train, tune
 from undiffuse.cli.console import fail
+from undiffuse.cli.early import EarlyCommand
 from undiffuse.errors import UndiffuseError
 from undiffuse.memory import keep_freed_memory
 
@@ -19,16 +20,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("explain")(explain.explain)
+app.command("sample", cls=EarlyCommand)(sample.sample)
+app.command("evaluate", cls=EarlyCommand)(evaluate.evaluate)
+app.command("compare", cls=EarlyCommand)(compare.compare)
+app.command("explain", cls=EarlyCommand)(explain.explain)
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)
-app.command("tune")(tune.tune)
+app.command("tune", cls=EarlyCommand)(tune.tune)
 app.command("demo")(demo.demo)
 app.command("import")(import_.import_)
-app.command("export")(export.export)
+app.command("export", cls=EarlyCommand)(export.export)
 
 
 @app.callback(invoke_without_command=True)

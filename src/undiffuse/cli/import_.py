@@ -23,12 +23,12 @@ def import_(
       undiffuse sample models/cifar --sampler ddim --steps 50
     """
     from undiffuse import output
+    from undiffuse.card import read_card
     from undiffuse.interop.diffusers import import_diffusers
-    from undiffuse.model import read_card
 
     output.claim_folder("--out", out, force)
     written = output.put_folder(out, lambda path: import_diffusers(folder, path), PARTS, force)
-    config, data, _ = read_card(written)
+    config, data, *_ = read_card(written)
     height, width, channels = data.shape
     say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")
     say(f"next: {command('sample', written)}")

@@ -14,23 +14,23 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from undiffuse.files import read_json
-    from undiffuse.model import BUILT_IN, built_in, read_card
+    from undiffuse.card import BUILT_IN, built_in, read_card
+    from undiffuse.names import listed
 
     table = Table("name", "learnt", "classes", "size", "trained")
     table.columns[0].no_wrap = True
     for name in built_in():
         folder = BUILT_IN / name
-        _, data, training = read_card(folder)
+        _, data, training, measured = read_card(folder)
         size = (folder / "weights.safetensors").stat().st_size / 1e6
         height, width, channels = data.shape
         told = f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}"
-        if measured := read_json(folder / "model.json").get("measured"):
-            told += f"; {measured['bits_per_dim']['mean']:.3f} bits/dim ({measured['n']:,} {measured['split']} images)"
+        if measured:
+            told += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
         table.add_row(
             name,
             f"{data.count} images of {height}x{width}x{channels} ({data.licence})",
-            ", ".join(data.learnt),
+            listed(data.learnt),
             f"{size:.1f} MB",
             told,
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli.console import say
+from undiffuse.cli.early import check_source
 
 
 def train(
@@ -19,6 +20,8 @@ def train(
     skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
     seed: int = typer.Option(None, help="Everything random follows from it [0]."),
     settings: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting; see --help-config."),
+    config: Path = typer.Option(None, "--config", help="Settings from a file: TOML, JSON, a run.json or a model.json."),
+    dump_config: bool = typer.Option(False, "--dump-config", help="Print all settings as TOML for --config, and exit."),
     help_config: bool = typer.Option(False, "--help-config", help="List every setting with its default, and exit."),
 ) -> None:
     """Train a model on DATA; write it, its metrics and its previews to a run folder.
@@ -29,10 +32,14 @@ def train(
       undiffuse train ~/pictures --size 64 --flip --minutes 60 --out runs/pictures
       undiffuse train fashion-mnist --set training.batch_size=64 --set network.channels=32,64
       undiffuse train --out runs/emoji --resume
+      undiffuse train emoji --minutes 60 --dump-config > mine.toml
+      undiffuse train --config mine.toml --out runs/mine
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
     """
-    from undiffuse.config import keys, parse_settings, preset_for, written
+    from undiffuse.card import read_run
+    from undiffuse.config import keys, make_config, over, parse_settings, preset_for, written
     from undiffuse.config import preset as settings_of
+    from undiffuse.configfile import as_toml, read_settings
 
     if help_config:
         for name, kind, default, description in keys():
@@ -49,10 +56,23 @@ def train(
         "training.seed": seed,
     }
     asked |= {name: value for name, value in given.items() if value is not None}
+    if config:
+        asked = over(read_settings(config), asked)
     if not resume:
         asked.setdefault("data.source", "emoji")
         preset = preset or preset_for(asked.get("training.minutes"))
-    values = (settings_of(preset) if preset else {}) | asked
+    values = over(settings_of(preset), asked) if preset else asked
+    if resume and out is None:
+        from undiffuse.training.folders import folder_to_resume
+
+        out = folder_to_resume(values.get("data.source", "emoji"))
+    begun = read_run(out) if out and resume and (out / "run.json").exists() else None
+    resolved = make_config(values, begun)  # refuses what is wrong before torch is loaded
+    if dump_config:
+        say(as_toml(resolved))
+        return
+    if not resume:
+        check_source(resolved.data.source)
 
     import os
     import shlex
@@ -60,14 +80,13 @@ def train(
 
     from undiffuse.output import fresh
     from undiffuse.training import train as run
-    from undiffuse.training.folders import folder_to_resume, usual_folder
+    from undiffuse.training.folders import usual_folder
 
     if out is None:
         # Every process of a torchrun finds the same one: none makes it before all are here (`train` waits for them).
-        source = values.get("data.source", "emoji")
-        usual = usual_folder(source)
-        out = folder_to_resume(source) if resume else fresh(usual)
-        if out != usual and not resume and os.environ.get("RANK", "0") == "0":
+        usual = usual_folder(resolved.data.source)
+        out = fresh(usual)
+        if out != usual and os.environ.get("RANK", "0") == "0":
             say(f"{usual} is there already (--resume would go on with a run): this run is {out}")
     outcome = run(values, out, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     folder = shlex.quote(str(outcome.run))

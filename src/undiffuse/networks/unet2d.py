@@ -19,13 +19,13 @@ from undiffuse.networks.embedding import zero_
 from undiffuse.networks.unet import convolution_weights
 
 ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Options(BaseModel):
     """What `UNet2DModel` can be told beyond its width, depth, attention and dropout, by its names and defaults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     add_attention: bool = True
@@ -36,10 +36,10 @@ class Options(BaseModel):
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    mid_block_scale_factor: float = Field(1, gt=0)
+    freq_shift: float = Field(0, ge=-1e6, le=1e6)
+    mid_block_scale_factor: float = Field(1, ge=1e-6, le=1e6)
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: float = Field(1e-5, ge=1e-12, le=1)
     norm_num_groups: Positive = 32
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     time_embedding_dim: Positive | None = None
@@ -205,6 +205,8 @@ class UNet2D(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        if channels[0] // 2 - options.freq_shift <= 0:
+            raise ValueError(f"freq_shift = {options.freq_shift:g} leaves {channels[0]} channels no frequencies")
         self.options, self.width, self.classes = options, channels[0], classes
         self.register_buffer("log_snr", log_snr.float(), persistent=False)
         self.log_snr: Tensor

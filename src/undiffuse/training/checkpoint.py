@@ -6,20 +6,25 @@ RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json tr
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from undiffuse.config import Config
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
-from undiffuse.networks import current_name
+from undiffuse.names import cut, fault
 from undiffuse.objectives import Importance
 from undiffuse.training.ema import EMA
+from undiffuse.weights import read_tensors, read_weights
+
+Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 @dataclass
@@ -33,10 +38,13 @@ class Progress:
         pending: losses of the steps since the last row of the metrics.
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    total: int | None = None
-    pending: list[float] = field(default_factory=list)
+    step: Count = 0
+    seconds: Annotated[Finite, Field(ge=0, le=1e15)] = 0.0
+    total: Count | None = None
+    pending: list[Finite] = field(default_factory=list)
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass
@@ -93,28 +101,60 @@ def sweep(run: Path) -> None:
 
 def restore(folder: Path, learner: Learner) -> None:
     """Puts a checkpoint back, exactly. Raises UndiffuseError naming the folder when it is damaged."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in learner.named}
     try:
-        tensors, averages = (
-            {current_name(key): tensor for key, tensor in load_file(folder / f"{file}.safetensors").items()}
-            for file in ("training", "weights")
+        averages = read_weights(folder / "weights.safetensors", shapes)
+        tensors = read_tensors(folder / "training.safetensors")
+        state = read_json(folder / "training.json", finite=True)
+        progress = _PROGRESS.validate_python({key: state[key] for key in asdict(Progress())})
+        known = {name: tensors.pop(f"network.{name}") for name in shapes}
+        importance = (
+            {key: tensors.pop(f"importance.{key}") for key in ("moments", "seen")} if learner.importance else {}
         )
-        state = read_json(folder / "training.json")
-        with torch.no_grad():
-            for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):
-                parameter.copy_(tensors.pop(f"network.{name}"))
-                average.copy_(averages[name])
-        if learner.importance:
-            learner.importance.moments = tensors.pop("importance.moments")
-            learner.importance.seen = tensors.pop("importance.seen")
-        moments: dict[str, dict[str, Tensor]] = {name: {} for name, _ in learner.named}
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
         for key, value in tensors.items():
             _, moment, name = key.split(".", 2)
             moments[name][moment] = value
-        device = learner.ema.average[0].device
-        for name, parameter in learner.named:
-            learner.optimizer.state[parameter] = {key: value.to(device) for key, value in moments[name].items()}
+        _check(learner, known, importance, moments)
         if learner.scaler and state["scaler"]:
             learner.scaler.load_state_dict(state["scaler"])
-        learner.progress = Progress(state["step"], state["seconds"], state["total"], state["pending"])
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UndiffuseError(f"the checkpoint {folder} is damaged ({error}); remove it and --resume again") from error
+    except ValidationError as error:
+        raise _damaged(folder, f"training.json: {fault(error)}") from error
+    except KeyError as error:
+        raise _damaged(folder, f"there is no {cut(str(error))} in it") from error
+    except (UndiffuseError, TypeError, RuntimeError, ValueError) as error:
+        raise _damaged(folder, cut(str(error), 300)) from error
+    device = learner.ema.average[0].device
+    with torch.no_grad():
+        for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):
+            parameter.copy_(known[name])
+            average.copy_(averages[name])
+            learner.optimizer.state[parameter] = {key: value.to(device) for key, value in moments[name].items()}
+    if learner.importance:
+        learner.importance.moments, learner.importance.seen = importance["moments"], importance["seen"]
+    learner.progress = progress
+
+
+def _check(
+    learner: Learner, known: dict[str, Tensor], importance: dict[str, Tensor], moments: dict[str, dict[str, Tensor]]
+) -> None:
+    """Raises ValueError for a tensor of another shape, and where the optimiser's lack what others like them have."""
+    wanted: dict[str, tuple[Tensor, tuple[tuple[int, ...], ...]]]
+    wanted = {f"network.{name}": (known[name], (tuple(parameter.shape),)) for name, parameter in learner.named}
+    if learner.importance:
+        wanted |= {f"importance.{key}": (value, ((learner.importance.bins,),)) for key, value in importance.items()}
+    for name, parameter in learner.named:
+        shapes = tuple(parameter.shape), ()  # a moment, or a count of steps
+        wanted |= {f"optimizer.{key}.{name}": (value, shapes) for key, value in moments[name].items()}
+    for key, (value, allowed) in wanted.items():
+        if tuple(value.shape) not in allowed:
+            raise ValueError(f"{cut(key)} is of shape {tuple(value.shape)}, not {allowed[0]}")
+    names = {id(parameter): name for name, parameter in learner.named}
+    for group in learner.optimizer.param_groups:
+        held = [moments[names[id(parameter)]].keys() for parameter in group["params"] if parameter.requires_grad]
+        if any(keys != held[0] for keys in held):
+            raise ValueError("training.safetensors lacks some of the optimiser's state")
+
+
+def _damaged(folder: Path, reason: str) -> UndiffuseError:
+    return UndiffuseError(f"the checkpoint {folder} is damaged ({reason}); remove it and --resume again")

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from undiffuse.card import recorded_source
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import FILES
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.model import recorded_source
 from undiffuse.training.record import located, read_record
 
 RUNS = Path("runs")

@@ -11,12 +11,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from undiffuse.card import DataFacts, checkpoints, read_card, read_run, recorded_source
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.data import ImageSet
 from undiffuse.data.entries import OPENERS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
-from undiffuse.model import DataFacts, checkpoints, read_card, recorded_source
 
 NAME = "run.json"
 LOGS = (".log", ".txt", ".out", ".err")  # what a shell or a cluster may have begun to write beside a run
@@ -32,12 +32,10 @@ def read_record(run: Path) -> dict[str, Any] | None:
     """What run.json holds, None where there is none. Raises UndiffuseError for a damaged one."""
     if not (run / NAME).exists():
         return None
-    record = read_json(run / NAME)
-    try:
-        read_config(record["config"])
-        record.setdefault("data", {}).get("source")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UndiffuseError(f"{run / NAME} is damaged or not of a run: {error}") from error
+    read_run(run)
+    record: dict[str, Any] = read_json(run / NAME)
+    if not isinstance(record.setdefault("data", {}), dict):
+        raise UndiffuseError(f"{run / NAME} is damaged or not of a run of undiffuse: data is not a table")
     return record
 
 
@@ -94,7 +92,7 @@ def check_data(run: Path, config: Config, data: ImageSet) -> None:
     if record is None:
         return
     began_with, saved = record["config"]["data"]["source"], checkpoints(run)
-    learnt = read_card(saved[-1])[1].fingerprint if saved else record["data"].get("fingerprint")
+    learnt = read_card(saved[-1]).data.fingerprint if saved else record["data"].get("fingerprint")
     if learnt == data.fingerprint or (learnt is None and began_with == config.data.source):
         return
     if began_with != config.data.source:

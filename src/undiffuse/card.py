@@ -1,0 +1,216 @@
+"""What a model folder says of its model, and where models are: all that can be known without loading one.
+
+Whatever `model.json` and `grids.json` hold is checked here, with types and bounds. Imports no torch.
+"""
+
+import itertools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from undiffuse.config import Config, read_config
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import read_json
+from undiffuse.names import cut, did_you_mean, fault, listed, shown
+
+FORMAT = 1
+BUILT_IN = Path(__file__).parent / "models"
+LARGEST_SIDE = 16_384  # pixels
+MOST_NUMBERS = 2**28  # in one image: a gigabyte of float32
+
+Words = Annotated[str, Field(max_length=10_000, strict=True)]
+Whole = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+Amount = Annotated[float, Field(ge=0, le=1e15, strict=True, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
+LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
+
+    A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
+    Raises ValueError for facts that contradict each other.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: Words
+    shape: tuple[Side, Side, Side]
+    count: Whole
+    classes: tuple[Words, ...] = ()
+    class_share: tuple[Share, ...] = ()
+    licence: Words = ""
+    fingerprint: Words = ""
+
+    def __post_init__(self) -> None:
+        if self.shape[2] not in (1, 3):
+            raise ValueError(f"images of {self.shape[2]} channels: 1 (grey) and 3 (colour) are known")
+        if math.prod(self.shape) > MOST_NUMBERS:
+            raise ValueError(f"images of {shown(self.shape)} are larger than any that a model is made for")
+        if len(self.classes) != len(self.class_share):
+            raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
+        if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
+            raise ValueError(f"class_share sums up to {sum(self.class_share):g}, not to 1")
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The classes there were pictures of: those that can be drawn."""
+        return tuple(name for name, share in zip(self.classes, self.class_share, strict=True) if share > 0)
+
+
+class Training(BaseModel):
+    """What is used of how a model was trained; there may be more."""
+
+    steps: Whole | None = None
+    images: Whole | None = None
+    seconds: Amount | None = None
+    processes: Whole | None = None
+    threads: Whole | None = None
+    device: Words = ""
+    machine: Words = ""
+
+
+class Bits(BaseModel):
+    """Bits per dimension, with their standard error."""
+
+    mean: Annotated[float, Field(ge=-1e6, le=1e6, strict=True)]
+    error: Amount
+
+
+class Measured(BaseModel):
+    """What was measured of a model before it was shipped."""
+
+    bits_per_dim: Bits
+    n: Whole
+    split: Words
+
+
+class _Grid(BaseModel):
+    log_snr: Annotated[tuple[LogSNR, ...], Field(max_length=1_000_000)]
+
+
+class Card(NamedTuple):
+    """What `model.json` says; `training` is the file's own table, checked where `Training` knows it."""
+
+    config: Config
+    data: DataFacts
+    training: dict[str, Any]
+    measured: Measured | None = None
+
+
+_DATA = TypeAdapter(DataFacts)
+_GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9][0-9]{0,6}$")], _Grid])
+
+
+def read_card(folder: Path) -> Card:
+    """`model.json` of a folder. Raises UndiffuseError where it is not one that this version reads."""
+    path = folder / "model.json"
+    card = read_json(path)  # what was imported may hold infinities, as diffusers' schedulers do
+    within: tuple[str, ...] = ()
+    try:
+        if not isinstance(card, dict):
+            raise ValueError("it is not a table")
+        format = card.get("format")
+        if type(format) is not int:
+            raise ValueError(f"format = {shown(format)}")
+        if format != FORMAT:
+            raise UndiffuseError(
+                f"{path}: model format {shown(format)}; this version reads {FORMAT}. Upgrade undiffuse."
+            )
+        config, within = read_config(card.get("config")), ("data",)
+        data, within = _DATA.validate_python(card.get("data")), ("training",)
+        Training.model_validate(card.get("training"))
+        within = ("measured",)
+        measured = None if card.get("measured") is None else Measured.model_validate(card["measured"])
+    except ValidationError as error:
+        raise _damaged(path, fault(error, *within)) from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    return Card(config, data, card["training"], measured)
+
+
+def _damaged(path: Path, reason: str) -> UndiffuseError:
+    return UndiffuseError(f"{path} is damaged or not a model of undiffuse: {cut(reason, 250)}")
+
+
+def read_run(run: Path) -> Config:
+    """The configuration in `run.json` of a run folder. Raises UndiffuseError where it holds none."""
+    path = run / "run.json"
+    record = read_json(path, finite=True)
+    try:
+        return read_config(record.get("config") if isinstance(record, dict) else record)
+    except ValueError as error:
+        raise UndiffuseError(f"{path} is damaged or not of a run of undiffuse: {cut(str(error), 250)}") from None
+
+
+def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
+    """`grids.json` of a model folder, {} where there is none. Raises UndiffuseError where it is damaged."""
+    path = folder / "grids.json"
+    if not os.path.lexists(path):
+        return {}
+    try:
+        grids = {key: grid.log_snr for key, grid in _GRIDS.validate_python(read_json(path, finite=True)).items()}
+        for key, values in grids.items():
+            if len(values) != int(key.partition(":")[2]) - 1 or any(a >= b for a, b in itertools.pairwise(values)):
+                raise ValueError(f"{key} is not a grid of that many steps")
+    except ValueError as error:
+        reason = fault(error) if isinstance(error, ValidationError) else str(error)
+        raise UndiffuseError(f"{path} is damaged ({cut(reason, 250)}): delete it, or run undiffuse tune") from None
+    return grids
+
+
+def built_in() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(folder.name for folder in BUILT_IN.iterdir() if (folder / "model.json").exists())
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted(path.parent for path in run.glob("checkpoints/step-*/model.json"))
+
+
+def recorded_source(run: Path) -> str:
+    """Where the run in a folder last found its data: an absolute path that exists, or else "".
+
+    It stands in run.json alone, so that a checkpoint taken out of its run tells nothing of the machine it was made on.
+    """
+    try:
+        source = read_json(run / "run.json")["data"]["source"]
+    except (UndiffuseError, KeyError, TypeError):
+        return ""
+    return source if isinstance(source, str) and os.path.isabs(source) and os.path.exists(source) else ""
+
+
+def _there(path: Path) -> bool:
+    """Whether something is called so, be it a link to nothing. Raises OSError where that cannot be known."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The model folder that `name` means: a run or model folder on disk, else a built-in name."""
+    path = Path(name)
+    try:
+        if _there(path / "model.json"):
+            return path
+        if _there(path / "checkpoints"):
+            os.listdir(path / "checkpoints")  # a glob says nothing of what it may not read
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot look into {cut(str(path), 200)}: {getattr(error, 'strerror', error)}") from None
+    if saved := checkpoints(path):
+        return saved[-1]
+    if str(name) in built_in():
+        return BUILT_IN / str(name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder without a model: no model.json and no checkpoint in it (yet)")
+    hint = did_you_mean(str(name), built_in(), f"built in are {listed(built_in()) or 'none'}.")
+    raise UsageError(f"no model {shown(str(name))}: not a folder here, and not built in; {hint}")

@@ -1,0 +1,68 @@
+"""What a command can refuse before it loads torch, which takes seconds: models and names that there are not."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperCommand
+
+CHOICES = {
+    "sampler": (
+        *("auto", "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "heun"),
+        *("dpm++2m", "dpm++3m", "unipc", "unipc3"),
+    ),
+    "grid": ("trailing", "leading", "linspace", "quadratic", "karras", "log-snr"),
+    "threshold": ("clip", "dynamic", "none"),
+    "engine": ("auto", "torch", "compile", "onnxruntime"),
+    "format": ("diffusers", "onnx"),
+}
+"""Option -> the names it takes, written out here because what they name needs torch; a test holds them to those."""
+
+
+class EarlyCommand(TyperCommand):
+    """A command whose arguments are looked at before it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. Raises UsageError for a model or a name that there is not, UndiffuseError for damage."""
+        for option, names in CHOICES.items():
+            if (name := ctx.params.get(option)) is not None:
+                _check_name(option, name, names)
+        if (model := ctx.params.get("model")) is not None:
+            _check_model(model)
+        for subject in (ctx.params.get("subject"), *(ctx.params.get("subjects") or ())):
+            if subject is not None:
+                _check_subject(subject)
+        return super().invoke(ctx)
+
+
+def _check_name(what: str, name: str, names: tuple[str, ...]) -> None:
+    from undiffuse.errors import UsageError
+    from undiffuse.names import nearest, shown
+
+    if name not in names:
+        close = nearest(name, names)
+        hint = f"; did you mean {close}?" if close else f": choose from {', '.join(names)}"
+        raise UsageError(f"no {what} {shown(name)}{hint}")
+
+
+def _check_model(model: str) -> None:
+    from undiffuse.card import find, read_card, read_grids
+
+    folder = find(model)
+    read_card(folder)
+    read_grids(folder)
+
+
+def _check_subject(subject: str) -> None:
+    """A model, MODEL@sampler:steps or a path with samples."""
+    name, at, how = subject.rpartition("@")
+    if not os.path.exists(subject) and (not at or "/" in how or not os.path.exists(name)):
+        _check_model(name if at and "/" not in how else subject)
+
+
+def check_source(source: str) -> None:
+    """Raises UsageError where nothing is called `source`: no data set, no path, and it is no name on the hub."""
+    from undiffuse.data.loading import HUB_NAME, OPENERS, load
+
+    if not (source in OPENERS or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()):
+        load(source)

@@ -1,0 +1,59 @@
+"""Tensors in files: safetensors alone, and nothing is read before names, shapes and types are those expected."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from undiffuse.errors import UndiffuseError
+from undiffuse.names import cut, listed
+from undiffuse.networks import current_name
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (type, shape) of the tensors in a file. Raises UndiffuseError naming the file where it is damaged."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UndiffuseError(f"cannot read {path}: it is not a file")
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {current_name(name): (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise UndiffuseError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, which are numbers and finite. Raises UndiffuseError naming the file where they are not."""
+    for name, (kind, _) in read_header(path).items():
+        if kind not in FLOATS:
+            raise UndiffuseError(f"{path}: {cut(name)} is of type {cut(str(kind))}, not of {', '.join(FLOATS)}")
+    try:
+        tensors = {current_name(name): tensor for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UndiffuseError(f"cannot read {path}: {_reason(error)}") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UndiffuseError(f"{path}: {cut(name)} holds numbers that are not finite")
+    return tensors
+
+
+def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights in a file. Raises UndiffuseError where their names and shapes are not those of `expected`."""
+    found = {name: shape for name, (_, shape) in read_header(path).items()}
+    for what, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
+        if names:
+            raise UndiffuseError(f"{path} does not hold this model's weights: it {what} {listed(sorted(names)[:3])}")
+    for name, shape in expected.items():
+        if found[name] != tuple(shape):
+            raise UndiffuseError(
+                f"{path} does not hold this model's weights: {name} is of shape {found[name]}, not {tuple(shape)}"
+            )
+    return read_tensors(path)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or cut(str(error), 200) or type(error).__name__
