@@ -16,6 +16,7 @@ from undiffuse.data import ImageSet, by
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import cut, fault
 from undiffuse.networks import UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
@@ -163,8 +164,8 @@ def make_options(given: dict[str, Any]) -> Options:
         if first["type"] == "extra_forbidden":
             close = difflib.get_close_matches(name, Options.model_fields, 1, 0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(Options.model_fields)}."
-            raise UsageError(f"network.options.{name}: a unet2d here has no such option; {hint}") from None
-        raise UsageError(f"network.options.{name} = {first['input']!r}: {first['msg'].lower()}") from None
+            raise UsageError(f"network.options.{cut(name)}: a unet2d here has no such option; {hint}") from None
+        raise UsageError(fault(error, "network.options")) from None
 
 
 def make_network(config: Config, channels: int, classes: int) -> nn.Module:
@@ -203,19 +204,30 @@ def make_network(config: Config, channels: int, classes: int) -> nn.Module:
     )
 
 
+def network_shapes(config: Config, channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
+    try:
+        with torch.device("meta"):
+            return {name: tuple(w.shape) for name, w in make_network(config, channels, classes).state_dict().items()}
+    except RuntimeError as error:
+        raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
+
+
 def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> nn.Module:
     assert network.channels and network.attention is not None
-    schedule, options = make_process(config).schedule, make_options(network.options)
-    if schedule.steps is None:
-        raise UsageError(
-            f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
-            "use linear or cosine"
-        )
+    with torch.device("cpu"):  # the table has numbers even where the weights are "meta", shapes alone
+        schedule, options = make_process(config).schedule, make_options(network.options)
+        if schedule.steps is None:
+            raise UsageError(
+                f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
+                "use linear or cosine"
+            )
+        log_snrs = step_log_snrs(schedule)
     try:
         return UNet2D(
             inputs,
             outputs,
-            step_log_snrs(schedule),
+            log_snrs,
             channels=network.channels,
             blocks=network.blocks,
             attention=network.attention,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undiffuse.errors import UsageError
+from undiffuse.names import fault
 
 PRESETS = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(ge=1)]
@@ -246,6 +247,4 @@ def make_config(values: dict[str, Any], base: Config | None = None) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{name} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise UsageError(fault(error)) from None

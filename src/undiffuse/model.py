@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_network
-from undiffuse.config import Config, make_config, read_config
+from undiffuse.config import Config, Data, make_config, read_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
@@ -77,6 +77,15 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @property
+    def learnt(self) -> Data | None:
+        """The data that it learnt, as it is read; None of an imported model, which knows the images' shape alone."""
+        return None if "imported" in self.training else self.config.data
+
+    def has_learnt(self, fingerprint: str) -> bool | None:
+        """Whether the training images of this fingerprint are what it learnt; None of an imported model: not known."""
+        return None if self.learnt is None else self.data.fingerprint == fingerprint
 
     @property
     def parameters(self) -> int:

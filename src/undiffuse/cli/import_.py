@@ -1,5 +1,6 @@
 """`undiffuse import`."""
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -8,21 +9,26 @@ from undiffuse.cli.console import say
 
 
 def import_(
-    folder: Path = typer.Argument(..., help="A folder of diffusers: a DDPM or DDIM pipeline, or a UNet2DModel."),
+    folder: Path = typer.Argument(..., help="A folder of diffusers: a pipeline, a UNet2DModel, or a checkpoint-N."),
     out: Path = typer.Option(..., "--out", "-o", help="The model folder to write."),
+    scheduler: Path = typer.Option(
+        None, help="What it was trained on: a scheduler_config.json or its folder [in FOLDER or about it]."
+    ),
 ) -> None:
     """Make a model of undiffuse from a FOLDER of diffusers. Pickled weights (.bin) are never opened.
 
     \b
     Examples:
       undiffuse import ~/ddpm-cifar10-32 --out models/cifar
+      undiffuse import out/checkpoint-500 --out models/average    # of a training script; its unet_ema, if it has one
+      undiffuse import unet --scheduler ~/ddpm-cifar10-32/scheduler --out models/bare
       undiffuse sample models/cifar --sampler ddim --steps 50
     """
     from undiffuse.interop.diffusers import import_diffusers
     from undiffuse.model import read_card
 
-    written = import_diffusers(folder, out)
+    written = import_diffusers(folder, out, scheduler, say)
     config, data, _ = read_card(written)
     height, width, channels = data.shape
     say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")
-    say(f"next: undiffuse sample {written}")
+    say(f"next: {shlex.join(['undiffuse', 'sample', str(written)])}")

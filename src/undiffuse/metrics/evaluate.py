@@ -117,7 +117,7 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
             "parameters": model.parameters,
             "fingerprint": model.fingerprint,
             "training": model.training,
-            "learnt_this_data": model.data.fingerprint == bench.facts["train_fingerprint"],
+            "learnt_this_data": model.has_learnt(bench.facts["train_fingerprint"]),
         },
         "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations, "engine": model.engine},
     }
@@ -136,7 +136,7 @@ def open_subject(subject: str, device: str | None = None) -> Model | ImageSet:
 
 
 def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: str | None, **options: Any) -> Bench:
-    """The bench that all subjects can be measured on: `data`, or what the first model among them learnt.
+    """The bench that all subjects can be measured on: `data`, or what the first trained model among them learnt.
 
     Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
     """
@@ -144,9 +144,10 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise UsageError(f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape")
-    learnt = [subject.config.data for subject in subjects if isinstance(subject, Model)]
+    learnt = [subject.learnt for subject in subjects if isinstance(subject, Model) and subject.learnt]
     if data is None and not learnt:
-        raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
+        why = "was imported and knows no data" if isinstance(subjects[0], Model) else "holds samples"
+        raise UsageError(f"{names[0]} {why}: say with --data what its images should be like")
     if data is None:
         return bench(learnt[0], shapes[0], **options)
     return bench(Data.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)

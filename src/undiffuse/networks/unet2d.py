@@ -24,7 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Options(BaseModel):
     """What `UNet2DModel` can be told beyond its width, depth, attention and dropout, by its names and defaults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     add_attention: bool = True

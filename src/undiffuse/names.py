@@ -1,0 +1,86 @@
+"""Names and values as people give them: the one that was meant, and how errors quote what may be long."""
+
+import difflib
+import reprlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+LONGEST = 80  # characters of a value that an error quotes
+MOST = 10  # names that an error lists
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 3, LONGEST - 10, LONGEST - 10
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """`text` in one line, with its end left out where it is longer than `longest`."""
+    text = " ".join(text[: 4 * longest].split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def shown(value: Any) -> str:
+    """`value` as an error quotes it: its repr, shortened."""
+    try:
+        return cut(_repr.repr(value))
+    except ValueError:  # an int of more digits than Python writes
+        return f"a number of {value.bit_length()} bits"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of `names`, and how many there are where that is not all."""
+    names = list(names)
+    more = f" ... ({len(names):,} in all)" if len(names) > MOST else ""
+    return ", ".join(cut(name, 40) for name in names[:MOST]) + more
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The one of `known` most like `name`, None where none is."""
+    close = difflib.get_close_matches(name[:LONGEST], list(known), 1, cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """ "did you mean ...?" where one of `known` is like `name`, else `otherwise`."""
+    close = nearest(name, known)
+    return f"did you mean {cut(close)}?" if close else otherwise
+
+
+def choose(name: str | int, names: Sequence[str], what: str = "class") -> int:
+    """The index in `names` that `name` means: an int by number; a str as it is written, else in another case where
+    that is one alone, else as a number. Raises UsageError where it means none or several."""
+    if not isinstance(name, int):
+        for same in (str, _folded):
+            found = [index for index, known in enumerate(names) if same(known) == same(name)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise UsageError(
+                    f"{what} {shown(name)} may be any of "
+                    + listed(f"{cut(names[index], 30)!r} (number {index})" for index in found)
+                    + ": write it as it is there, or give its number"
+                )
+        if not (name.isascii() and name.isdecimal() and len(name) < 10):
+            raise UsageError(f"no {what} {shown(name)}; {did_you_mean(name, names, f'there are {listed(names)}.')}")
+    if 0 <= int(name) < len(names):
+        return int(name)
+    raise UsageError(f"no {what} {shown(name)}: the numbers are 0 to {len(names) - 1}")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def fault(error: "ValidationError", *within: str) -> str:
+    """The first fault that pydantic found `within` a key, as "key = value: what it should be", in one line."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(cut(str(part), 40) for part in (*within, *first["loc"]))
+    given = "" if first["type"] in ("missing", "extra_forbidden") else f" = {shown(first['input'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    separator = ": " if key or given else ""
+    return f"{key}{given}{separator}{cut(message[:1].lower() + message[1:], 200)}"
