@@ -81,11 +81,11 @@ def compare(
     opened = [open_subject(name, device) for name, _ in asked]
     for subject, (name, how) in zip(opened, asked, strict=True):
         check(name, subject, how, n)
+    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     opened = [
         with_engine(subject, engine, n * how.evaluations, bar) if isinstance(subject, Model) else subject
         for subject, (_, how) in zip(opened, asked, strict=True)
     ]
-    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     evaluations = []
     for subject, (name, how) in zip(opened, asked, strict=True):
         evaluation = evaluate_subject(shared, name, subject, how, n)

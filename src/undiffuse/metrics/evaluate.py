@@ -205,9 +205,9 @@ def evaluate(
         recipes = recipes[:1]
     for recipe in recipes:
         check(name, opened, recipe, n)
+    made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     if isinstance(opened, Model):
         opened = with_engine(opened, engine, (n or DEFAULT_N) * sum(recipe.evaluations for recipe in recipes), bar)
-    made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     for recipe in recipes:
         evaluation = evaluate_subject(made, name, opened, recipe, n)
         if evaluation is not None:
