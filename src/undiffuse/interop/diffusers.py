@@ -29,7 +29,7 @@ from undiffuse.interop.scheduler import SCHEDULES, TARGETS, Scheduler, Settings,
 from undiffuse.interop.tables import read_table
 from undiffuse.interop.weights import FLOATS, WEIGHTS, check_shapes, find_weights, read_headers, read_weights
 from undiffuse.model import DataFacts, Model, with_process, write_model
-from undiffuse.names import cut, fault, shown
+from undiffuse.names import cut, fault, listed, shown
 from undiffuse.networks import UNet2D
 from undiffuse.process import Table
 
@@ -131,10 +131,11 @@ def _new(out: str | Path) -> Path:
 def _check_pipeline(folder: Path) -> None:
     """Refuses pipelines that are more than a U-Net and a scheduler."""
     if (folder / "model_index.json").exists():
-        parts = {name for name, value in read_table(folder / "model_index.json").items() if isinstance(value, list)}
+        index = read_table(folder / "model_index.json")
+        parts = {name for name, value in index.items() if isinstance(value, list) and any(value)}  # [null, null]: none
         if more := sorted(parts - {"unet", "scheduler"}):
             raise UsageError(
-                f"{folder} has {', '.join(more)} too: only models of pixels, a unet and a scheduler, are read"
+                f"{folder} has {listed(more)} too: only models of pixels, a unet and a scheduler, are read"
             )
 
 
