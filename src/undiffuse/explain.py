@@ -61,7 +61,7 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
 def _data(model: Model) -> np.ndarray | None:
     """What the model learnt, if it is on this machine and still the same; nothing is downloaded for a picture."""
     settings = model.learnt
-    if any(entry.name == settings.source and not entry.available for entry in catalogue()):
+    if settings is None or any(entry.name == settings.source and not entry.available for entry in catalogue()):
         return None
     try:
         data = make_data(settings)

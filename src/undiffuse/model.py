@@ -82,11 +82,6 @@ class Model:
     source: str = ""
 
     @property
-    def learnt(self) -> Data:
-        """How to read what it learnt: `config.data`, from where its run found it."""
-        return self.config.data.model_copy(update={"source": self.source or self.config.data.source})
-
-    @property
     def network(self) -> nn.Module:
         """The network itself, whatever runs it."""
         network = getattr(self.denoiser.network, "module", self.denoiser.network)
@@ -97,6 +92,17 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @property
+    def learnt(self) -> Data | None:
+        """How to read what it learnt, from where its run found it; None of an imported model, which knows no data."""
+        if "imported" in self.training:
+            return None
+        return self.config.data.model_copy(update={"source": self.source or self.config.data.source})
+
+    def has_learnt(self, fingerprint: str) -> bool | None:
+        """Whether the training images of this fingerprint are what it learnt; None of an imported model: not known."""
+        return None if self.learnt is None else self.data.fingerprint == fingerprint
 
     @property
     def parameters(self) -> int:

@@ -49,7 +49,7 @@ def export(
     from undiffuse.interop.diffusers import export_diffusers, needs_adapter
 
     written = output.put_folder(out, lambda path: export_diffusers(loaded, path), PARTS, force)
-    say(f'{written}; next, in Python: diffusers.DDPMPipeline.from_pretrained("{written}")')
+    say(f"{written}; next, in Python: diffusers.DDPMPipeline.from_pretrained({str(written)!r})")
     if reason := needs_adapter(loaded):
         say(f"that takes undiffuse too, imported first (import undiffuse.interop.adapter): {reason}")
     elif loaded.data.classes:

@@ -11,15 +11,20 @@ PARTS = re.compile(r"(model|grids)\.json|weights\.safetensors")
 
 
 def import_(
-    folder: Path = typer.Argument(..., help="A folder of diffusers: a DDPM or DDIM pipeline, or a UNet2DModel."),
+    folder: Path = typer.Argument(..., help="A folder of diffusers: a pipeline, a UNet2DModel, or a checkpoint-N."),
     out: Path = typer.Option(..., "--out", "-o", help="The model folder to write."),
     force: bool = FORCE,
+    scheduler: Path = typer.Option(
+        None, help="What it was trained on: a scheduler_config.json or its folder [in FOLDER or about it]."
+    ),
 ) -> None:
     """Make a model of undiffuse from a FOLDER of diffusers. Pickled weights (.bin) are never opened.
 
     \b
     Examples:
       undiffuse import ~/ddpm-cifar10-32 --out models/cifar
+      undiffuse import out/checkpoint-500 --out models/average    # of a training script; its unet_ema, if it has one
+      undiffuse import unet --scheduler ~/ddpm-cifar10-32/scheduler --out models/bare
       undiffuse sample models/cifar --sampler ddim --steps 50
     """
     from undiffuse import output
@@ -27,7 +32,7 @@ def import_(
     from undiffuse.interop.diffusers import import_diffusers
 
     output.claim_folder("--out", out, force)
-    written = output.put_folder(out, lambda path: import_diffusers(folder, path), PARTS, force)
+    written = output.put_folder(out, lambda path: import_diffusers(folder, path, scheduler, say), PARTS, force)
     config, data, *_ = read_card(written)
     height, width, channels = data.shape
     say(f"{written}: images of {height}x{width}x{channels}, {config.process.schedule}, {config.denoiser.target}")

@@ -7,10 +7,12 @@
 The names imported from diffusers are needed here: it looks for its base classes where the class is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import read_config
@@ -25,13 +27,21 @@ except ImportError as error:
     raise UsageError('the adapter runs in diffusers, which is missing: pip install "undiffuse[diffusers]"') from error
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
 class Adapter(ModelMixin, ConfigMixin):
     """A model of undiffuse with the face of a `UNet2DModel`: it answers with v, which is finite at every noise level.
+
+    In float16 and bfloat16 its layers compute as they do in training: what tells the noise level, what weighs values
+    and all between the network's output and v stay in float32.
 
     Args:
         card: `config` and `data` of a model.json; the process must be a table.
         sample_size, in_channels, out_channels: what pipelines ask of a network.
     """
+
+    _keep_in_fp32_modules = ["head", "values"]  # noqa: RUF012  (diffusers wants a list)
 
     @register_to_config
     def __init__(
@@ -43,15 +53,44 @@ class Adapter(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         config = read_config(card["config"])
-        self.network = make_network(config, in_channels, len(card["data"]["classes"]))
-        self.denoiser = make_denoiser(config, self.network)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # from_pretrained makes it a half, and buffers are not read from files
+        try:
+            self.network = make_network(config, in_channels, len(card["data"]["classes"]))
+            self.denoiser = make_denoiser(config, self._output)
+        finally:
+            torch.set_default_dtype(default)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
+        """Moves and converts, but for tables, frequencies and the modules above, which no half can hold."""
+        modules = [module for name, module in self.network.named_children() if name in self._keep_in_fp32_modules]
+        exact = [tensor for module in modules for tensor in module.parameters()]
+        before = [tensor.data for tensor in (*exact, *self.buffers())]
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        exact = [tensor for module in modules for tensor in module.parameters()]
+        for tensor, old in zip((*exact, *self.buffers()), before, strict=True):
+            if tensor.dtype in HALVES:
+                tensor.data = old.to(tensor.device, torch.float32)
+        return self
+
+    def _output(self, x: Tensor, log_snr: Tensor, labels: Tensor | None) -> Tensor:
+        """What the network says, in the type of x, whatever its own is."""
+        half = next(self.network.parameters()).dtype
+        with torch.autocast(x.device.type, half if half in HALVES else torch.bfloat16, enabled=half in HALVES):
+            output = self.network(x, log_snr, labels)
+        if half is torch.float16 and not output.isfinite().all():  # some networks go beyond the 65504 of float16
+            weights = {name: parameter.to(x.dtype) for name, parameter in self.network.named_parameters()}
+            output = functional_call(self.network, weights, (x, log_snr, labels))
+        return output.to(x.dtype)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
         """v at the timestep, one for the batch or one per sample; `class_labels` int64 (B,), None for no class."""
         process = self.denoiser.process
-        t = process.schedule.time_of(torch.as_tensor(timestep, device="cpu") + 1)
-        prediction, level = self.denoiser(sample, t, class_labels), process.level(t)
-        v = expand(level.alpha, sample) * prediction.eps - expand(level.sigma, sample) * prediction.x0
+        t = process.schedule.time_of(torch.as_tensor(timestep, device="cpu").double() + 1)
+        x_t = sample.float() if sample.dtype in HALVES else sample
+        prediction, level = self.denoiser(x_t, t, class_labels), process.level(t)
+        v = expand(level.alpha, x_t) * prediction.eps - expand(level.sigma, x_t) * prediction.x0
+        v = v.to(sample.dtype)
         return UNet2DOutput(sample=v) if return_dict else (v,)

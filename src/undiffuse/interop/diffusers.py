@@ -5,63 +5,77 @@ as `undiffuse.interop.adapter.Adapter`, which diffusers' pipelines run where und
 """
 
 import dataclasses
-import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 
-from undiffuse.build import default_network, make_denoiser, make_network, make_options, make_process, step_log_snrs
+from undiffuse.build import (
+    default_network,
+    make_denoiser,
+    make_network,
+    make_options,
+    make_process,
+    network_shapes,
+    step_log_snrs,
+)
 from undiffuse.config import Config, make_config
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import atomic_folder, read_json, write_json
+from undiffuse.files import atomic_folder, write_json
+from undiffuse.interop.scheduler import SCHEDULES, TARGETS, Scheduler, Settings, find_scheduler, process_of
+from undiffuse.interop.tables import read_table
+from undiffuse.interop.weights import FLOATS, WEIGHTS, check_shapes, find_weights, read_headers, read_weights
 from undiffuse.model import DataFacts, Model, with_process, write_model
+from undiffuse.names import cut, fault, listed, shown
 from undiffuse.networks import UNet2D
 from undiffuse.process import Table
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.42.1"  # of diffusers: the one whose options are written
-TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-SCHEDULES = {
-    "linear": "linear",
-    "scaled_linear": "scaled-linear",
-    "sigmoid": "sigmoid",
-    "squaredcos_cap_v2": "cosine",
+OF_THE_AVERAGE = {
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
 }
-SCHEDULERS = (
-    "DDPM",
-    "DDIM",
-    "PNDM",
-    "DEISMultistep",
-    "DPMSolverMultistep",
-    "DPMSolverSinglestep",
-    "EulerDiscrete",
-    "EulerAncestralDiscrete",
-    "UniPCMultistep",
-)
-"""Schedulers that differ in how they sample: what was trained is in the betas and the prediction type."""
-RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Attention layers as early versions of diffusers called them."""
-PLACED = (
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "dropout",
-    "num_class_embeds",
-    "num_train_timesteps",
-)
-"""Keys of a `UNet2DModel`'s configuration that are no option of ours: the rest of it is."""
+"""What diffusers' EMAModel adds to a network's configuration."""
+PLACED = {"num_train_timesteps"}  # of early versions; the scheduler has it
+LARGEST_SIDE = 4096
+Count = Annotated[int, Field(ge=1, le=65_536)]
 
 
-def import_diffusers(folder: str | Path, out: str | Path) -> Path:
-    """A model folder `out` from a pipeline folder of diffusers, or from a `UNet2DModel`'s own with a scheduler or none.
+class _Described(BaseModel):
+    """The keys of a `UNet2DModel`'s configuration that are no `network.options` here."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    sample_size: int | list[Any] | None
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: list[str]
+    up_block_types: list[str]
+    block_out_channels: list[Count]
+    layers_per_block: Count
+    dropout: float = Field(0.0, ge=0, lt=1)
+    num_class_embeds: int | None = Field(None, ge=0, le=65_536)
+
+
+def import_diffusers(
+    folder: str | Path,
+    out: str | Path,
+    scheduler: str | Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """A model folder `out` from a pipeline folder of diffusers, a `UNet2DModel`'s own, or a checkpoint-N of training.
+
+    Args:
+        scheduler: the file, or its folder, that says what it was trained on; None: what `find_scheduler` finds.
+        report: gets the lines that say what was found and taken.
 
     Raises UsageError for what has no counterpart here, UndiffuseError for a damaged folder.
     """
@@ -69,32 +83,43 @@ def import_diffusers(folder: str | Path, out: str | Path) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder: download the model first, and give the folder with model_index.json")
     _check_pipeline(folder)
-    home = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet, scheduler = _read(home / "config.json"), _scheduler(folder)
-    try:
-        config, data = _config(folder.resolve().name, unet, scheduler)
-    except UsageError:
-        raise
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UndiffuseError(f"{home}/config.json or its scheduler's is incomplete or damaged: {error}") from error
+    home = _home(folder)
+    content = read_table(home / "config.json")
+    found = find_scheduler(home, None if scheduler is None else Path(scheduler))
+    path = find_weights(home)
+    held = read_headers(path)
+    config, data = _config(folder.resolve().name, home, content, found.settings, len(held))
     default_network(config.network, data.shape[:2])  # refuse a size that its levels cannot halve
+    check_shapes(home, network_shapes(config, data.shape[2], len(data.classes)), held)  # before anything is allocated
     network = make_network(config, data.shape[2], len(data.classes))
+    network.load_state_dict(read_weights(held))
     make_denoiser(config, network)  # refuse what does not go together
-    try:
-        network.load_state_dict(_weights(home))
-    except (AttributeError, OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UndiffuseError(f"{home} does not hold the weights that its config.json describes: {reason}") from error
     training = {
         "imported": {
             "folder": data.name,
-            "diffusers": unet.get("_diffusers_version"),
-            "scheduler": {key: value for key, value in scheduler.items() if key != "trained_betas"},
+            "diffusers": content.get("_diffusers_version"),
+            "scheduler": {key: value for key, value in found.content.items() if key != "trained_betas"},
         }
     }
     with atomic_folder(out) as temporary:
         write_model(temporary, config, data, training, network.state_dict())
+    for line in _found(folder, home, found, path, {FLOATS[stored.kind] for stored in held.values()}):
+        report(line)
     return out
+
+
+def _found(folder: Path, home: Path, scheduler: Scheduler, weights: Path, kinds: set[str]) -> Iterator[str]:
+    """What a person should know of where a model came from."""
+    average, last = folder / "unet_ema", folder / "unet"
+    if home == average:
+        yield f"{home}: the averaged weights (EMA)" + f"; the last ones are in {last}" * last.is_dir()
+    elif average.is_dir():
+        yield f"{home}: the weights that model_index.json names; averaged ones (EMA) are in {average}"
+    if weights.name != WEIGHTS or kinds != {"float32"}:
+        yield f"{weights}: {' and '.join(sorted(kinds))}" + ", kept as float32" * (kinds != {"float32"})
+    yield f"{scheduler.path}: {scheduler}"
+    if scheduler.of_sampling:
+        yield f"{scheduler.path}: {scheduler.of_sampling}"
 
 
 def _new(out: str | Path) -> Path:
@@ -103,130 +128,98 @@ def _new(out: str | Path) -> Path:
     return Path(out)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UsageError(f"{path} is missing: {path.parent} is not the folder of a diffusers model")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UndiffuseError(f"{path} is damaged: it holds no table of settings")
-    return content
-
-
 def _check_pipeline(folder: Path) -> None:
     """Refuses pipelines that are more than a U-Net and a scheduler."""
     if (folder / "model_index.json").exists():
-        parts = {name for name, value in _read(folder / "model_index.json").items() if isinstance(value, list)}
+        index = read_table(folder / "model_index.json")
+        parts = {name for name, value in index.items() if isinstance(value, list) and any(value)}  # [null, null]: none
         if more := sorted(parts - {"unet", "scheduler"}):
             raise UsageError(
-                f"{folder} has {', '.join(more)} too: only models of pixels, a unet and a scheduler, are read"
+                f"{folder} has {listed(more)} too: only models of pixels, a unet and a scheduler, are read"
             )
 
 
-def _scheduler(folder: Path) -> dict[str, Any]:
-    """The scheduler's configuration; without one, DDPM's defaults."""
-    places = (folder / "scheduler", folder, folder.resolve().parent / "scheduler")  # the last for a pipeline's unet
-    path = next(
-        (place / "scheduler_config.json" for place in places if (place / "scheduler_config.json").exists()), None
-    )
-    if path is None:
-        if (folder / "model_index.json").exists():
-            raise UsageError(f"{folder} has no scheduler_config.json: it is not complete")
-        return {"_class_name": "DDPMScheduler"}
-    scheduler = _read(path)
-    name = str(scheduler.get("_class_name"))
-    if name.removesuffix("Scheduler") not in SCHEDULERS:
-        raise UsageError(f"{path} is of a {name}, which is not read; known are {', '.join(SCHEDULERS)} (...Scheduler)")
-    return scheduler
+def _home(folder: Path) -> Path:
+    """The folder of the network: `folder` or one in it, the average's unless a pipeline says that it has another."""
+    network, average = folder / "unet", folder / "unet_ema"
+    home = network if network.is_dir() else folder
+    if average.is_dir() and not (home == network and (folder / "model_index.json").exists()):
+        home = average
+    if not (home / "config.json").exists():
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+        hint = f"; give one of its {', '.join(checkpoints[-3:])}" if checkpoints else ""
+        raise UsageError(f"{home}/config.json is missing: {home} is not the folder of a diffusers model{hint}")
+    return home
 
 
-def _config(name: str, unet: dict[str, Any], scheduler: dict[str, Any]) -> tuple[Config, DataFacts]:
-    kind = unet.get("_class_name", "UNet2DModel")
+def _config(
+    name: str, home: Path, content: dict[str, Any], trained: dict[str, Any], tensors: int
+) -> tuple[Config, DataFacts]:
+    """The configuration and the data of a network with `tensors` weights."""
+    kind = content.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise UsageError(f"the network of {name} is of class {kind}: only a UNet2DModel is read")
-    size, channels = unet["sample_size"], unet.get("in_channels", 3)
-    if size is None:
-        raise UsageError(f"sample_size of {name} is null: write the side of its images into config.json")
-    height, width = (size, size) if isinstance(size, int) else map(int, size)
-    learned = scheduler.get("variance_type") == "learned_range"
-    outputs = unet.get("out_channels", 3)
+        raise UsageError(f"the network of {name} is of class {cut(str(kind))}: only a UNet2DModel is read")
+    try:
+        unet = _Described.model_validate({k: v for k, v in content.items() if k in _Described.model_fields})
+    except ValidationError as error:
+        raise UndiffuseError(f"{home}/config.json is incomplete or damaged: {fault(error)}") from None
+    height, width = _sides(name, unet.sample_size)
+    if unet.layers_per_block * len(unet.block_out_channels) > tensors:  # before anything is made of them
+        raise UndiffuseError(f"{home} holds fewer weights than {unet.layers_per_block} layers_per_block have")
+    learned, channels, outputs = trained["denoiser.learned_variance"], unet.in_channels, unet.out_channels
     if channels not in (1, 3) or outputs != channels * (2 if learned else 1):
         raise UsageError(
             f"in_channels = {channels}, out_channels = {outputs} of {name}: images here have 1 or 3 channels, and "
             "as many come out (twice as many with variance_type learned_range)"
         )
-    target = scheduler.get("prediction_type", "epsilon")
-    if target not in TARGETS:
-        raise UsageError(f"prediction_type = {target} of {name} is not read: known are {', '.join(TARGETS)}")
-    options = {key: value for key, value in unet.items() if key not in PLACED and not key.startswith("_")}
+    ours = unet.model_fields_set | PLACED | OF_THE_AVERAGE
+    options = make_options({key: v for key, v in content.items() if key not in ours and not key.startswith("_")})
     config = make_config(
         {
             "data.source": name,
             "data.size": height if height == width else None,
             "data.channels": channels,
-            **_process(scheduler),
-            "denoiser.target": TARGETS[target],
+            **trained,
             "denoiser.sigma_data": 1.0,  # the network gets x_t as it is
-            "denoiser.learned_variance": learned,
             "network.kind": "unet2d",
             "network.patch": 1,
-            "network.channels": unet["block_out_channels"],
-            "network.blocks": unet["layers_per_block"],
-            "network.attention": _attention(unet["down_block_types"], unet["up_block_types"]),
-            "network.dropout": unet.get("dropout", 0.0),
-            "network.options": make_options(options).model_dump(exclude_defaults=True),
+            "network.channels": unet.block_out_channels,
+            "network.blocks": unet.layers_per_block,
+            "network.attention": _attention(unet),
+            "network.dropout": unet.dropout,
+            "network.options": options.model_dump(exclude_defaults=True),
         }
     )
-    count = unet.get("num_class_embeds") or 0
+    count = unet.num_class_embeds or 0
     classes = tuple(str(k) for k in range(count))
     return config, DataFacts(name, (height, width, channels), 0, classes, (1 / count,) * count if count else ())
 
 
-def _attention(down: list[str], up: list[str]) -> list[int]:
+def _sides(name: str, size: int | list[Any] | None) -> tuple[int, int]:
+    """(height, width) of a sample_size."""
+    if size is None:
+        raise UsageError(f"sample_size of {name} is null: write the side of its images into config.json")
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides):
+        raise UsageError(
+            f"sample_size = {shown(size)} of {name}: it is a side or [height, width], from 1 to {LARGEST_SIDE} pixels"
+        )
+    return sides[0], sides[1]
+
+
+def _attention(unet: _Described) -> list[int]:
     """The levels with attention."""
-    kinds = [kind.removeprefix("UNetRes") for kind in down]
+    kinds = [kind.removeprefix("UNetRes") for kind in unet.down_block_types]
     for kind in kinds:
         if kind not in ("DownBlock2D", "AttnDownBlock2D"):
-            raise UsageError(f"down_block_types has {kind}: only DownBlock2D and AttnDownBlock2D are read")
+            raise UsageError(f"down_block_types has {cut(kind)}: only DownBlock2D and AttnDownBlock2D are read")
+    if len(kinds) != len(unet.block_out_channels):
+        raise UsageError(f"down_block_types has {len(kinds)} levels, block_out_channels {len(unet.block_out_channels)}")
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
-    if [kind.removeprefix("UNetRes") for kind in up] != mirrored:
-        raise UsageError(f"up_block_types = {', '.join(up)}: only the mirror of down_block_types is read")
+    if [kind.removeprefix("UNetRes") for kind in unet.up_block_types] != mirrored:
+        said = ", ".join(unet.up_block_types)
+        raise UsageError(f"up_block_types = {cut(said)}: only the mirror of down_block_types is read")
     return [level for level, kind in enumerate(kinds) if kind.startswith("Attn")]
-
-
-def _process(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `process` for a scheduler's betas: by name, or the list that it holds."""
-    rescaled = {"process.zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr"))}
-    if scheduler.get("trained_betas") is not None:
-        return {"process.schedule": "betas", "process.betas": list(scheduler["trained_betas"]), **rescaled}
-    name, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
-    start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
-    if name not in SCHEDULES:
-        raise UsageError(f"beta_schedule = {name} is not read: known are {', '.join(SCHEDULES)} and trained_betas")
-    settings = {"process.schedule": SCHEDULES[name], "process.steps": steps, **rescaled}
-    if name != "squaredcos_cap_v2":
-        if end > 0.999:
-            raise UsageError(f"beta_end = {end}: betas by name end at 0.999 here; write them out as trained_betas")
-        scale = 1000 / steps  # which our schedules multiply their ends by
-        settings["process.options"] = {"beta_min": start / scale, "beta_max": end / scale}
-    return settings
-
-
-def _weights(home: Path) -> dict[str, Tensor]:
-    index = home / f"{WEIGHTS}.index.json"
-    if (home / WEIGHTS).exists():
-        files = [home / WEIGHTS]
-    elif index.exists():
-        files = [home / Path(name).name for name in sorted(set(_read(index).get("weight_map", {}).values()))]
-    elif pickles := sorted(home.glob("*.bin")):
-        raise UsageError(
-            f"{pickles[0]} is a pickle, which can run code when it is read and so is not; convert it where you trust "
-            f"it: diffusers.UNet2DModel.from_pretrained({str(home)!r}).save_pretrained({str(home)!r})"
-        )
-    else:
-        raise UsageError(f"{home} has no {WEIGHTS}: the weights are missing")
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    legacy = re.compile(rf"(?<=\.)({'|'.join(RENAMED)})(?=\.(weight|bias)$)")
-    return {legacy.sub(lambda match: RENAMED[match[1]], name): tensor for name, tensor in weights.items()}
 
 
 def needs_adapter(model: Model) -> str | None:
@@ -290,7 +283,7 @@ def _named(table: Table) -> dict[str, Any]:
     first, last = table.betas[0].item(), table.betas[-1].item()
     for name in SCHEDULES if last <= 0.999 else ():
         named = {"num_train_timesteps": table.steps, "beta_schedule": name, "beta_start": first, "beta_end": last}
-        same = make_process(make_config(_process(named)).process).schedule
+        same = make_process(make_config(process_of(Settings.model_validate(named))).process).schedule
         if isinstance(same, Table) and torch.allclose(same.betas, table.betas, rtol=1e-12, atol=0):
             return named
     return {"num_train_timesteps": table.steps, "trained_betas": table.betas.tolist()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
 from undiffuse.model import Model
+from undiffuse.networks import UNet2D
 
 LARGEST_DIFFERENCE = 1e-4
 """Between the file's outputs and PyTorch's, relative to their root mean square; rounding gives about 1e-6."""
@@ -32,6 +33,9 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
         "x": torch.randn(batch, channels, height, width, generator=generator),
         "log_snr": 4 * torch.randn(batch, generator=generator),
     }
+    if isinstance(model.network, UNet2D):  # between the steps of its table, it multiplies the rounding of a log-SNR
+        steps = torch.randint(1, len(model.network.log_snr), (batch,), generator=generator)
+        made["log_snr"] = model.network.log_snr.cpu()[steps]
     if model.data.classes:
         made["labels"] = torch.arange(batch) % (len(model.data.classes) + 1)
     return made

@@ -170,7 +170,7 @@ def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) 
         "data": images.name,
         "split": split,
         "fingerprint": images.fingerprint,
-        "learnt_this_data": model.data.fingerprint == images_of(model, data, "train", no_bar).fingerprint,
+        "learnt_this_data": model.has_learnt(images_of(model, data, "train", no_bar).fingerprint),
         "dimensions": int(np.prod(images.shape)),
         "levels": 256,
         "classes": "not given",
@@ -225,7 +225,11 @@ def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
-    config = model.learnt if data is None else Data.model_validate({"source": data, "channels": model.data.shape[2]})
+    config = model.learnt
+    if data is not None:
+        config = Data.model_validate({"source": data, "channels": model.data.shape[2]})
+    if config is None:
+        raise UsageError(f"{model.name} was imported and knows no data: say with --data which images to measure")
     return make_data_of(model.data.shape, config, split, bar)
 
 

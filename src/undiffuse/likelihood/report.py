@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from undiffuse.likelihood.density import RAW, Density
-from undiffuse.metrics.report import html_table, inline, write_page
+from undiffuse.metrics.report import OTHER_DATA, html_table, inline, write_page
 from undiffuse.plots import save_figure, strips
 
 SHOWN = 12
@@ -42,7 +42,8 @@ def sentence(density: Density) -> str:
     else:
         how = "continuous bound" if facts["steps"] is None else f"bound of {counted(facts['steps'], 'step')}"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
-    note = "" if facts["learnt_this_data"] else f"; NOTE: {density.name} learnt other data than this"
+    learnt = facts["learnt_this_data"]
+    note = f"; NOTE: {density.name} {OTHER_DATA[learnt]}" if learnt in OTHER_DATA else ""
     return (
         f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
         f"of 8 bits; {how}{variance}, {counted(facts['draws'], 'draw')} an image{note}\n"

@@ -93,11 +93,11 @@ def compare(
     n = n or min([DEFAULT_N, *(len(subject) for subject in opened if not isinstance(subject, Model))])
     for subject, (name, how) in zip(opened, asked, strict=True):
         check(name, subject, how, n)
+    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     opened = [
         with_engine(subject, engine, n * how.evaluations, bar) if isinstance(subject, Model) else subject
         for subject, (_, how) in zip(opened, asked, strict=True)
     ]
-    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
     evaluations = []
     for subject, (name, how) in zip(opened, asked, strict=True):
         evaluation = evaluate_subject(shared, name, subject, how, n)

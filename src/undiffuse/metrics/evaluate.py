@@ -130,7 +130,7 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
             "parameters": model.parameters,
             "fingerprint": model.fingerprint,
             "training": model.training,
-            "learnt_this_data": model.data.fingerprint == bench.facts["train_fingerprint"],
+            "learnt_this_data": model.has_learnt(bench.facts["train_fingerprint"]),
         },
         "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations, "engine": model.engine},
     }
@@ -153,7 +153,7 @@ def open_subject(subject: str, device: str | None = None, size: int | None = Non
 
 
 def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: str | None, **options: Any) -> Bench:
-    """The bench that all subjects can be measured on: `data`, or what the first model among them learnt.
+    """The bench that all subjects can be measured on: `data`, or what the first trained model among them learnt.
 
     Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
     """
@@ -164,9 +164,10 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
                 f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape "
                 "(--size brings samples in files to one)"
             )
-    learnt = [subject.learnt for subject in subjects if isinstance(subject, Model)]
+    learnt = [subject.learnt for subject in subjects if isinstance(subject, Model) and subject.learnt]
     if data is None and not learnt:
-        raise UsageError(f"{names[0]} holds samples: say with --data what data they should be like")
+        why = "was imported and knows no data" if isinstance(subjects[0], Model) else "holds samples"
+        raise UsageError(f"{names[0]} {why}: say with --data what its images should be like")
     if data is None:
         return bench(learnt[0], shapes[0], **options)
     return bench(Data.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
@@ -236,9 +237,9 @@ def evaluate(
         recipes = recipes[:1]
     for recipe in recipes:
         check(name, opened, recipe, n)
+    made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     if isinstance(opened, Model):
         opened = with_engine(opened, engine, (n or DEFAULT_N) * sum(recipe.evaluations for recipe in recipes), bar)
-    made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     for recipe in recipes:
         evaluation = evaluate_subject(made, name, opened, recipe, n)
         if evaluation is not None:

@@ -20,6 +20,8 @@ from undiffuse.plots import Panel, curves, grid_of, save_image, strips
 
 SHOWN = 64
 CLOSEST = 12
+OTHER_DATA = {False: "learnt other data than this", None: "was imported, and what data it learnt is not known"}
+"""What is said of a model by whether it learnt the data (`Model.has_learnt`)."""
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}img{image-rendering:pixelated;max-width:100%}
@@ -109,8 +111,8 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     parts.append(f"measured at {by(facts['shape'])}")
     if sampling and (how := facts.get("sampling")):
         parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
-    if not facts.get("model", {}).get("learnt_this_data", True):
-        parts.append(f"NOTE: {evaluation.name} learnt other data than this")
+    if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
+        parts.append(f"NOTE: {evaluation.name} {OTHER_DATA[learnt]}")
     return "; ".join(parts)
 
 
