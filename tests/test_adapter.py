@@ -1,7 +1,6 @@
 """Networks of undiffuse in pipelines of half precision."""
 
 import dataclasses
-import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from undiffuse.build import make_denoiser
 from undiffuse.interop.diffusers import export_diffusers, import_diffusers
 from undiffuse.model import load
-from undiffuse.networks.values import OLD_NAMES
+from undiffuse.networks import first_name
 
 import_module("undiffuse.interop.adapter")  # as whoever loads a folder with it must
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -99,13 +98,9 @@ def test_beyond_the_range_of_float16(folders: dict[str, Path]) -> None:
 
 def test_adapters_of_version_0_1_are_loaded_whole(folders: dict[str, Path], tmp_path: Path) -> None:
     """Weights under the names they then had come to their places, in the U-Net that reads values."""
-    old = {new: name for name, new in OLD_NAMES.items()}
     shutil.copytree(folders["values"], tmp_path / "old")
     path = tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors"
-    renamed = {
-        re.sub(rf"(?<=\bvalues\.)({'|'.join(old)})\b", lambda match: old[match[1]], name): tensor
-        for name, tensor in load_file(path).items()
-    }
+    renamed = {first_name(name): tensor for name, tensor in load_file(path).items()}
     assert "network.values.census.0.weight" in renamed
     save_file(renamed, path, metadata={"format": "pt"})
     full, loaded = (diffusers.DDPMPipeline.from_pretrained(one).unet for one in (folders["values"], tmp_path / "old"))
