@@ -310,7 +310,7 @@ def test_an_enormous_network_is_refused_before_it_is_made(settings: list[str], m
 
         return make
 
-    for name in ("UNet", "UNet2D"):
+    for name in ("UNet", "PixelUNet", "UNet2D"):
         monkeypatch.setattr(build, name, noting(getattr(build, name)))
     config = make_config({"network.patch": 1} | parse_settings([*settings, "network.attention=[]"]))
     with pytest.raises(UsageError, match="parameters are more than"):
