@@ -36,7 +36,7 @@ def test_channels_change_places(dtype: torch.dtype) -> None:
 
 
 def test_pictures_are_mirrored_and_shifted() -> None:
-    """About half are mirrored; each is moved by up to `shift`, edges repeated: found again by trying all places.
+    """About half are mirrored; each is moved by up to `shift`, with its edges repeated: found again by trying all places.
 
     A share of the batch has what it has in the whole."""
     pictures, settings = Pictures(5, 6, 1), Data(flip=True, shift=2)
