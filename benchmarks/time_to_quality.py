@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from undiffuse import sample
 from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
-from undiffuse.domains import Pictures
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics import evaluate
 from undiffuse.model import checkpoints, read_card
@@ -43,7 +42,7 @@ def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
     generator = np.random.default_rng(seed)
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
-        yield Pictures(*picked.shape[1:]).encode(picked)
+        yield torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:

@@ -306,8 +306,8 @@ def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
     if config.data.shift >= min(height, width):
         raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
     if sigma_data is None:
-        some = data.domain.encode(_some(data)).double()
-        sigma_data = round(some.square().mean().sqrt().item(), 3) or 1.0
+        some = _some(data) / 127.5 - 1
+        sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
     return config.model_copy(
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
