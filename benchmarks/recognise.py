@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.data import load
+from undiffuse.domains.pictures import Pictures
 
 
 def classifier(channels: int, classes: int) -> nn.Module:
@@ -35,7 +36,7 @@ def classifier(channels: int, classes: int) -> nn.Module:
 
 def images_of(array: np.ndarray) -> Tensor:
     """uint8 (N, H, W, C) -> float (N, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Pictures(array.shape[1:]).encode(np.asarray(array))
 
 
 def main(name: str, samples: str) -> None:

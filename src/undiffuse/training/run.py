@@ -23,8 +23,10 @@ from filelock import FileLock, Timeout
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
 from undiffuse.config import Config
+from undiffuse.data import by
 from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
 from undiffuse.networks import PixelUNet
@@ -69,6 +71,7 @@ def train(
     values: dict[str, Any],
     out: str | os.PathLike[str],
     *,
+    data: datasets.ImageSet | None = None,
     resume: bool = False,
     report: Callable[[str], None] = print,
     progress_bar: bool = False,
@@ -77,6 +80,7 @@ def train(
 
     Args:
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 5.0}.
+        data: learn this, and not what `data.source` names; a resumed run must be given it again.
         resume: go on with the run in `out`; settings may then repeat what it has, or change how it is run.
         report: gets the few lines a person should read.
         progress_bar: draw one on the terminal.
@@ -84,6 +88,8 @@ def train(
     Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
     """
     run = Path(out)
+    if data is not None:
+        values = {"data.source": data.name, **values}
     config = configuration(values, run, resume)
     source = data_source(run, config, given=values.get("data.source") is not None)
     precision = _precision(config.training.precision)
@@ -91,8 +97,9 @@ def train(
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
-    with accelerator.main_process_first(), bar("reading the data") as tick:
-        data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
+    if data is None:
+        with accelerator.main_process_first(), bar("reading the data") as tick:
+            data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
     check_data(run, config, data)
     config = _decided(config, data, precision)
     facts = _data_facts(config, data)
@@ -302,16 +309,17 @@ def _precision(asked: str) -> str:
 def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
     """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
     sigma_data = config.denoiser.sigma_data
-    height, width, _ = data.shape
-    if config.data.shift >= min(height, width):
-        raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
+    domain = domain_of(data)
+    domain.check(config.data)
+    if config.denoiser.target == LEVELS and domain.values != VALUES:
+        raise UsageError(f"denoiser.target={LEVELS} is for data of {VALUES} values, which {domain.noun} are not")
     if sigma_data is None:
-        some = _some(data) / 127.5 - 1
-        sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
+        some = domain.encode(_some(data)).double()
+        sigma_data = round(some.square().mean().sqrt().item(), 3) or 1.0
     return config.model_copy(
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, (height, width)),
+            "network": default_network(config.network, domain.shape[1:]),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
@@ -334,27 +342,39 @@ def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
         counts = np.bincount(data.labels, minlength=len(data.classes))
         share = tuple((counts / counts.sum()).tolist())
     return DataFacts(
-        config.data.source, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
+        config.data.source,
+        data.shape,
+        len(data),
+        data.classes if share else (),
+        share,
+        data.licence,
+        data.fingerprint,
+        data.domain,
     )
 
 
 def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
-    height, width, channels = data.shape
     parameters = sum(p.numel() for _, p in learner.named) / 1e6
     classes = f", {len(data.classes)} classes" if data.classes else ""
     training = config.training
     budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
     return (
-        f"{data.name}: {data.count} images of {height}x{width}x{channels}{classes}; "
-        f"U-Net {config.network.channels} of {parameters:.2f}M parameters; {budget} "
+        f"{data.name}: {data.count} {domain_of(data).noun} of {by(data.shape)}{classes}; "
+        f"{_network_name(config)} of {parameters:.2f}M parameters; {budget} "
         f"on {accelerator.num_processes} x {accelerator.device.type}"
     )
+
+
+def _network_name(config: Config) -> str:
+    return "MLP" if config.network.kind == "mlp" else f"U-Net {config.network.channels}"
 
 
 def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
-        network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
+        shape = domain_of(data).shape
+        network = make_network(config, shape[0], len(data.classes), len(shape) - 1)
+        network = placed(network, accelerator.device)
     if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
         network.set_value_prior(_log_prior(images))
     if config.training.compile:

@@ -91,7 +91,7 @@ def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int]
     return Extractor(name, extract, facts, train.classes, batch_size=250)
 
 
-def _size(shape: tuple[int, int, int]) -> int | None:
+def _size(shape: tuple[int, ...]) -> int | None:
     return LARGEST if max(shape[:2]) > LARGEST else None
 
 
