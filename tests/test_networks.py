@@ -43,7 +43,7 @@ def test_fourier_features_are_vdms() -> None:
     """Sin and cos of 2^n pi z beside the input, z the data's own scale (Kingma et al. 2021, appendix C)."""
     settings = {"network.fourier": (7, 8), "network.patch": 1, "network.channels": (16,), "network.attention": ()}
     config = make_config({**settings, "denoiser.sigma_data": 0.3})
-    network, heard = make_network(config, 1, 0), []
+    network, heard = make_network(config, 1), []
     assert isinstance(network, unet.UNet)
     network.stem.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]))
     z = torch.rand(2, 1, 4, 4) * 2 - 1
@@ -67,7 +67,7 @@ def test_sequences_go_through_the_same_network() -> None:
             state[name][:, :, state[name].shape[2] // 2] = tensor
         else:
             state[name].copy_(tensor)
-    x, log_snr, labels = torch.randn(2, 2, 11, dtype=torch.float64), torch.tensor([-1.0, 3.0]), torch.tensor([0, 3])
+    x, log_snr, labels = torch.randn(2, 2, 11, dtype=torch.float64), torch.tensor([-1.0, 3.0]), Labels(torch.tensor([0, 3]), 3)
     expected = two(x[:, :, None], log_snr, labels)[:, :, 0]
     torch.testing.assert_close(one(x, log_snr, labels), expected, rtol=1e-11, atol=1e-11)
 

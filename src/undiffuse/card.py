@@ -6,7 +6,8 @@ Whatever `model.json` and `grids.json` hold is checked here, with types and boun
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -31,8 +32,26 @@ LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=Fa
 
 
 @dataclass(frozen=True)
+class ConditionFacts:
+    """What a model must know of the condition it takes: its `kind`, a name in `undiffuse.registry.CONDITIONS`, and what
+    that says of the rows that were learnt (`undiffuse.conditions.Condition.facts`)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    kind: Words
+    facts: dict[Words, Any]
+
+
+def label_facts(share: Sequence[float]) -> ConditionFacts:
+    """Of a model that takes labels, `share` being the classes' frequencies."""
+    return ConditionFacts("labels", {"share": list(share)})
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
+
+    `condition` is that of a model which takes another kind than labels; those are the classes.
 
     A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
     Raises ValueError for facts that contradict each other.
@@ -47,6 +66,7 @@ class DataFacts:
     class_share: tuple[Share, ...] = ()
     licence: Words = ""
     fingerprint: Words = ""
+    condition: ConditionFacts | None = None
 
     def __post_init__(self) -> None:
         if self.shape[2] not in (1, 3):
@@ -57,6 +77,18 @@ class DataFacts:
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
             raise ValueError(f"class_share sums up to {sum(self.class_share):g}, not to 1")
+        if self.classes and self.condition:
+            raise ValueError(f"there are classes, and a condition {shown(self.condition.kind)} beside them")
+
+    @property
+    def takes(self) -> ConditionFacts | None:
+        """The condition that a model of this data takes; None: it takes none."""
+        return label_facts(self.class_share) if self.classes else self.condition
+
+    def to_json(self) -> dict[str, Any]:
+        """As model.json has it: without the condition where there is none but labels."""
+        facts = asdict(self)
+        return facts if self.condition else {key: value for key, value in facts.items() if key != "condition"}
 
     @property
     def learnt(self) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
+from undiffuse.card import ConditionFacts
+from undiffuse.conditions import Labels
 from undiffuse.config import Config
 from undiffuse.denoiser import LEVELS, VALUES
 from undiffuse.devices import has_bf16, placed, shares_a_cpu
@@ -329,13 +331,13 @@ def _log_prior(images: datasets.ImageSet) -> torch.Tensor:
 
 
 def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
+    learnt = data.condition if config.training.conditional else None
+    takes = None if learnt is None else ConditionFacts(learnt.kind, learnt.facts())
     share: tuple[float, ...] = ()
-    if data.labels is not None and data.classes and config.training.conditional:
-        counts = np.bincount(data.labels, minlength=len(data.classes))
-        share = tuple((counts / counts.sum()).tolist())
-    return DataFacts(
-        config.data.source, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
-    )
+    if takes is not None and takes.kind == Labels.kind:  # format 1 says it in words of its own
+        share, takes = tuple(takes.facts["share"]), None
+    classes = data.classes if share else ()
+    return DataFacts(config.data.source, data.shape, len(data), classes, share, data.licence, data.fingerprint, takes)
 
 
 def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
@@ -354,7 +356,7 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
-        network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
+        network = placed(make_network(config, data.shape[2], data.takes), accelerator.device)
     if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
         network.set_value_prior(_log_prior(images))
     if config.training.compile:
