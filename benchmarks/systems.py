@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import undiffuse
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
+from undiffuse.conditions import Condition
 from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
 from undiffuse.engines import available, with_engine

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from undiffuse import build
 from undiffuse import model as models
 from undiffuse.build import default_network, make_network, make_process, network_shapes
-from undiffuse.card import BUILT_IN, built_in, checkpoints, find, read_card, read_run
+from undiffuse.card import BUILT_IN, built_in, checkpoints, find, label_facts, read_card, read_run
 from undiffuse.config import FIRST_KEYS, Config, keys, make_config, parse_settings, preset
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
@@ -320,7 +320,9 @@ def test_the_shapes_are_those_of_the_network(name: str) -> None:
     before = torch.random.get_rng_state()
     shapes = network_shapes(config, 1, label_facts([1 / 10] * 10))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert shapes == {key: tuple(w.shape) for key, w in make_network(config, 1, label_facts([1 / 10] * 10)).state_dict().items()}
+    assert shapes == {
+        key: tuple(w.shape) for key, w in make_network(config, 1, label_facts([1 / 10] * 10)).state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective, make_process
+from undiffuse.card import label_facts
 from undiffuse.config import (
     MACHINE_KEYS,
     Config,

@@ -340,7 +340,11 @@ def test_networks_begin_by_saying_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*UNETS, "mlp"])
 def test_networks_treat_each_sample_alone(kind: str) -> None:
     """No statistics of the batch: a sample's output is the same in any company, order and batch size."""
-    network = shaken(MLP(2, 2, width=16, encoders=label_encoder(3)) if kind == "mlp" else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind]))
+    network = shaken(
+        MLP(2, 2, width=16, encoders=label_encoder(3))
+        if kind == "mlp"
+        else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind])
+    )
     x = torch.randn(5, 2, *([] if kind == "mlp" else [6, 10]), dtype=torch.float64)
     log_snr, labels = as64(-5, -1, 0, 2, 9), Labels(torch.tensor([0, 3, 1, 2, 0]), 3)
     together = network(x, log_snr, labels)
@@ -354,7 +358,11 @@ def test_networks_treat_each_sample_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["two levels", "mlp"])
 def test_a_dropped_label_is_the_last_row_of_the_embedding(kind: str) -> None:
     """Other labels and other log-SNRs change the output."""
-    network = shaken(MLP(2, 2, width=16, encoders=label_encoder(3)) if kind == "mlp" else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind]))
+    network = shaken(
+        MLP(2, 2, width=16, encoders=label_encoder(3))
+        if kind == "mlp"
+        else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind])
+    )
     x = torch.randn(2, 2, *([] if kind == "mlp" else [4, 4]), dtype=torch.float64)
     log_snr = as64(-1.0, 3.0)
     dropped = Labels(torch.tensor([0, 2]), 3).dropped()

@@ -29,7 +29,11 @@ def model(whole: Path) -> Model:
 
 
 def batch(model: Model, numbers: list[int], batch_size: int = 64, **recipe: Any) -> np.ndarray:
-    return np.concatenate(list(generate(model, Recipe(**{"steps": 6, **recipe}), numbers, model.condition(numbers), batch_size=batch_size)))
+    return np.concatenate(
+        list(
+            generate(model, Recipe(**{"steps": 6, **recipe}), numbers, model.condition(numbers), batch_size=batch_size)
+        )
+    )
 
 
 def assert_same_picture(one: np.ndarray, other: np.ndarray) -> None:
@@ -64,7 +68,9 @@ def test_the_noise_of_a_sample_is_exactly_its_own(model: Model) -> None:
     assert torch.equal(crowd, alone)
     assert abs(crowd.mean()) < 4 / crowd.numel() ** 0.5
     assert abs(crowd.std() - 1) < 4 / (2 * crowd.numel()) ** 0.5
-    assert not torch.equal(next(iter(states(model, Recipe(steps=2, seed=1), range(64), model.condition(range(64))))).x, crowd)
+    assert not torch.equal(
+        next(iter(states(model, Recipe(steps=2, seed=1), range(64), model.condition(range(64))))).x, crowd
+    )
 
 
 def test_samples_repeat_and_seeds_differ(model: Model) -> None:

@@ -22,6 +22,8 @@ from scipy.integrate import quad
 
 import undiffuse.data
 from undiffuse.build import make_data, make_denoiser, make_network, make_objective
+from undiffuse.card import label_facts
+from undiffuse.conditions import Labels
 from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
@@ -75,6 +77,8 @@ def test_a_batch_does_not_depend_on_who_shares_it(step: int, parts: int) -> None
     size = 16 // parts
     whole = batch_of(data, step, **settings)
     pieces = [batch_of(data, step, slice(k * size, (k + 1) * size), **settings) for k in range(parts)]
+    labels = [piece.condition.index for piece in pieces if isinstance(piece.condition, Labels)]
+    assert isinstance(whole.condition, Labels) and torch.equal(torch.cat(labels), whole.condition.index)
     for name in ("x0", "u", "noise"):
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(whole, name)), name
 
@@ -125,8 +129,8 @@ def test_labels_are_dropped_in_their_share(share: float) -> None:
     """A share of the labels becomes "no class", one past the last; the others are the items' own."""
     images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
     batch = batch_of(image_set(images, 3), training__batch_size=4000, training__label_dropout=share)
-    labels = batch.condition
-    assert labels is not None
+    assert isinstance(batch.condition, Labels)
+    labels = batch.condition.index
     items = torch.from_numpy(pixels(batch)[:, 0, 0].astype(np.int64))
     dropped = labels == 3
     assert torch.equal(labels[~dropped], items[~dropped] % 3)
@@ -139,7 +143,7 @@ def test_labels_are_dropped_whatever_else_is_drawn() -> None:
     data = image_set(np.stack([rows, rows + 100])[:, :, :, None], 2)
     settings: Values = {"data__flip": True, "training__label_dropout": 0.3, "objective__draw": "independent"}
     batches = [batch_of(data, step, training__batch_size=4096, **settings) for step in range(2)]
-    labels = torch.cat([batch.condition for batch in batches if batch.condition is not None])
+    labels = torch.cat([batch.condition.index for batch in batches if isinstance(batch.condition, Labels)])
     dropped = (labels == 2).numpy()
     seen = np.concatenate([pixels(batch) for batch in batches])
     mirrored, second = seen[:, 0, 0] > seen[:, 0, 1], seen[:, 0, 0] >= 100

@@ -15,11 +15,8 @@ from torch.nn import functional
 
 from undiffuse.conditions import Labels, label_encoder
 from undiffuse.networks import MLP, UNet
-from undiffuse.conditions import Labels, label_encoder
 from undiffuse.networks.embedding import Conditioning
-from undiffuse.conditions import Labels, label_encoder
 from undiffuse.networks.unet import ResidualBlock
-from undiffuse.conditions import Labels, label_encoder
 from undiffuse.networks.unet2d import Options, ResnetBlock, UNet2D
 
 Weights = dict[str, Tensor]

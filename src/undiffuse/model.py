@@ -141,8 +141,8 @@ class Model:
         return label
 
     def condition(self, numbers: Sequence[int] | np.ndarray) -> Condition | None:
-        """What the samples numbered `numbers` are where nothing is asked for: a pure function of the number, distributed
-        as in the data. On the model's device; None for a model that takes no condition."""
+        """What the samples numbered `numbers` are where nothing is asked for: a pure function of the number,
+        distributed as in the data. On the model's device; None for a model that takes no condition."""
         takes = self.data.takes
         if takes is None:
             return None
