@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import undiffuse
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
+from undiffuse.conditions import Condition
 from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
 from undiffuse.engines import available, with_engine
@@ -83,7 +84,7 @@ class Free(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         return x
 
 
@@ -112,7 +113,7 @@ def noise_images(count: int, size: int) -> np.ndarray:
 
 def our_megaflops(config: Config, size: int = SIZE) -> float:
     """Of its network."""
-    return megaflops(make_network(config, CHANNELS, 0).eval(), (CHANNELS, size, size), torch.zeros(1))
+    return megaflops(make_network(config, CHANNELS).eval(), (CHANNELS, size, size), torch.zeros(1))
 
 
 def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = None, precision: str = "no") -> Trainer:
@@ -120,7 +121,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
     torch.manual_seed(0)
     config = our_config(size, batch, width)
     data = ImageSet("noise", "train", noise_images(1024, size), None, (), (), "", "")
-    network = make_network(config, CHANNELS, 0)
+    network = make_network(config, CHANNELS)
     parameters = list(network.parameters())
     optimizer = make_optimizer(config.training, network)
     ema = EMA(parameters, config.training.ema)
@@ -185,7 +186,7 @@ def our_drawer(engine: str = "torch") -> Drawer:
     """undiffuse with an engine, on a model with random weights."""
     torch.manual_seed(0)
     config = our_config()
-    network = make_network(config, CHANNELS, 0)
+    network = make_network(config, CHANNELS)
     for parameter in network.parameters():  # no layer is left at 0, where numbers might be special
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)

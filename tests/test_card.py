@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from undiffuse import build
 from undiffuse import model as models
 from undiffuse.build import default_network, make_network, make_process, network_shapes
-from undiffuse.card import BUILT_IN, built_in, checkpoints, find, read_card, read_grids, read_run
+from undiffuse.card import BUILT_IN, built_in, checkpoints, find, label_facts, read_card, read_grids, read_run
 from undiffuse.config import FIRST_KEYS, Config, keys, make_config, parse_settings, preset
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
@@ -314,7 +314,7 @@ def test_an_enormous_network_is_refused_before_it_is_made(settings: list[str], m
         monkeypatch.setattr(build, name, noting(getattr(build, name)))
     config = make_config({"network.patch": 1} | parse_settings([*settings, "network.attention=[]"]))
     with pytest.raises(UsageError, match="parameters are more than"):
-        make_network(config, 3, 10)
+        make_network(config, 3, label_facts([1 / 10] * 10))
     assert made == {"meta"}
 
 
@@ -340,9 +340,11 @@ def test_the_shapes_are_those_of_the_network(name: str) -> None:
     config = make_config({**preset(name), "network.width": 0.3, "denoiser.sigma_data": 0.5})
     config = config.model_copy(update={"network": default_network(config.network, (28, 28))})
     before = torch.random.get_rng_state()
-    shapes = network_shapes(config, 1, 10)
+    shapes = network_shapes(config, 1, label_facts([1 / 10] * 10))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert shapes == {key: tuple(w.shape) for key, w in make_network(config, 1, 10).state_dict().items()}
+    assert shapes == {
+        key: tuple(w.shape) for key, w in make_network(config, 1, label_facts([1 / 10] * 10)).state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ def test_weights_of_another_precision_are_read(folder: Path, kind: torch.dtype) 
 
 
 def _learner(config: Config) -> Learner:
-    network = make_network(config, 1, 3)
+    network = make_network(config, 1, label_facts([1 / 3] * 3))
     return Learner(
         network, EMA(list(network.parameters()), 0.05), make_optimizer(config.training, network), None, Progress()
     )

@@ -43,7 +43,7 @@ def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:
     assert knots[[0, -1]].tolist() == [13.3, -6.0]
     assert np.abs(np.diff(knots, 2)).max() > 1e-3  # no longer the straight line it began as
     assert density(model, n=7).parts["bits_per_dim"].mean < 7.9  # uniform noise over 128 values, at three levels
-    assert model.config.training.conditional is False and model.labels(np.arange(3)) is None
+    assert model.config.training.conditional is False and model.condition(range(3)) is None
 
 
 def test_a_model_of_levels_samples(likelihood: Path) -> None:

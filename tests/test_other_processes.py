@@ -207,7 +207,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
     """A unet2d's own table, whatever process it is put on; 20 for the others."""
     settings = {"process.schedule": "linear", "network.kind": "unet2d", "network.patch": 1, "network.attention": ()}
     config = make_config({**settings, "network.channels": (32,), "denoiser.sigma_data": 0.5, "denoiser.target": "eps"})
-    network = make_network(config, 1, 0)
+    network = make_network(config, 1)
     assert isinstance(network, UNet2D)
     moved = make_config({"process.schedule": "cosine"}, config)
     for network_ in (network, torch.nn.DataParallel(network)):

@@ -23,6 +23,8 @@ from scipy.integrate import quad
 import undiffuse.data
 from undiffuse import plots
 from undiffuse.build import make_data, make_denoiser, make_network, make_objective
+from undiffuse.card import label_facts
+from undiffuse.conditions import Labels
 from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
@@ -76,7 +78,9 @@ def test_a_batch_does_not_depend_on_who_shares_it(step: int, parts: int) -> None
     size = 16 // parts
     whole = batch_of(data, step, **settings)
     pieces = [batch_of(data, step, slice(k * size, (k + 1) * size), **settings) for k in range(parts)]
-    for name in ("x0", "labels", "u", "noise"):
+    labels = [piece.condition.index for piece in pieces if isinstance(piece.condition, Labels)]
+    assert isinstance(whole.condition, Labels) and torch.equal(torch.cat(labels), whole.condition.index)
+    for name in ("x0", "u", "noise"):
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(whole, name)), name
 
 
@@ -126,8 +130,8 @@ def test_labels_are_dropped_in_their_share(share: float) -> None:
     """A share of the labels becomes "no class", one past the last; the others are the items' own."""
     images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
     batch = batch_of(image_set(images, 3), training__batch_size=4000, training__label_dropout=share)
-    labels = batch.labels
-    assert labels is not None
+    assert isinstance(batch.condition, Labels)
+    labels = batch.condition.index
     items = torch.from_numpy(pixels(batch)[:, 0, 0].astype(np.int64))
     dropped = labels == 3
     assert torch.equal(labels[~dropped], items[~dropped] % 3)
@@ -140,7 +144,7 @@ def test_labels_are_dropped_whatever_else_is_drawn() -> None:
     data = image_set(np.stack([rows, rows + 100])[:, :, :, None], 2)
     settings: Values = {"data__flip": True, "training__label_dropout": 0.3, "objective__draw": "independent"}
     batches = [batch_of(data, step, training__batch_size=4096, **settings) for step in range(2)]
-    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    labels = torch.cat([batch.condition.index for batch in batches if isinstance(batch.condition, Labels)])
     dropped = (labels == 2).numpy()
     seen = np.concatenate([pixels(batch) for batch in batches])
     mirrored, second = seen[:, 0, 0] > seen[:, 0, 1], seen[:, 0, 0] >= 100
@@ -178,8 +182,8 @@ def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -
 def test_unconditional_batches_have_no_labels() -> None:
     """training.conditional=false learns no classes, and data without labels have none."""
     images = np.zeros((20, 8, 8, 1), np.uint8)
-    assert batch_of(image_set(images, 3), training__conditional=False).labels is None
-    assert batch_of(image_set(images)).labels is None
+    assert batch_of(image_set(images, 3), training__conditional=False).condition is None
+    assert batch_of(image_set(images)).condition is None
 
 
 # The learning rate and the average.
@@ -395,7 +399,7 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
     config = Config.model_validate(json.loads((tmp_path / "run.json").read_text())["config"])
     data = make_data(config.data)
     torch.manual_seed(7)
-    network = make_network(config, 1, 3)
+    network = make_network(config, 1, label_facts([1 / 3] * 3))
     denoiser, objective = make_denoiser(config, network), make_objective(config)
     optimizer = torch.optim.AdamW(network.parameters(), betas=(0.8, 0.9), weight_decay=0.3)
     rates = np.interp(np.arange(12), [-1, 2, 6, 12], [0, 1e-3, 1e-3, 0])
@@ -405,7 +409,7 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
     for step in range(12):
         batch = make_batch(config, data, step, slice(None))
         u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
-        losses = objective(denoiser, batch.x0, batch.labels, u, batch.draw)
+        losses = objective(denoiser, batch.x0, batch.condition, u, batch.draw)
         memory.update(u, losses)
         loss = (losses * weight.float()).sum() / 16
         told[step] = loss.item()

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from undiffuse import process
+from undiffuse.card import ConditionFacts
+from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
@@ -31,6 +33,7 @@ from undiffuse.objectives import (
 )
 from undiffuse.objectives import Objective as Loss
 from undiffuse.progress import Bar, no_bar
+from undiffuse.registry import CONDITIONS
 from undiffuse.targets import SCORE_OF_STATE
 
 MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
@@ -211,19 +214,21 @@ def make_options(given: dict[str, Any]) -> Options:
         raise UsageError(fault(error, "network.options")) from None
 
 
-def make_network(config: Config, channels: int, classes: int, dims: int = 2) -> nn.Module:
-    """The network for data of `channels` over `dims` axes; `config.network` must be decided (`default_network`).
+def make_network(config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2) -> nn.Module:
+    """The network for data of `channels` over `dims` axes and a condition; `config.network` must be decided.
 
     Raises UsageError for settings that do not fit together, before anything is allocated.
     """
-    make = _network(config, channels, classes, dims)
+    make = _network(config, channels, takes, dims)
     _shapes(make)
     return make()
 
 
-def network_shapes(config: Config, channels: int, classes: int, dims: int = 2) -> dict[str, tuple[int, ...]]:
+def network_shapes(
+    config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2
+) -> dict[str, tuple[int, ...]]:
     """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
-    return _shapes(_network(config, channels, classes, dims))
+    return _shapes(_network(config, channels, takes, dims))
 
 
 def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -242,7 +247,18 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _network(config: Config, channels: int, classes: int, dims: int) -> Callable[[], nn.Module]:
+def make_encoders(takes: ConditionFacts | None) -> Encoders:
+    """What a network has for a condition. Raises UsageError for an unknown kind, and for facts that cannot be."""
+    if takes is None:
+        return {}
+    kind: type[Condition] = CONDITIONS.find(takes.kind)
+    try:
+        return kind.encoders(takes.facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the condition {cut(takes.kind)}: {type(error).__name__}: {cut(str(error), 200)}") from None
+
+
+def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: int) -> Callable[[], nn.Module]:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
@@ -251,15 +267,16 @@ def _network(config: Config, channels: int, classes: int, dims: int) -> Callable
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
     outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
-        return _unet2d(config.process, network, channels, outputs, classes)
+        return _unet2d(config.process, network, channels, outputs, takes)
     if network.kind == "mlp":
-        return partial(MLP, channels, outputs, width=network.channels[0], blocks=network.blocks, classes=classes)
+        encoders = make_encoders(takes)
+        return partial(MLP, channels, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
     common: dict[str, Any] = {
         "patch": network.patch,
         "channels": network.channels,
         "blocks": network.blocks,
         "attention": network.attention,
-        "classes": classes,
+        "encoders": make_encoders(takes),
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):
@@ -279,7 +296,9 @@ def _network(config: Config, channels: int, classes: int, dims: int) -> Callable
     )
 
 
-def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> Callable[[], nn.Module]:
+def _unet2d(
+    config: Process, network: Network, inputs: int, outputs: int, takes: ConditionFacts | None
+) -> Callable[[], nn.Module]:
     assert network.channels and network.attention is not None
     schedule, options = make_process(config).schedule, make_options(network.options)
     if schedule.steps is None:
@@ -287,6 +306,8 @@ def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classe
             f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
             "use linear or cosine"
         )
+    if takes is not None and takes.kind != Labels.kind:
+        raise UsageError(f"network.kind=unet2d takes labels alone, not {cut(takes.kind)}: use network.kind=unet")
     return partial(
         UNet2D,
         inputs,
@@ -295,7 +316,7 @@ def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classe
         channels=network.channels,
         blocks=network.blocks,
         attention=network.attention,
-        classes=classes,
+        classes=len(takes.facts["share"]) if takes else 0,
         dropout=network.dropout,
         options=options,
     )

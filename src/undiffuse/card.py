@@ -6,7 +6,8 @@ Whatever `model.json` and `grids.json` hold is checked here, with types and boun
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -32,10 +33,28 @@ LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=Fa
 
 
 @dataclass(frozen=True)
+class ConditionFacts:
+    """What a model must know of the condition it takes: its `kind`, a name in `undiffuse.registry.CONDITIONS`, and what
+    that says of the rows that were learnt (`undiffuse.conditions.Condition.facts`)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    kind: Words
+    facts: dict[Words, Any]
+
+
+def label_facts(share: Sequence[float]) -> ConditionFacts:
+    """Of a model that takes labels, `share` being the classes' frequencies."""
+    return ConditionFacts("labels", {"share": list(share)})
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What a model must know of the data it learnt: `domain` is its kind (undiffuse.domains.DOMAINS; folders of before
     there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the classes'
     frequencies.
+
+    `condition` is that of a model which takes another kind than labels; those are the classes.
 
     A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
     Raises ValueError for facts that contradict each other.
@@ -51,6 +70,7 @@ class DataFacts:
     licence: Words = ""
     fingerprint: Words = ""
     domain: Words = "pictures"
+    condition: ConditionFacts | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -63,6 +83,18 @@ class DataFacts:
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
             raise ValueError(f"class_share sums up to {sum(self.class_share):g}, not to 1")
+        if self.classes and self.condition:
+            raise ValueError(f"there are classes, and a condition {shown(self.condition.kind)} beside them")
+
+    @property
+    def takes(self) -> ConditionFacts | None:
+        """The condition that a model of this data takes; None: it takes none."""
+        return label_facts(self.class_share) if self.classes else self.condition
+
+    def to_json(self) -> dict[str, Any]:
+        """As model.json has it: without the condition where there is none but labels."""
+        facts = asdict(self)
+        return facts if self.condition else {key: value for key, value in facts.items() if key != "condition"}
 
     @property
     def learnt(self) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ target is a combination of x_0 and eps (undiffuse/targets.py), and every convers
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
 from undiffuse.targets import KNOWN, Coefficients
 from undiffuse.targets import TARGETS as TARGETS
@@ -39,7 +39,7 @@ class Denoiser:
         least_log_snr: the lowest log-SNR that the network can be told of; with less signal it is told this one.
     """
 
-    network: Callable[[Tensor, Tensor, Any], Tensor]
+    network: Callable[[Tensor, Tensor, Condition | None], Tensor]
     process: GaussianProcess
     target: str = "edm"
     sigma_data: float = 0.5
@@ -72,7 +72,7 @@ class Denoiser:
         level = self.process.level(t)
         return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
 
-    def output(self, x_t: Tensor, t: Time, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+    def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """The network's output for x_t, shaped like it, and v of a learned variance, if any."""
         log_snr = self.process.schedule.log_snr(t)
         if (log_snr == math.inf).any():
@@ -93,7 +93,7 @@ class Denoiser:
         c = self.coefficients(t)
         return expand(c.a, x0) * x0 + expand(c.b, x0) * noise
 
-    def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
         """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
         if self.target == LEVELS:
             return self._of_levels(x_t, t, condition)
@@ -102,7 +102,7 @@ class Denoiser:
         x0 = expand(c.p, x_t) * x_t + expand(c.q, x_t) * output.to(x_t.dtype)
         return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.level(t))
 
-    def _of_levels(self, x_t: Tensor, t: Time, condition: Any) -> Prediction:
+    def _of_levels(self, x_t: Tensor, t: Time, condition: Condition | None) -> Prediction:
         """x_0 as its mean over the 256 values an element can take, given what the network says and x_t itself.
 
         The network's odds, a Gaussian's times free ones, stand for what surrounds an element, and x_t there is weighed
@@ -118,7 +118,7 @@ class Denoiser:
         x0 = (logits.softmax(-1) * level_values(VALUES, x_t)).sum(-1)  # no product of matrices: those round, autocast
         return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
 
-    def bind(self, condition: Any) -> Denoise:
+    def bind(self, condition: Condition | None) -> Denoise:
         """The denoiser for one condition."""
         return lambda x_t, t: self(x_t, t, condition)
 

@@ -3,7 +3,7 @@
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def shares_a_cpu() -> bool:
@@ -35,3 +35,10 @@ def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
     if torch.device(device).type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`; to a GPU from pinned memory, without waiting for it to arrive."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

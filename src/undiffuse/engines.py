@@ -9,9 +9,10 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from undiffuse.conditions import Condition
 from undiffuse.data.cache import folder_for, locked, writing
 from undiffuse.errors import UsageError
-from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, open_session
+from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, onnx_takes, open_session
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
 
@@ -44,6 +45,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
     if engine == "auto":
         pays = evaluations is None or evaluations >= WORTH or folder.exists()
         usable = model.device.type == "cpu" and model.engine == "torch" and "onnxruntime" in available()
+        usable = usable and onnx_takes(model)
         if not (pays and usable):
             return model
         engine = "onnxruntime"
@@ -75,6 +77,6 @@ class Compiled(nn.Module):
         cuda = next(module.parameters()).is_cuda
         self.run = torch.compile(module, mode="reduce-overhead" if cuda else "default")
 
-    def forward(self, *inputs: torch.Tensor | None) -> torch.Tensor:
-        output = self.run(*inputs)
+    def forward(self, x: torch.Tensor, log_snr: torch.Tensor, condition: Condition | None = None) -> torch.Tensor:
+        output = self.run(x, log_snr, condition)
         return output.clone()  # a CUDA graph writes every output to the same place

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.build import make_data
+from undiffuse.conditions import Condition
 from undiffuse.data import catalogue
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.generate import Recipe, generate, states
@@ -59,7 +60,9 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
     if (images := _data(model)) is not None:
         picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
-        picked, what = next(generate(model, Recipe(seed=seed), range(count))), "samples (the data is not here)"
+        condition = model.condition(range(count))
+        picked = next(generate(model, Recipe(seed=seed), range(count), condition))
+        what = "samples (the data is not here)"
     return model.domain.encode(picked), what
 
 
@@ -113,7 +116,7 @@ def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
     steps = _at_most(model, REVERSE_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     seen = []
-    for state in states(model, recipe, range(3)):
+    for state in states(model, recipe, range(3), model.condition(range(3))):
         seen.append(state)
         tick(3 if state.x0 is not None else 0)
     decode = model.domain.decode
@@ -138,7 +141,7 @@ def _compared(model: Model, seed: int) -> list[Recipe]:
 def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Picture:
     rows = []
     for recipe in _compared(model, seed):
-        images = next(generate(model, recipe, range(count), tick=tick))
+        images = next(generate(model, recipe, range(count), model.condition(range(count)), tick=tick))
         rows.append((f"{recipe.sampler.upper()}, {recipe.steps} steps", images))
     path = out / "4-ddim-against-ddpm.png"
     strips(rows, [f"{k}" for k in range(count)], "The same starting noise, column by column", path)
@@ -156,15 +159,16 @@ def with_switched_noise(
     then: Draws,
     switch: int,
     count: int,
-    labels: Tensor | None,
+    condition: Condition | None,
     tick: Callable[[], None],
 ) -> np.ndarray:
     """uint8 (B, H, W, C) samples whose steps before `switch` draw from `first`, the others from `then`.
 
-    Step 0 is the noise they start from. labels: int64 (B,), as many as samples; `tick` is called after every step.
+    Step 0 is the noise they start from. `condition` is as in `states`, of `count` samples; `tick` is called after
+    every step.
     """
     process = model.denoiser.process
-    denoise = recipe.denoise(model, None if labels is None else labels.to(model.device))
+    denoise = recipe.denoise(model, model.taken(condition, count))
 
     def draws(step: int) -> Draw:
         return (first if step < switch else then)(step)
@@ -183,10 +187,10 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]
     common, own = keyed_draws(seed, [0] * count), keyed_draws(seed, range(1, count + 1))
-    labels = model.labels(np.zeros(count))
+    condition = model.condition([0] * count)
 
     def run(first: Draws, then: Draws, switch: int) -> np.ndarray:
-        return with_switched_noise(model, recipe, first, then, switch, count, labels, lambda: tick(count))
+        return with_switched_noise(model, recipe, first, then, switch, count, condition, lambda: tick(count))
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
     of = f"of {steps}"

@@ -53,3 +53,7 @@ class Registry(Mapping[str, E], Generic[E]):
     def find(self, name: str) -> Any:
         """What an entry that is a place, "package.module:attribute", stands for. Raises UsageError as `check`."""
         return located(str(self._entries[self.check(name)]))
+
+
+CONDITIONS = Registry("condition", {"labels": "undiffuse.conditions.labels:Labels"})
+"""Kinds of condition (`undiffuse.conditions.Condition`)."""

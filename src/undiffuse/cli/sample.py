@@ -60,8 +60,7 @@ def sample(
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
     output.check(out, n, force)
 
-    import torch
-
+    from undiffuse.conditions import Labels
     from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
     from undiffuse.model import load
@@ -69,10 +68,11 @@ def sample(
     loaded = load(model, device)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
-    labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
+    condition = loaded.condition(range(n)) if class_name is None else loaded.of_class(class_name, n)
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
-        images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
+        images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick)
     if images is not None:
-        written = output.write(out, loaded.domain, images, all_labels, loaded.data.classes, force)
+        labels = condition.index.cpu().numpy() if isinstance(condition, Labels) else None
+        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force)
         say(f"{written} ({recipe.evaluations} evaluations of the network each, by {loaded.engine})")

@@ -1,10 +1,15 @@
 """What a data set is to the rest of the package: its rows, pictures mostly, and what is known about them."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undiffuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from undiffuse.conditions import Condition
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,17 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def condition(self) -> "Condition | None":
+        """What models are told of each image, one row per image: its label, where there are classes."""
+        import torch  # which reading data does without
+
+        from undiffuse.conditions import Labels
+
+        if self.labels is None or not self.classes:
+            return None
+        return Labels(torch.tensor(self.labels, dtype=torch.int64), len(self.classes))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -6,12 +6,12 @@ The steps' terms are estimates from the objectives that training uses (`undiffus
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
 from undiffuse.process import GaussianProcess
@@ -72,7 +72,7 @@ def bound(
     formula: Formula,
     draws: Callable[[int], Draw],
     u: Tensor,
-    condition: Any = None,
+    condition: Condition | None = None,
 ) -> Bound:
     """The bound of every image of a batch.
 
@@ -120,7 +120,12 @@ def every_step(count: int, steps: int) -> Tensor:
 
 @torch.no_grad()
 def squared_errors(
-    denoiser: Denoiser, x0: Tensor, steps: int, draws: Callable[[int], Draw], u: Tensor, condition: Any = None
+    denoiser: Denoiser,
+    x0: Tensor,
+    steps: int,
+    draws: Callable[[int], Draw],
+    u: Tensor,
+    condition: Condition | None = None,
 ) -> Tensor:
     """What the predicted x_0 misses at each of T steps: the sum of mean squares, and of how many, float64 (2, T).
 

@@ -138,7 +138,8 @@ def density(
         x0 = pixels(images, numbers).to(model.device)
         every = steps is not None and draws == steps - 1
         u = every_step(len(x0), draws + 1) if every else spread(torch.from_numpy(numbers), draws)
-        return bound_of(model.denoiser, x0, formula, keyed_draws(seed, numbers, Purpose.BOUND), u)
+        draws_of = keyed_draws(seed, numbers, Purpose.BOUND)
+        return bound_of(model.denoiser, x0, formula, draws_of, u, model.unconditional(len(x0)))
 
     parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
     conditions = facts | {
@@ -162,7 +163,7 @@ def count_of(images: ImageSet, n: int | None, default: int) -> int:
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
     """What every density was measured on, as JSON. Raises UsageError for a model that was never without a class."""
-    if model.data.classes and ("imported" in model.training or not model.config.training.label_dropout):
+    if model.data.takes and ("imported" in model.training or not model.config.training.label_dropout):
         raise UsageError(
             f"{model.name} never learnt without being told the class, so it has no density of images alone: train with "
             "training.label_dropout above 0"
@@ -291,7 +292,8 @@ def _tuned(model: Model, images: ImageSet, numbers: np.ndarray, steps: int, seed
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)
         u = spread(torch.from_numpy(here), min(TUNED_DRAWS, steps))
-        return squared_errors(model.denoiser, x0, steps, keyed_draws(seed, here, Purpose.VARIANCE), u)
+        draws = keyed_draws(seed, here, Purpose.VARIANCE)
+        return squared_errors(model.denoiser, x0, steps, draws, u, model.unconditional(len(x0)))
 
     found = shared(measure, numbers, BATCH, model, "measuring the optimal variances", bar)
     return optimal_variance(model.denoiser.process, torch.stack(found).sum(0))

@@ -89,7 +89,7 @@ def ode_density(
         with torch.no_grad():
             u, log_q = q(x0, uniform_draws(seed, samples, x0.shape[1:]).to(x0))
         one = log_likelihood(
-            model.denoiser.bind(None),
+            model.denoiser.bind(model.unconditional(len(x0))),
             model.denoiser.process,
             dequantised(x0, u).float(),
             seed=seed,
@@ -141,7 +141,7 @@ def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
         noise = Given(torch.randn(y.shape, generator=draw).to(y))
-        losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, levels=None)
+        losses = continuous_bound(denoiser, y, model.unconditional(len(y)), share + (1 - share) * u, noise, levels=None)
         importance.update(u, losses)
         return -(1 - share) * y[0].numel() * losses * weight.to(losses)
 

@@ -64,7 +64,7 @@ def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int
     for _ in range(REPEATS):
         for own, (model, recipe) in zip(times, runs, strict=True):
             began = time.perf_counter()
-            list(generate(model, recipe, range(BATCH), batch_size=BATCH, tick=tick))
+            list(generate(model, recipe, range(BATCH), model.condition(range(BATCH)), batch_size=BATCH, tick=tick))
             own.append((time.perf_counter() - began) / BATCH)
     return [statistics.median(own) for own in times]
 

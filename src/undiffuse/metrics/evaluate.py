@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from undiffuse.conditions import Labels
 from undiffuse.config import Data
 from undiffuse.data import ImageSet, MixedSizes, by, cache_dir
 from undiffuse.data import load as load_data
@@ -124,8 +125,9 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
         samples = sample_into_cache(model, recipe, n, tick)
     if samples is None:
         return None
-    labels = model.labels(np.arange(n))
-    asked = None if labels is None or bench.extractor.classes != model.data.classes else labels.numpy()
+    condition, asked = model.condition(range(n)), None
+    if isinstance(condition, Labels) and bench.extractor.classes == model.data.classes:
+        asked = condition.index.cpu().numpy()
     conditions = {
         "model": {
             "parameters": model.parameters,

@@ -133,7 +133,7 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
             if tick:
                 tick(len(numbers) * recipe.steps)
             continue
-        (images,) = generate(model, recipe, numbers, batch_size=SHARD, tick=tick)
+        (images,) = generate(model, recipe, numbers, model.condition(numbers), batch_size=SHARD, tick=tick)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, images=images)
     state.wait_for_everyone()

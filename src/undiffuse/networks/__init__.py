@@ -1,4 +1,4 @@
-"""Networks. They know nothing of diffusion: a tensor, a log-SNR and labels in, a tensor out.
+"""Networks. They know nothing of diffusion: a tensor, a log-SNR and a condition in, a tensor out.
 
 `network.matrices()` names the weights that Muon takes: those that are matrices mixing features.
 """

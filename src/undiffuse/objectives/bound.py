@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser, level_logits
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import (
@@ -46,7 +47,7 @@ def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
 def variational_bound(
     denoiser: Denoiser,
     x0: Tensor,
-    condition: Any,
+    condition: Condition | None,
     u: Tensor,
     draw: Draw,
     variance: str | Tensor = "small",
@@ -73,7 +74,9 @@ def variational_bound(
     return (len(times) - 1) * _terms(denoiser.process, prediction, x0, x_t, times, index, variance, levels)
 
 
-def hybrid(denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, steps: int | None = None) -> Tensor:
+def hybrid(
+    denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, steps: int | None = None
+) -> Tensor:
     """L_simple + 0.001 L_vlb, where the bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
 
     The bound is in nats/dimension; its gradient does not reach the mean.
@@ -90,7 +93,7 @@ def hybrid(denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw
 
 
 def continuous_bound(
-    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, levels: int | None = 256
+    denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, levels: int | None = 256
 ) -> Tensor:
     """The reconstruction term, or the integrand of the diffusion term, of the bound with T -> infinity, nats/dimension.
 

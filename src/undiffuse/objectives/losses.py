@@ -6,23 +6,23 @@
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.objectives.times import TimeSampler, uniform
 from undiffuse.objectives.weighting import Weighting, simple
 from undiffuse.process import expand
 from undiffuse.randomness import Draw
 
-Objective = Callable[[Denoiser, Tensor, Any, Tensor, Draw], Tensor]
+Objective = Callable[[Denoiser, Tensor, Condition | None, Tensor, Draw], Tensor]
 
 
 def weighted_error(
     denoiser: Denoiser,
     x0: Tensor,
-    condition: Any,
+    condition: Condition | None,
     u: Tensor,
     draw: Draw,
     times: TimeSampler = uniform,

@@ -111,7 +111,7 @@ class Listeners:
                 shown.copy_(average)
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
-        images = next(generate(model, recipe, range(PREVIEWS)))
+        images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
         model.domain.show(images, self.run / "previews" / f"step-{step:08d}.png")
         if self._board and images.ndim == 4:
             self._board.add_images("preview", images, step, dataformats="NHWC")

@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 
 from undiffuse import data as datasets
 from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
+from undiffuse.card import ConditionFacts
+from undiffuse.conditions import Labels
 from undiffuse.config import Config
 from undiffuse.data import by
 from undiffuse.denoiser import LEVELS, VALUES
@@ -337,19 +339,22 @@ def _log_prior(images: datasets.ImageSet) -> torch.Tensor:
 
 
 def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
+    learnt = data.condition if config.training.conditional else None
+    takes = None if learnt is None else ConditionFacts(learnt.kind, learnt.facts())
     share: tuple[float, ...] = ()
-    if data.labels is not None and data.classes and config.training.conditional:
-        counts = np.bincount(data.labels, minlength=len(data.classes))
-        share = tuple((counts / counts.sum()).tolist())
+    if takes is not None and takes.kind == Labels.kind:  # format 1 says it in words of its own
+        share, takes = tuple(takes.facts["share"]), None
+    classes = data.classes if share else ()
     return DataFacts(
         config.data.source,
         data.shape,
         len(data),
-        data.classes if share else (),
+        classes,
         share,
         data.licence,
         data.fingerprint,
         data.domain,
+        takes,
     )
 
 
@@ -373,7 +378,7 @@ def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, acceler
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
         shape = domain_of(data).shape
-        network = make_network(config, shape[0], len(data.classes), len(shape) - 1)
+        network = make_network(config, shape[0], data.takes, len(shape) - 1)
         network = placed(network, accelerator.device)
     if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
         network.set_value_prior(_log_prior(images))
