@@ -181,8 +181,8 @@ def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -
 def test_unconditional_batches_have_no_labels() -> None:
     """training.conditional=false learns no classes, and data without labels have none."""
     images = np.zeros((20, 8, 8, 1), np.uint8)
-    assert batch_of(image_set(images, 3), training__conditional=False).labels is None
-    assert batch_of(image_set(images)).labels is None
+    assert batch_of(image_set(images, 3), training__conditional=False).condition is None
+    assert batch_of(image_set(images)).condition is None
 
 
 # The learning rate and the average.
@@ -408,7 +408,7 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
     for step in range(12):
         batch = make_batch(config, data, step, slice(None))
         u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
-        losses = objective(denoiser, batch.x0, batch.condition, u, batch.noise)
+        losses = objective(denoiser, batch.x0, batch.condition, u, batch.draw)
         memory.update(u, losses)
         loss = (losses * weight.float()).sum() / 16
         told[step] = loss.item()
