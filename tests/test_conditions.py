@@ -165,7 +165,13 @@ def data_of(kind: str, count: int = 24) -> Measured:
 
 def config_of(**settings: Any) -> Config:
     values = {"training.batch_size": 8, "training.label_dropout": 0.4, "denoiser.sigma_data": 0.5}
-    values |= {"network.channels": (16,), "network.patch": 2, "network.blocks": 1, "training.learning_rate": 0.01}
+    values |= {
+        "network.channels": (16,),
+        "network.patch": 2,
+        "network.blocks": 1,
+        "training.learning_rate": 0.01,
+        "training.warmup": 0,
+    }
     config = make_config(values | {key.replace("__", "."): value for key, value in settings.items()})
     return config.model_copy(update={"network": default_network(config.network, (8, 8))})
 
@@ -249,7 +255,7 @@ def test_batches_drop_the_rows_that_labels_drop(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_condition_from_outside_goes_all_the_way(kind: str, tmp_path: Path) -> None:
-    """Trained, averaged, saved, resumed, loaded, sampled: the encoder is learnt, its condition decides the samples."""
+    """Trained, averaged, saved, resumed, loaded, sampled: the encoder is learnt, and decides the samples."""
     config, data = config_of(), data_of(kind)
     facts = facts_of(data)
     learner, accelerator = learner_of(config, facts), Accelerator(cpu=True)

@@ -2,7 +2,7 @@
 
 The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model of
 classes, `labels` (B,) int64 (one past the last: any class) in, `output` (B, C', H, W) out, for any B. How x follows
-from x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration.
+from x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration that says how.
 """
 
 import json
