@@ -29,6 +29,7 @@ from undiffuse.training import train
 from undiffuse.training.batches import make_batch
 
 LENGTH = 12
+SELDOM = {f"training.{what}_every": 1000 for what in ("log", "checkpoint", "preview")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def test_rows_of_another_shape_are_refused(domain: str, shape: tuple[int, ...]) 
 
 def test_a_domain_from_outside_of_the_package(bits: ImageSet, tmp_path: Path) -> None:
     """From a batch to samples in files, with the 1-D U-Net; what there is to learn is learnt."""
-    values = {**TINY, "training.steps": 120, "training.learning_rate": 1e-2, "data.flip": True}
+    values = {**TINY, "training.steps": 120, "training.learning_rate": 1e-2, "data.flip": True, **SELDOM}
     config = make_config({**values, "training.batch_size": 16})
     whole = make_batch(config, bits, 3, slice(0, 16))
     half = make_batch(config, bits, 3, slice(8, 16))
@@ -165,7 +166,7 @@ def test_points_are_learnt_by_an_mlp(tmp_path: Path) -> None:
     """Four points are found again, by all samples and all of them."""
     corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)
     data = ImageSet("corners", "train", np.tile(corners, (16, 1)), None, (), (), "", "corners", domain="points")
-    settings: dict[str, Any] = {"network.kind": "mlp", "network.channels": (64,), "training.steps": 600}
+    settings: dict[str, Any] = {"network.kind": "mlp", "network.channels": (64,), "training.steps": 600, **SELDOM}
     train(
         {**TINY, **settings, "training.learning_rate": 1e-2, "training.batch_size": 64},
         tmp_path,

@@ -188,6 +188,7 @@ def write(
     suffix = "" if os.path.isdir(out) else suffix_of(out)
 
     def folder(path: Path) -> None:
+        path.mkdir()
         for number, row in enumerate(rows):
             domain.save(row, path / f"{number:06d}{domain.suffix}")
 
