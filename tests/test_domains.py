@@ -1,7 +1,10 @@
 """Domains: rows and x_0, both ways; and one from outside of the package, trained, saved, loaded, drawn and written."""
 
 import dataclasses
+import importlib
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +198,17 @@ def test_folders_of_before_hold_pictures_and_unknown_domains_are_refused(whole: 
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(UndiffuseError, match=r"no domain 'sculptures'.*pictures"):
         read_card(tmp_path)
+
+
+def test_the_page_about_domains_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file, and then what trains with it."""
+    monkeypatch.setattr(DOMAINS, "_entries", dict(DOMAINS._entries))
+    page = Path(__file__).parents[1] / "docs" / "extending-domain.md"
+    module, training = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "bits.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    namespace = vars(importlib.import_module("bits"))
+    exec(training, dict(namespace))
+    assert sample("run", 4, steps=3).shape == (4, 16)
+    monkeypatch.delitem(sys.modules, "bits")
