@@ -1,7 +1,10 @@
 """Domains: rows and x_0, both ways; and one from outside of the package, trained, saved, loaded, drawn and written."""
 
 import dataclasses
+import importlib
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from undiffuse.training import train
 from undiffuse.training.batches import make_batch
 
 LENGTH = 12
+SELDOM = {f"training.{what}_every": 1000 for what in ("log", "checkpoint", "preview")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +128,7 @@ def test_rows_of_another_shape_are_refused(domain: str, shape: tuple[int, ...]) 
 
 def test_a_domain_from_outside_of_the_package(bits: ImageSet, tmp_path: Path) -> None:
     """From a batch to samples in files, with the 1-D U-Net; what there is to learn is learnt."""
-    values = {**TINY, "training.steps": 120, "training.learning_rate": 1e-2, "data.flip": True}
+    values = {**TINY, "training.steps": 120, "training.learning_rate": 1e-2, "data.flip": True, **SELDOM}
     config = make_config({**values, "training.batch_size": 16})
     whole = make_batch(config, bits, 3, slice(0, 16))
     half = make_batch(config, bits, 3, slice(8, 16))
@@ -165,7 +169,7 @@ def test_points_are_learnt_by_an_mlp(tmp_path: Path) -> None:
     """Four points are found again, by all samples and all of them."""
     corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)
     data = ImageSet("corners", "train", np.tile(corners, (16, 1)), None, (), (), "", "corners", domain="points")
-    settings: dict[str, Any] = {"network.kind": "mlp", "network.channels": (64,), "training.steps": 600}
+    settings: dict[str, Any] = {"network.kind": "mlp", "network.channels": (64,), "training.steps": 600, **SELDOM}
     train(
         {**TINY, **settings, "training.learning_rate": 1e-2, "training.batch_size": 64},
         tmp_path,
@@ -194,3 +198,17 @@ def test_folders_of_before_hold_pictures_and_unknown_domains_are_refused(whole: 
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(UndiffuseError, match=r"no domain 'sculptures'.*pictures"):
         read_card(tmp_path)
+
+
+def test_the_page_about_domains_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file, and then what trains with it."""
+    monkeypatch.setattr(DOMAINS, "_entries", dict(DOMAINS._entries))
+    page = Path(__file__).parents[1] / "docs" / "extending-domain.md"
+    module, training = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "bits.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    namespace = vars(importlib.import_module("bits"))
+    exec(training, dict(namespace))
+    assert sample("run", 4, steps=3).shape == (4, 16)
+    monkeypatch.delitem(sys.modules, "bits")
