@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from undiffuse.evaluation.bench import bench
+from undiffuse.evaluation.evaluate import evaluate_model
 from undiffuse.files import write_json
 from undiffuse.generate import Recipe
-from undiffuse.metrics.bench import bench
-from undiffuse.metrics.evaluate import evaluate_model
 from undiffuse.model import load
 from undiffuse.plots import curves
 from undiffuse.progress import bar

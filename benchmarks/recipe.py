@@ -32,8 +32,8 @@ def main() -> None:
 
     from undiffuse import load
     from undiffuse.config import parse_settings
+    from undiffuse.evaluation import evaluate
     from undiffuse.generate import Recipe
-    from undiffuse.metrics import evaluate
     from undiffuse.training import train
 
     values = {

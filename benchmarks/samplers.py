@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from undiffuse.evaluation import evaluate
 from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe
-from undiffuse.metrics import evaluate
 from undiffuse.plots import curves
 
 CONTENDERS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The pure parts of what benchmarks/speed.py measures with."""
+"""The pure parts of what benchmarks/speed/run.py measures with."""
 
 import itertools
 import sys
@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # no package: its files import each other like this
+# No packages: their files import each other like this.
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "benchmarks/speed"))
 
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
-from speed import kind_of
+from run import kind_of
 from systems import our_config, our_megaflops
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.cache import folder_for, locked, writing
 from undiffuse.data import ImageSet
-from undiffuse.data.cache import folder_for, locked, writing
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats

@@ -1,6 +1,6 @@
 """How good is each after the same minutes of training? undiffuse, diffusers and denoising-diffusion-pytorch.
 
-    python benchmarks/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 500]
+    python benchmarks/speed/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 500]
 
 Trains each in turn on all cores, unconditionally, in the wall-clock time of its training steps alone; draws n samples
 in 20 evaluations of the network (undiffuse also in 10, the peers from 20 minutes on also in 50) and measures their
@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from undiffuse import sample
 from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
+from undiffuse.evaluation import evaluate
 from undiffuse.files import read_json, write_json
-from undiffuse.metrics import evaluate
 from undiffuse.model import checkpoints, read_card
 from undiffuse.plots import curves, save_figure
 from undiffuse.training import train

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from undiffuse.data import by
+from undiffuse.evaluation.evaluate import Evaluation
 from undiffuse.files import atomic_file
 from undiffuse.metrics.blocks import pick
-from undiffuse.metrics.evaluate import Evaluation
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import METRICS
 from undiffuse.plots import Panel, curves, grid_of, save_image, strips

@@ -160,7 +160,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
 
 
 def peer_trainer(name: str) -> Trainer:
-    """A peer, as benchmarks/peers.py sets it up."""
+    """A peer, as benchmarks/speed/peers.py sets it up."""
     torch.manual_seed(0)
     peer = PEERS[name](SIZE, CHANNELS)
     x0, t = torch.randn(BATCH, CHANNELS, SIZE, SIZE), torch.randint(1000, (BATCH,))

@@ -1,6 +1,6 @@
 """Milliseconds of one evaluation of a model's network in PyTorch, ONNX Runtime and OpenVINO, all in float32.
 
-    pip install openvino && python benchmarks/engines.py MODEL OUT.json [--repeats 40]
+    pip install openvino && python benchmarks/speed/engines.py MODEL OUT.json [--repeats 40]
 
 In turn, medians; the largest difference from PyTorch's output stands beside.
 """

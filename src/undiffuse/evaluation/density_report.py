@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from undiffuse.likelihood.density import RAW, Density
-from undiffuse.metrics.report import OTHER_DATA, html_table, inline, write_page
+from undiffuse.evaluation.density import RAW, Density
+from undiffuse.evaluation.report import OTHER_DATA, html_table, inline, write_page
 from undiffuse.plots import save_figure, strips
 
 SHOWN = 12
