@@ -317,14 +317,14 @@ def test_an_ode_needs_a_density(likelihood: Path) -> None:
 
 
 @pytest.mark.parametrize("measure", [density, ode_density])
-def test_a_model_that_always_knew_the_class_has_no_density(whole: Path, measure: Any) -> None:
+def test_a_model_that_always_knew_the_class_has_no_density(whole: Path, data: str, measure: Any) -> None:
     """Its network was never asked without one, whether it was trained so or imported: what it says then is nothing."""
     model = load(whole)
     assert model.data.classes
     always = model.config.model_copy(update={"training": model.config.training.model_copy(update={"label_dropout": 0})})
     for other in (dataclasses.replace(model, config=always), dataclasses.replace(model, training={"imported": {}})):
         with pytest.raises(UsageError, match="without being told the class"):
-            measure(other, n=2)
+            measure(other, data, n=2)
 
 
 def test_colour(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_data_is_read_as_the_run_read_it(
 
     def facts(**settings: object) -> dict:
         learnt = model.config.data.model_copy(update={"source": str(tmp_path / "pictures"), **settings})
-        changed = dataclasses.replace(model, config=model.config.model_copy(update={"data": learnt}))
+        changed = dataclasses.replace(model, config=model.config.model_copy(update={"data": learnt}), source="")
         return bench_for([changed], ["model"], None, features=plain, groups=("frechet",)).facts
 
     assert facts(skip_corrupt=True)["images"] > 0

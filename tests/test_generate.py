@@ -104,7 +104,7 @@ def test_a_class_by_name_or_number(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("brigth", "did you mean 'bright'"), ("qqq", "dark, grey"), (3, ""), (-1, "")]
+    ("name", "hint"), [("brigth", "did you mean bright"), ("qqq", "dark, grey"), (3, ""), (-1, "")]
 )
 def test_a_class_that_is_not_there(model: Model, name: str | int, hint: str) -> None:
     """The error has the nearest class, or all of them."""

@@ -143,7 +143,8 @@ def test_half_precision_alone(variant: str, dtype: torch.dtype, shards: str | No
     weights = load_file(tmp_path / "half" / "weights.safetensors")
     for name, tensor in network.state_dict().items():
         assert torch.equal(weights[name], tensor.to(dtype).float())
-    network.save_pretrained(folder / "unet")  # beside it, the full one
+    whole = {} if shards else {"max_shard_size": "10KB"}
+    network.save_pretrained(folder / "unet", **whole)  # beside it, the full one
     assert len(lines_of(folder, tmp_path / "full")) == 1
     weights = load_file(tmp_path / "full" / "weights.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())

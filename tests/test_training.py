@@ -404,7 +404,7 @@ def test_a_run_is_the_plain_loop(tiny: Values, tmp_path: Path, importance: bool)
     for step in range(12):
         batch = make_batch(config, data, step, slice(None))
         u, weight = memory.warp(batch.u) if importance else (batch.u, torch.ones(16, dtype=torch.float64))
-        losses = objective(denoiser, batch.x0, batch.labels, u, batch.noise)
+        losses = objective(denoiser, batch.x0, batch.labels, u, batch.draw)
         memory.update(u, losses)
         loss = (losses * weight.float()).sum() / 16
         told[step] = loss.item()
@@ -527,8 +527,8 @@ def test_a_batch_that_does_not_divide_is_refused(tiny: Values, tmp_path: Path) -
 
 
 def test_a_shift_beyond_the_image_is_refused(tiny: Values, tmp_path: Path) -> None:
-    """Nothing of a picture would be left but its edge; and a million pixels of it are 15 TiB."""
-    for shift in (16, 10**6):
+    """Nothing of a picture would be left but its edge; and thousands of pixels of it are gigabytes."""
+    for shift in (16, 4000):
         with pytest.raises(UsageError, match=r"data\.shift = \d+.*16x16"):
             train({**tiny, "data.shift": shift}, tmp_path / "run", report=ignore)
     assert not (tmp_path / "run").exists()

@@ -237,9 +237,9 @@ def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Mod
         "classes": classes,
         "dropout": network.dropout,
     }
-    if not (of_levels or network.head or network.kernel or network.fourier):
+    if not (network.values or network.head or network.kernel or network.fourier):
         return partial(UNet, channels, outputs, **common)
-    sigma_data = _sigma_data(config)
+    sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
     return partial(
         PixelUNet,
         channels,

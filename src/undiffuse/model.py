@@ -38,6 +38,7 @@ from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
+from undiffuse.networks import first_name
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.weights import read_weights
 
@@ -149,9 +150,9 @@ class Model:
 
 
 def sha256_of_weights(network: nn.Module) -> str:
-    """Of the names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
+    """Of the (first) names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted((first_name(name), tensor) for name, tensor in network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import read_config
 from undiffuse.errors import UsageError
+from undiffuse.networks import current_name
 from undiffuse.process import expand
 
 try:
@@ -72,6 +73,11 @@ class Adapter(ModelMixin, ConfigMixin):
             if tensor.dtype in HALVES:
                 tensor.data = old.to(tensor.device, torch.float32)
         return self
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
+        """Diffusers' place for names that have changed: those of adapters exported by version 0.1."""
+        for name in [name for name in state_dict if current_name(name) != name]:
+            state_dict[current_name(name)] = state_dict.pop(name)
 
     def _output(self, x: Tensor, log_snr: Tensor, labels: Tensor | None) -> Tensor:
         """What the network says, in the type of x, whatever its own is."""

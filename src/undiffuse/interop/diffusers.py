@@ -115,7 +115,7 @@ def _found(folder: Path, home: Path, scheduler: Scheduler, weights: Path, kinds:
         yield f"{home}: the averaged weights (EMA)" + f"; the last ones are in {last}" * last.is_dir()
     elif average.is_dir():
         yield f"{home}: the weights that model_index.json names; averaged ones (EMA) are in {average}"
-    if weights.name != WEIGHTS or kinds != {"float32"}:
+    if weights.name not in (WEIGHTS, f"{WEIGHTS}.index.json") or kinds != {"float32"}:
         yield f"{weights}: {' and '.join(sorted(kinds))}" + ", kept as float32" * (kinds != {"float32"})
     yield f"{scheduler.path}: {scheduler}"
     if scheduler.of_sampling:
