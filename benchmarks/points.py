@@ -146,7 +146,7 @@ def train(density: Density, steps: int) -> Denoiser:
         generator = torch_generator(SEED, Purpose.NOISE, step)
         x0, noise = density.sample(BATCH, generator).float(), torch.randn(BATCH, 2, generator=generator)
         u, weight = importance.warp(low_discrepancy(BATCH, generator))
-        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, Given(noise), levels=None)
+        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, Given(noise), values=None)
         (losses * weight.to(losses)).mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -181,7 +181,7 @@ def normals(count: int, draws: int, number: int) -> Tensor:
 
 def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | None, variance: str) -> dict[str, float]:
     """The bound of so many steps, or the continuous one; a group is one estimate, as its noise is not independent."""
-    formula = Formula(steps, variance, levels=None)
+    formula = Formula(steps, variance, values=None)
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
         u = spread(torch.arange(len(x0)), DRAWS)

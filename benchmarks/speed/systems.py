@@ -25,10 +25,10 @@ from undiffuse.engines import available, with_engine
 from undiffuse.model import DataFacts, write_model
 from undiffuse.randomness import keyed_draws
 from undiffuse.training.batches import make_batch
-from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.state import Learner, Progress
 
 SIZE, CHANNELS, OUR_BATCH = 28, 1, 64
 OURS = "undiffuse"

@@ -38,9 +38,8 @@ from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
-from undiffuse.networks import first_name
 from undiffuse.targets import SCORE_OF_STATE
-from undiffuse.weights import read_weights
+from undiffuse.weights import read_weights, sha256_of_weights
 
 __all__ = [
     "BUILT_IN",
@@ -54,7 +53,6 @@ __all__ = [
     "load",
     "read_card",
     "read_grids",
-    "sha256_of_weights",
     "with_process",
     "write_model",
 ]
@@ -147,15 +145,6 @@ class Model:
         labels = np.searchsorted(np.cumsum(self.data.class_share), u, side="right")
         last = np.flatnonzero(self.data.class_share)[-1]  # where the sum of the shares is a little below 1
         return torch.from_numpy(np.minimum(labels, last))
-
-
-def sha256_of_weights(network: nn.Module) -> str:
-    """Of the (first) names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted((first_name(name), tensor) for name, tensor in network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_model(

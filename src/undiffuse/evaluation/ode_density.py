@@ -141,7 +141,7 @@ def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
         noise = Given(torch.randn(y.shape, generator=draw).to(y))
-        losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, levels=None)
+        losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, values=None)
         importance.update(u, losses)
         return -(1 - share) * y[0].numel() * losses * weight.to(losses)
 
