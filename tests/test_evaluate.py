@@ -199,7 +199,7 @@ def test_evaluate_command(command: Command, whole: Path, plain: str, tmp_path: P
     two = json.loads((tmp_path / "e.json").read_text())
     assert [one["conditions"]["sampling"]["steps"] for one in two] == [2, 3]
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "src='http" not in page
+    assert page.count("data:image/png;base64,") == 4 and "http:" not in page and "https:" not in page
 
 
 def test_compare_command(
