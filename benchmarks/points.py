@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
 from undiffuse.denoiser import Denoiser
+from undiffuse.devices import conditions as machine_conditions
 from undiffuse.files import write_json
 from undiffuse.likelihood import (
     Formula,
@@ -285,8 +286,7 @@ def main() -> None:
         "network": {"width": WIDTH, "blocks": BLOCKS, "octaves": OCTAVES},
         "training": {"steps": steps, "batch": BATCH, "rate": RATE, "average": AVERAGE},
         "seed": SEED,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine_conditions(),
         "command": " ".join(["python", *sys.argv]),
     }
     write_json(options.json, {"densities": told, "conditions": conditions})

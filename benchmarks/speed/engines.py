@@ -16,6 +16,7 @@ import openvino
 import torch
 
 from undiffuse import load
+from undiffuse.devices import conditions
 from undiffuse.files import write_json
 from undiffuse.interop.onnx import export_onnx, inputs, open_session
 
@@ -61,7 +62,7 @@ def main() -> None:
             }
             for name, taken in times.items()
         }
-    facts = {"model": options.model, "threads": threads, "openvino": openvino.__version__, "torch": torch.__version__}
+    facts = {"model": options.model, **conditions("onnxruntime", "openvino")}
     write_json(options.out, {**facts, **found})
     print({**facts, **found})
 

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import undiffuse
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
 from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
+from undiffuse.devices import conditions
 from undiffuse.engines import available, with_engine
 from undiffuse.model import DataFacts, write_model
 from undiffuse.randomness import keyed_draws
@@ -249,19 +249,12 @@ def machine() -> Figures:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    found = {}
-    for package in (OURS, "torch", "numpy", "onnxruntime", *PEERS):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": found,
+        **conditions("numpy", "onnxruntime", *PEERS),
         "image": [SIZE, SIZE, CHANNELS],
         "precision": "float32",
     }

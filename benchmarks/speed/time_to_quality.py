@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from undiffuse import sample
 from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
+from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
 from undiffuse.files import read_json, write_json
 from undiffuse.model import checkpoints, read_card
@@ -179,7 +180,7 @@ def main() -> None:
         ours(out, data, float(minutes), options.set)
     if options.only:
         return
-    results: dict[str, Any] = {"data": data, "n": n, "threads": torch.get_num_threads()}
+    results: dict[str, Any] = {"data": data, "n": n, **conditions(*PEERS)}
     results["undiffuse"] = measure_ours(out, data, n)
     for name in PEERS:
         results[name] = measure_peer(name, out, data, n, images.shape[1:])

@@ -3,12 +3,10 @@
 import contextlib
 import math
 import os
-import platform
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from accelerate.utils import broadcast, gather, reduce
 from undiffuse.build import make_data, make_denoiser, make_objective, make_process
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
-from undiffuse.devices import shares_a_cpu
+from undiffuse.devices import conditions, shares_a_cpu
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
 from undiffuse.objectives.bound import RECONSTRUCTION
@@ -243,9 +241,7 @@ class _Run:
             "seconds": round(progress.seconds, 1),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "versions": {"undiffuse": version("undiffuse"), "torch": torch.__version__},
+            **conditions(),
         }
 
 
