@@ -4,9 +4,9 @@
     python benchmarks/samplers.py MODEL OUT.json --paper [--figure FIGURE.png]
 
 Frechet distance (not FID) to the test images in the features of `undiffuse evaluate`, at equal numbers of evaluations:
-Heun's method takes two for a step. With --paper, the rows and steps of table 1 of Song et al. 2021, DDIM for eta 0 to 1,
-and DDPM with the larger variance, beside what they found on CIFAR-10. What OUT.json holds already is not measured again.
-Prints a table in Markdown, writes OUT.json and a figure.
+Heun's method takes two for a step. With --paper, the rows and steps of table 1 of Song et al. 2021: DDIM for eta 0 to
+1 and DDPM with the larger variance, beside what they found on CIFAR-10. What OUT.json holds already is not measured
+again. Prints a table in Markdown, writes OUT.json and a figure.
 """
 
 import argparse
