@@ -11,7 +11,7 @@ import torch
 from conftest import ignore
 
 from undiffuse.errors import UsageError
-from undiffuse.generate import Recipe, generate, generate_shared, sample, states, to_uint8
+from undiffuse.generate import Recipe, generate, generate_shared, sample, states
 from undiffuse.model import Model, load
 from undiffuse.sampling import GRIDS, SAMPLERS
 from undiffuse.training import train
@@ -188,24 +188,6 @@ class _Nan(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
         return x * torch.nan
-
-
-def test_uint8_and_back_is_exact() -> None:
-    """Every level survives the way to [-1, 1] and back; between levels the nearest wins; outside is clipped."""
-    levels = torch.arange(256, dtype=torch.float32)
-    x = (levels / 127.5 - 1).view(1, 1, 16, 16)
-    assert np.array_equal(to_uint8(x).ravel(), np.arange(256, dtype=np.uint8))
-    nudged = ((levels + 0.4).clamp(max=255) / 127.5 - 1).view(1, 1, 16, 16)
-    assert np.array_equal(to_uint8(nudged).ravel(), np.arange(256, dtype=np.uint8))
-    assert to_uint8(torch.tensor([-7.0, 7.0]).view(1, 1, 1, 2)).ravel().tolist() == [0, 255]
-
-
-def test_uint8_puts_channels_last() -> None:
-    """(B, C, H, W) becomes (B, H, W, C), every value in its place, from any floating dtype."""
-    x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) / 127.5 - 1
-    for dtype in (torch.float32, torch.float64):
-        expected = np.arange(120).reshape(2, 3, 4, 5).transpose(0, 2, 3, 1)
-        assert np.array_equal(to_uint8(x.to(dtype)), expected)
 
 
 def test_states_leave_the_callers_gradients_alone(model: Model) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from undiffuse.build import make_data
 from undiffuse.data import catalogue
 from undiffuse.errors import UndiffuseError
-from undiffuse.generate import Recipe, generate, states, to_uint8
+from undiffuse.generate import Recipe, generate, states
 from undiffuse.model import Model
 from undiffuse.plots import curves, strips
 from undiffuse.process import cosine, linear
@@ -55,7 +55,7 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
         picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
         picked, what = next(generate(model, Recipe(seed=seed), range(count))), "samples (the data is not here)"
-    return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1, what
+    return model.domain.encode(picked), what
 
 
 def _data(model: Model) -> np.ndarray | None:
@@ -75,7 +75,7 @@ def _forward(model: Model, out: Path, seed: int) -> Picture:
     x0, what = _examples(model, 4, seed)
     times = torch.linspace(0, 1, COLUMNS, dtype=torch.float64).tolist()
     draw = keyed_draws(seed, range(len(x0)))(0)
-    noisy = [to_uint8(process.corrupt(x0, t, draw)) for t in times]
+    noisy = [model.domain.decode(process.corrupt(x0, t, draw)) for t in times]
     rows = [(f"image {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
     path = out / "1-forward.png"
     strips(rows, [f"t={t:.2f}" for t in times], "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
@@ -115,8 +115,8 @@ def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
     rows = []
     for k in range(3):
         previews = [seen[i].x0 for i in shown]
-        rows.append(("x_t", np.stack([to_uint8(seen[i].x)[k] for i in shown])))
-        rows.append(("predicted x_0", np.stack([to_uint8(x0)[k] for x0 in previews if x0 is not None])))
+        rows.append(("x_t", np.stack([model.domain.decode(seen[i].x)[k] for i in shown])))
+        rows.append(("predicted x_0", np.stack([model.domain.decode(x0)[k] for x0 in previews if x0 is not None])))
     path = out / "3-reverse.png"
     strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {steps} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."
@@ -163,13 +163,12 @@ def with_switched_noise(
     def draws(step: int) -> Draw:
         return (first if step < switch else then)(step)
 
-    height, width, channels = model.data.shape
-    start = process.prior(torch.empty(count, channels, height, width, device=model.device)).sample(draws(0))
+    start = process.prior(torch.empty(count, *model.domain.shape, device=model.device)).sample(draws(0))
     for state in trajectory(denoise, process, recipe.times(model), recipe.step, start, draws):
         last = state
         if state.x0 is not None:
             tick()
-    return to_uint8(last.x)
+    return model.domain.decode(last.x)
 
 
 def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:

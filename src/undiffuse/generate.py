@@ -125,18 +125,11 @@ def states(
         labels = model.labels(np.asarray(numbers))
     if labels is not None:
         labels = labels.to(model.device)
-    height, width, channels = model.data.shape
-    process, device = model.denoiser.process, model.device
+    process = model.denoiser.process
     draws = keyed_draws(recipe.seed, numbers)
-    start = process.prior(torch.empty(len(numbers), channels, height, width, device=device)).sample(draws(0))
+    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=model.device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
     yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, start, draws)
-
-
-def to_uint8(x: Tensor) -> np.ndarray:
-    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded to the nearest level."""
-    scaled = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def generate(
@@ -161,7 +154,7 @@ def generate(
                 tick(len(here))
         if not last.x.isfinite().all():
             raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
-        yield to_uint8(last.x)
+        yield model.domain.decode(last.x)
 
 
 def generate_shared(

@@ -35,6 +35,7 @@ from undiffuse.card import (
 from undiffuse.config import Config, Data, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
+from undiffuse.domains import Pictures
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
@@ -79,6 +80,11 @@ class Model:
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def domain(self) -> Pictures:
+        """What it draws: the shape of x_0, and how it becomes rows."""
+        return Pictures(*self.data.shape)
 
     @property
     def network(self) -> nn.Module:

@@ -1,8 +1,8 @@
 """The names that people choose by, and where what they mean is defined. Imports no torch.
 
-To add one, write one file and one line here; or, outside of the package, `SAMPLERS.add("mine", Sampler("my.module:step"))`.
-Configuration, command line, help texts, completion and "did you mean" all read these lists. A name is only ever looked up
-here: nothing that a file contains is imported.
+To add one, write one file and one line here; or, outside of the package, call `add`, as docs/extending.md does.
+Configuration, command line, help texts, completion and "did you mean" all read these lists. A name is only ever looked
+up here: nothing that a file contains is imported.
 """
 
 from collections.abc import Iterator, Mapping

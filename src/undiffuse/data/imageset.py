@@ -1,8 +1,12 @@
 """What a data set is to the rest of the package: images, and what is known about them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from undiffuse.domains import Pictures
 
 from undiffuse.errors import UsageError
 
@@ -29,6 +33,13 @@ class ImageSet:
     licence: str
     fingerprint: str
     skipped: int = 0
+
+    @property
+    def domain(self) -> "Pictures":
+        """What the images are: how they become x_0."""
+        from undiffuse.domains import Pictures
+
+        return Pictures(*self.shape)
 
     def __len__(self) -> int:
         return len(self.images)

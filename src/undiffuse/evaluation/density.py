@@ -219,8 +219,7 @@ def _binned(at: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.n
 
 def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
     """The images numbered `numbers` as a model has them: float32 (B, C, H, W) in [-1, 1]."""
-    chosen = np.ascontiguousarray(np.asarray(images.images[numbers]).transpose(0, 3, 1, 2))
-    return torch.from_numpy(chosen).float() / 127.5 - 1
+    return images.domain.encode(np.asarray(images.images[numbers]))
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:

@@ -89,7 +89,7 @@ def bound(
         (1 - share) * objective(denoiser, x0, condition, inside[:, k], draws(k + 1)).cpu().double()
         for k in range(u.shape[1])
     ]
-    exact = x0.cpu().double()  # not every device has float64
+    exact = x0.cpu().double() if x0.is_floating_point() else x0.cpu()  # not every device has float64
     prior = process.marginal(exact, 1.0).kl(process.prior(exact)).flatten(1).mean(1)
     terms = torch.stack(estimates, 1) if estimates else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1 has none
     diffusion = terms.sum(1) / max(len(estimates), 1)

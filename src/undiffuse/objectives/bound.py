@@ -13,7 +13,6 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.discretised import discretised_log_prob, value_log_prob, value_logits
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import (
-    Categorical,
     Level,
     Normal,
     Prediction,
@@ -155,7 +154,7 @@ def _terms(
     if len(first):
         at = first.to(x0.device)
         width = variance[0] if isinstance(variance, Tensor) else None
-        terms.append(-first_log_prob(process, prediction.rows(at), x0[at], times[1], width, values))
+        terms.append(-first_log_prob(process, prediction.rows(at), x0[at], x_t[at], times[1], width, values))
     means = torch.cat([term.flatten(1).mean(1).to(x0.device) for term in terms])
     ordered = means[torch.cat([steps, first]).argsort().to(x0.device)]
     return ordered.to(x_t.dtype) if x_t.is_floating_point() else ordered
@@ -166,14 +165,15 @@ def _double(x: Tensor) -> Tensor:
 
 
 def first_log_prob(
-    process: Process, prediction: Any, x0: Tensor, t: Time, variance: Tensor | None, values: int | None
+    process: Process, prediction: Any, x0: Tensor, x_t: Tensor, t: Time, variance: Tensor | None, values: int | None
 ) -> Tensor:
     """ln p(x_0 | x_t) of every element, in nats, where x_t is the least noisy state: -L_0.
 
-    A prediction of probabilities is its own decoder; else it is a normal law, of beta_1 unless a `variance` is given.
+    That of the law which `reverse` gives at s = 0; but a Gaussian process has a point there, and so a decoder: the
+    prediction's own probabilities of values, else a normal law, of variance beta_1 unless a `variance` is given.
     """
-    if isinstance(prediction, Categorical):
-        return prediction.log_prob(x0)
+    if not isinstance(prediction, Prediction):
+        return process.reverse(prediction, x_t, 0.0, t).log_prob(x0)
     if prediction.logits is not None:
         return value_log_prob(x0, prediction.logits)
     if variance is None:

@@ -82,9 +82,8 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     training = config.training
     seed, size = training.seed, training.batch_size
     items = order(seed, step, size, len(data))[positions]
-    images = np.asarray(data.images[items])
-    images = _augment(images, config, stream(seed, Purpose.AUGMENT, step), positions)
-    x0 = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(torch.float32) / 127.5 - 1
+    rows, random = np.asarray(data.images[items]), stream(seed, Purpose.AUGMENT, step)
+    x0 = data.domain.encode(data.domain.augment(rows, config.data, random, size, positions))
     labels = None
     if data.labels is not None and data.classes and training.conditional:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
@@ -92,17 +91,3 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, labels, u, noise)
-
-
-def _augment(images: np.ndarray, config: Config, random: np.random.Generator, positions: slice) -> np.ndarray:
-    """Mirrors and shifts uint8 (B, H, W, C) images. Draws for the whole batch, so that positions agree."""
-    size, shift = config.training.batch_size, config.data.shift
-    mirrored = random.random(size)[positions] < 0.5
-    if config.data.flip:
-        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    if shift:
-        offsets = random.integers(0, 2 * shift + 1, (size, 2))[positions]
-        height, width = images.shape[1:3]
-        padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-        images = np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
-    return images

@@ -10,9 +10,9 @@ from undiffuse.model import DataFacts
 
 
 def root_mean_square(images: ImageSet) -> float:
-    """sigma_data: of values in [-1, 1], to three digits; 1 where they are all 0."""
-    values = _some(images) / 127.5 - 1
-    return round(float(np.sqrt((values**2).mean())), 3) or 1.0
+    """Of x_0, to three digits: sigma_data. 1 where it is 0."""
+    some = images.domain.encode(_some(images)).double()
+    return round(some.square().mean().sqrt().item(), 3) or 1.0
 
 
 def log_value_prior(images: ImageSet) -> torch.Tensor:
