@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from undiffuse import output
+from undiffuse.domains.pictures import Pictures
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, atomic_folder, read_json, write_json
 
@@ -174,7 +175,7 @@ def test_every_kind_of_output_can_be_read_again(tmp_path: Path, name: str) -> No
 
     out = tmp_path / name
     output.check(out, 3)
-    said = output.write(out, IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
+    said = output.write(out, Pictures((8, 8, 3)), IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
     assert str(out) in said and "5 samples of 8x8" in said
     if out.suffix.lower() == ".png":
         with Image.open(out) as grid:

@@ -16,6 +16,7 @@ import torch
 from conftest import checkpoint_state, ignore, in_child, metrics, run_state, write_data
 from safetensors.torch import load_file
 
+from undiffuse import plots
 from undiffuse.cli.app import main
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
@@ -109,7 +110,7 @@ def _amid_a_metrics_row() -> None:
 
 
 def _amid_a_preview() -> None:
-    listeners.save_grid = _die
+    plots.save_grid = _die
 
 
 def _before_the_last_preview() -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 
 import undiffuse.data
+from undiffuse import plots
 from undiffuse.build import make_data, make_denoiser, make_network, make_objective
 from undiffuse.config import Config, Training, make_config
 from undiffuse.data import ImageSet
@@ -669,7 +670,7 @@ def test_a_preview_that_fails_costs_neither_run_nor_checkpoint(
     tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Exception
 ) -> None:
     """Whatever it fails of: one warning however many fail, and the checkpoints of a run whose previews did not."""
-    _raise_from(monkeypatch, listeners, "save_grid", 0, error)
+    _raise_from(monkeypatch, plots, "save_grid", 0, error)
     assert train({**tiny, "training.preview_every": 1}, tmp_path, report=ignore).finished
     assert [str(error) in record.message for record in caplog.records if record.name == "undiffuse"] == [True]
     for folder in checkpoints(tmp_path):

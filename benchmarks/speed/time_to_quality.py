@@ -28,7 +28,7 @@ from undiffuse import sample
 from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
 from undiffuse.devices import conditions
-from undiffuse.domains import Pictures
+from undiffuse.domains.pictures import Pictures
 from undiffuse.evaluation import evaluate
 from undiffuse.files import read_json, write_json
 from undiffuse.model import checkpoints, read_card
@@ -44,7 +44,7 @@ def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
     generator = np.random.default_rng(seed)
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
-        yield Pictures(*picked.shape[1:]).encode(picked)
+        yield Pictures(images.shape[1:]).encode(picked)
 
 
 def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:

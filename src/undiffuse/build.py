@@ -16,7 +16,7 @@ from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault
-from undiffuse.networks import PixelUNet, UNet, UNet2D
+from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import (
@@ -64,7 +64,7 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
     )
 
 
-def make_data_of(shape: tuple[int, int, int], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
+def make_data_of(shape: tuple[int, ...], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
     """A split brought to images of `shape` (H, W, C): any to a square, none to what is not one; UsageError else."""
     with bar(f"reading {config.source} ({split})", 0) as tick:
         images = make_data(config, split, tick)
@@ -128,24 +128,31 @@ def _check_range(schedule: process.Schedule) -> None:
         )
 
 
-def default_network(config: Network, size: tuple[int, int]) -> Network:
-    """`config` with its Nones decided for images of `size` (height, width)."""
+def default_network(config: Network, size: tuple[int, ...]) -> Network:
+    """`config` with its Nones decided for data of `size`: (height, width) of pictures, (length,) of sequences, () of
+    points. Raises UsageError for what does not fit it."""
+    if (config.kind == "mlp") != (not size):
+        raise UsageError(f"network.kind={config.kind} does not fit: mlp is the one for points, and for points alone")
+    if config.kind == "mlp":
+        return _default_mlp(config)
     small = min(size)
     unet2d = config.kind == "unet2d"
     patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) and not unet2d else 1)
     if any(side % patch for side in size):
-        raise UsageError(f"network.patch = {patch} does not divide images of {size[0]}x{size[1]}")
+        raise UsageError(f"network.patch = {patch} does not divide {_of_size(size)}")
     inner = small // patch
     usual = (64, 128) if inner <= 16 else (64, 128, 192)
     channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in usual)
     if inner < 2 ** (len(channels) - 1):
-        raise UsageError(f"network.channels has {len(channels)} levels, too many for {size[0]}x{size[1]} pixels")
+        raise UsageError(f"network.channels has {len(channels)} levels, too many for {by(size)} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.
     attention = config.attention
     if attention is None:
         attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
+    if len(size) != 2 and (unet2d or config.head or config.fourier or config.kernel or config.values):
+        raise UsageError("network.kind=unet2d and network.head, fourier, kernel and values are for pictures")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
     if config.kernel and config.kernel % 2 == 0:
         raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
@@ -157,8 +164,24 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     return config.model_copy(update=decided)
 
 
+def _of_size(size: tuple[int, ...]) -> str:
+    return f"images of {by(size)}" if len(size) == 2 else f"sequences of {by(size)}"
+
+
+def _default_mlp(config: Network) -> Network:
+    """Of the settings, an MLP has `blocks`, and as its width the first of `channels`."""
+    if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
+        raise UsageError("network.patch, attention, head, fourier and kernel are not those of network.kind=mlp")
+    if config.values or config.options or config.dropout:
+        raise UsageError("network.values, options and dropout are not those of network.kind=mlp")
+    channels = config.channels or (max(16, 16 * round(config.width * 8)),)
+    if len(channels) != 1:
+        raise UsageError(f"network.channels = {channels}: an MLP has one width")
+    return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
+
+
 def _unet2d_options(
-    patch: int, channels: tuple[int, ...], size: tuple[int, int], given: dict[str, Any]
+    patch: int, channels: tuple[int, ...], size: tuple[int, ...], given: dict[str, Any]
 ) -> dict[str, Any]:
     """The options with the number of groups decided: 32 as DDPM has them, or groups of 4 channels or more."""
     if patch != 1:
@@ -167,7 +190,7 @@ def _unet2d_options(
     if any(side % factor for side in size):
         raise UsageError(
             f"network.channels: {len(channels)} levels of a unet2d need sides that are multiples of {factor}, "
-            f"and these are {size[0]}x{size[1]} pixels; give fewer levels or another data.size"
+            f"and these are {by(size)} pixels; give fewer levels or another data.size"
         )
     common = math.gcd(*channels)
     options = {"norm_num_groups": 32 if common % 32 == 0 else parts(common, 4), **given}
@@ -188,19 +211,19 @@ def make_options(given: dict[str, Any]) -> Options:
         raise UsageError(fault(error, "network.options")) from None
 
 
-def make_network(config: Config, channels: int, classes: int) -> nn.Module:
-    """The network for images of `channels`; `config.network` must be decided (`default_network`).
+def make_network(config: Config, channels: int, classes: int, dims: int = 2) -> nn.Module:
+    """The network for data of `channels` over `dims` axes; `config.network` must be decided (`default_network`).
 
     Raises UsageError for settings that do not fit together, before anything is allocated.
     """
-    make = _network(config, channels, classes)
+    make = _network(config, channels, classes, dims)
     _shapes(make)
     return make()
 
 
-def network_shapes(config: Config, channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+def network_shapes(config: Config, channels: int, classes: int, dims: int = 2) -> dict[str, tuple[int, ...]]:
     """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
-    return _shapes(_network(config, channels, classes))
+    return _shapes(_network(config, channels, classes, dims))
 
 
 def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -219,7 +242,7 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Module]:
+def _network(config: Config, channels: int, classes: int, dims: int) -> Callable[[], nn.Module]:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
@@ -229,6 +252,8 @@ def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Mod
     outputs = channels * (discretised.OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, classes)
+    if network.kind == "mlp":
+        return partial(MLP, channels, outputs, width=network.channels[0], blocks=network.blocks, classes=classes)
     common: dict[str, Any] = {
         "patch": network.patch,
         "channels": network.channels,
@@ -238,7 +263,7 @@ def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Mod
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):
-        return partial(UNet, channels, outputs, **common)
+        return partial(UNet, channels, outputs, dims=dims, **common)
     sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
     return partial(
         PixelUNet,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse.config import Config, read_config
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 from undiffuse.names import cut, did_you_mean, fault, listed, shown
@@ -32,7 +33,9 @@ LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=Fa
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
+    """What a model must know of the data it learnt: `domain` is its kind (undiffuse.domains.DOMAINS; folders of before
+    there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the classes'
+    frequencies.
 
     A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
     Raises ValueError for facts that contradict each other.
@@ -41,18 +44,21 @@ class DataFacts:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: Words
-    shape: tuple[Side, Side, Side]
+    shape: Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
     count: Whole
     classes: tuple[Words, ...] = ()
     class_share: tuple[Share, ...] = ()
     licence: Words = ""
     fingerprint: Words = ""
+    domain: Words = "pictures"
 
     def __post_init__(self) -> None:
-        if self.shape[2] not in (1, 3):
-            raise ValueError(f"images of {self.shape[2]} channels: 1 (grey) and 3 (colour) are known")
+        try:
+            domain = domain_of(self)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
         if math.prod(self.shape) > MOST_NUMBERS:
-            raise ValueError(f"images of {shown(self.shape)} are larger than any that a model is made for")
+            raise ValueError(f"{domain.noun} of {shown(self.shape)} are larger than any that a model is made for")
         if len(self.classes) != len(self.class_share):
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:

@@ -143,7 +143,9 @@ class Objective(_Section):
 class Network(_Section):
     """The U-Net."""
 
-    kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
+    kind: Literal["unet", "unet2d", "mlp"] = Field(
+        "unet", description="unet2d is DDPM's network as diffusers has it; mlp is for points"
+    )
     patch: int | None = Field(
         None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
     )

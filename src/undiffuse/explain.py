@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undiffuse.build import make_data
 from undiffuse.data import catalogue
-from undiffuse.errors import UndiffuseError
+from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.generate import Recipe, generate, states
 from undiffuse.model import Model
 from undiffuse.plots import curves, strips
@@ -34,7 +34,12 @@ def _at_most(model: Model, steps: int) -> int:
 
 
 def work(model: Model, count: int) -> int:
-    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to."""
+    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to.
+
+    Raises UsageError for a model of anything but pictures.
+    """
+    if model.data.domain != "pictures":
+        raise UsageError(f"{model.name} makes {model.domain.noun}, and the lecture is drawn of models of pictures")
     compared = sum(recipe.steps for recipe in _compared(model, 0))
     shared = _at_most(model, SHARED_STEPS)
     return 3 * _at_most(model, REVERSE_STEPS) + count * (compared + 2 * len(SWITCHES) * shared)
@@ -111,12 +116,13 @@ def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
     for state in states(model, recipe, range(3)):
         seen.append(state)
         tick(3 if state.x0 is not None else 0)
+    decode = model.domain.decode
     shown = np.linspace(1, steps, min(COLUMNS, steps)).round().astype(int)
     rows = []
     for k in range(3):
         previews = [seen[i].x0 for i in shown]
-        rows.append(("x_t", np.stack([model.domain.decode(seen[i].x)[k] for i in shown])))
-        rows.append(("predicted x_0", np.stack([model.domain.decode(x0)[k] for x0 in previews if x0 is not None])))
+        rows.append(("x_t", np.stack([decode(seen[i].x)[k] for i in shown])))
+        rows.append(("predicted x_0", np.stack([decode(x0)[k] for x0 in previews if x0 is not None])))
     path = out / "3-reverse.png"
     strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {steps} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."

@@ -1,4 +1,4 @@
-"""Samples from a model: uint8 images, each a pure function of (model, recipe, its number), however they are batched."""
+"""Samples from a model: rows of its domain, each a pure function of (model, recipe, its number), whatever the batch."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +115,7 @@ class Recipe:
 def states(
     model: Model, recipe: Recipe, numbers: Sequence[int], labels: Tensor | None = None, grid: Tensor | None = None
 ) -> Iterator[State]:
-    """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, C, H, W).
+    """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, *shape of x_0).
 
     Args:
         labels: int64 (B,); None: those that belong to the numbers. One past the last class means no class.
@@ -125,9 +125,9 @@ def states(
         labels = model.labels(np.asarray(numbers))
     if labels is not None:
         labels = labels.to(model.device)
-    process = model.denoiser.process
+    process, device = model.denoiser.process, model.device
     draws = keyed_draws(recipe.seed, numbers)
-    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=model.device)).sample(draws(0))
+    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
     yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, start, draws)
 
@@ -141,7 +141,7 @@ def generate(
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of uint8 (B, H, W, C) images: the samples numbered `numbers`, in order; `labels` as in `states`.
+    """Batches of rows, uint8 (B, H, W, C) of pictures: the samples numbered so, in order; `labels` as in `states`.
 
     `tick` is told, after every step, how many samples took it.
     """

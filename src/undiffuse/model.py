@@ -35,7 +35,7 @@ from undiffuse.card import (
 from undiffuse.config import Config, Data, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
-from undiffuse.domains import Pictures
+from undiffuse.domains import Domain, domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
@@ -81,10 +81,10 @@ class Model:
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
 
-    @property
-    def domain(self) -> Pictures:
-        """What it draws: the shape of x_0, and how it becomes rows."""
-        return Pictures(*self.data.shape)
+    @cached_property
+    def domain(self) -> Domain:
+        """What its samples are."""
+        return domain_of(self.data)
 
     @property
     def network(self) -> nn.Module:
@@ -118,6 +118,7 @@ class Model:
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of all that its samples depend on: weights, configuration, class shares and grids."""
         facts = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share, self.grids]
+        facts += [] if self.data.domain == "pictures" else [self.data.domain]  # those of pictures stay what they were
         return hashlib.sha256(
             (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
         ).hexdigest()
@@ -176,14 +177,16 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     config, data, training, _ = read_card(folder)
     grids = read_grids(folder)
     try:
-        default_network(config.network, data.shape[:2])  # refuses one that is not for images of this shape
-        shapes = network_shapes(config, data.shape[2], len(data.classes))
+        domain = domain_of(data)
+        default_network(config.network, domain.shape[1:])  # refuses one that is not for data of this shape
+        dims = len(domain.shape) - 1
+        shapes = network_shapes(config, domain.shape[0], len(data.classes), dims)
         make_denoiser(config, nn.Identity())  # refuses a target that is not for the process
     except UndiffuseError as error:
         reason = cut(str(error), 250)
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {reason}") from error
     weights = read_weights(folder / "weights.safetensors", shapes)
-    network = make_network(config, data.shape[2], len(data.classes))
+    network = make_network(config, domain.shape[0], len(data.classes), dims)
     network.load_state_dict(weights)
     if device is None and "LOCAL_RANK" in os.environ:  # one of several processes: each has a GPU of its own
         device = PartialState(cpu=shares_a_cpu()).device

@@ -74,5 +74,5 @@ def sample(
     with bar("sampling", mine * steps) as tick:
         images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
     if images is not None:
-        written = output.write(out, images, all_labels, loaded.data.classes, force)
+        written = output.write(out, loaded.domain, images, all_labels, loaded.data.classes, force)
         say(f"{written} ({recipe.evaluations} evaluations of the network each, by {loaded.engine})")

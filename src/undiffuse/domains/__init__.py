@@ -1,6 +1,34 @@
-"""Kinds of data, each in a file of its own: what x_0 is, how it is stored, augmented, shown and saved."""
+"""What kinds of data there are. Nothing here imports torch when it is imported: model cards ask it too."""
+
+from typing import Protocol
 
 from undiffuse.domains.domain import Domain
-from undiffuse.domains.pictures import Pictures, scaled
+from undiffuse.registry import Registry
 
-__all__ = ["Domain", "Pictures", "scaled"]
+DOMAINS = Registry(
+    "domain",
+    {
+        "pictures": "undiffuse.domains.pictures:Pictures",
+        "points": "undiffuse.domains.points:Points",
+    },
+)
+
+
+class _Facts(Protocol):
+    @property
+    def domain(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def domain_of(facts: _Facts) -> Domain:
+    """The domain of a data set, or of what a model knows of one.
+
+    Raises UsageError for a domain that there is not, ValueError for rows of a shape that it cannot have.
+    """
+    domain: Domain = DOMAINS.find(facts.domain)(tuple(facts.shape))
+    return domain
+
+
+__all__ = ["DOMAINS", "Domain", "domain_of"]

@@ -16,6 +16,7 @@ from undiffuse.build import make_data_of
 from undiffuse.config import Data
 from undiffuse.data import ImageSet
 from undiffuse.devices import shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
 from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import bound as bound_of
@@ -219,12 +220,14 @@ def _binned(at: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.n
 
 def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
     """The images numbered `numbers` as a model has them: float32 (B, C, H, W) in [-1, 1]."""
-    return images.domain.encode(np.asarray(images.images[numbers]))
+    return domain_of(images).encode(np.asarray(images.images[numbers]))
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
     config = model.learnt
+    if model.domain.values != 256:
+        raise UsageError(f"{model.name}: bits per dimension are of 256 values, which {model.domain.noun} do not have")
     if data is not None:
         config = Data.model_validate({"source": data, "channels": model.data.shape[2]})
     if config is None:

@@ -17,6 +17,7 @@ from undiffuse.config import Data
 from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.bench import Bench, bench, floor_of
@@ -158,6 +159,10 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
 
     Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
     """
+    for subject in subjects:
+        domain = subject.domain if isinstance(subject, Model) else domain_of(subject)
+        if not domain.features:
+            raise UsageError(f"there are no features yet in which {domain.noun} could be measured")
     shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:

@@ -291,6 +291,8 @@ def _named(table: Table) -> dict[str, Any]:
 
 def _unet_config(model: Model, adapted: bool) -> dict[str, Any]:
     """What `UNet2DModel`, or the adapter, is constructed from."""
+    if model.data.domain != "pictures":
+        raise UsageError(f"{model.name} makes {model.domain.noun}: diffusers has a place for models of pictures alone")
     height, width, channels = model.data.shape
     network = model.config.network
     shared = {

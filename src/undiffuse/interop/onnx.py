@@ -27,10 +27,9 @@ MISSING = 'needs onnx and onnxruntime: pip install "undiffuse[onnx]"'
 
 def inputs(model: Model, batch: int) -> dict[str, Tensor]:
     """Made-up inputs of the network, by name, in the order that it takes them."""
-    height, width, channels = model.data.shape
     generator = torch.Generator().manual_seed(batch)
     made = {
-        "x": torch.randn(batch, channels, height, width, generator=generator),
+        "x": torch.randn(batch, *model.domain.shape, generator=generator),
         "log_snr": 4 * torch.randn(batch, generator=generator),
     }
     if isinstance(model.network, UNet2D):  # between the steps of its table, it multiplies the rounding of a log-SNR

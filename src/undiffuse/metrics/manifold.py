@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.domains import scaled
 from undiffuse.metrics.blocks import blocks
 from undiffuse.metrics.intervals import Measure, mean
 
@@ -75,9 +74,9 @@ def nearest(queries: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndar
     index = torch.zeros(len(queries), dtype=torch.int64)
     best = torch.full((len(queries),), torch.inf)
     for columns, y in blocks(items):
-        y = scaled(y).float()
+        y = (y / 127.5 - 1).float()
         for rows, x in blocks(queries):
-            found, where = _squared_distances(scaled(x).float(), y).min(1)
+            found, where = _squared_distances((x / 127.5 - 1).float(), y).min(1)
             closer = found < best[rows]
             best[rows] = torch.where(closer, found, best[rows])
             index[rows] = torch.where(closer, where + columns.start, index[rows])

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.domains import domain_of
 from undiffuse.objectives import DRAWS
-from undiffuse.randomness import Given, Purpose, normal, stream, torch_generator
+from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0 and noise float32 (B, C, H, W), data in [-1, 1]; labels int64 (B,) or None; u float64 (B,) in [0, 1)."""
+    """x0, in [-1, 1], and noise float32 (B, *domain.shape); labels int64 (B,) or None; u float64 (B,) in [0, 1)."""
 
     x0: Tensor
     labels: Tensor | None
@@ -82,8 +83,9 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     training = config.training
     seed, size = training.seed, training.batch_size
     items = order(seed, step, size, len(data))[positions]
-    rows, random = np.asarray(data.images[items]), stream(seed, Purpose.AUGMENT, step)
-    x0 = data.domain.encode(data.domain.augment(rows, config.data, random, size, positions))
+    domain = domain_of(data)
+    draw = BatchDraw(stream(seed, Purpose.AUGMENT, step), size, positions)
+    x0 = domain.encode(domain.augment(np.asarray(data.images[items]), config.data, draw))
     labels = None
     if data.labels is not None and data.classes and training.conditional:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout

@@ -18,7 +18,6 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
-from undiffuse.plots import save_grid
 from undiffuse.training.loop import Step
 from undiffuse.training.state import Learner
 
@@ -113,8 +112,8 @@ class Listeners:
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS)))
-        save_grid(images, self.run / "previews" / f"step-{step:08d}.png")
-        if self._board:
+        model.domain.show(images, self.run / "previews" / f"step-{step:08d}.png")
+        if self._board and images.ndim == 4:
             self._board.add_images("preview", images, step, dataformats="NHWC")
 
     def close(self) -> None:

@@ -17,8 +17,9 @@ from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse.build import make_data, make_denoiser, make_objective, make_process
 from undiffuse.config import Config
-from undiffuse.data import ImageSet
+from undiffuse.data import ImageSet, by
 from undiffuse.devices import conditions, shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
 from undiffuse.objectives.bound import RECONSTRUCTION
@@ -64,6 +65,7 @@ def train(
     values: dict[str, Any],
     out: str | os.PathLike[str],
     *,
+    data: ImageSet | None = None,
     resume: bool = False,
     report: Callable[[str], None] = print,
     progress_bar: bool = False,
@@ -72,6 +74,7 @@ def train(
 
     Args:
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 5.0}.
+        data: learn this, and not what `data.source` names; a resumed run must be given it again.
         resume: go on with the run in `out`; settings may then repeat what it has, or change how it is run.
         report: gets the few lines a person should read.
         progress_bar: draw one on the terminal.
@@ -79,6 +82,8 @@ def train(
     Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
     """
     run = Path(out)
+    if data is not None:
+        values = {"data.source": data.name, **values}
     config = configuration(values, run, resume)
     source = data_source(run, config, given=values.get("data.source") is not None)
     precision = decided_precision(config.training.precision)
@@ -86,8 +91,9 @@ def train(
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
-    with accelerator.main_process_first(), bar("reading the data") as tick:
-        data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
+    if data is None:
+        with accelerator.main_process_first(), bar("reading the data") as tick:
+            data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
     check_data(run, config, data)
     config = decided(config, data, precision)
     facts = data_facts(config, data)
@@ -246,13 +252,16 @@ class _Run:
 
 
 def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
-    height, width, channels = data.shape
     parameters = sum(p.numel() for _, p in learner.named) / 1e6
     classes = f", {len(data.classes)} classes" if data.classes else ""
     training = config.training
     budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
     return (
-        f"{data.name}: {data.count} images of {height}x{width}x{channels}{classes}; "
-        f"U-Net {config.network.channels} of {parameters:.2f}M parameters; {budget} "
+        f"{data.name}: {data.count} {domain_of(data).noun} of {by(data.shape)}{classes}; "
+        f"{_network_name(config)} of {parameters:.2f}M parameters; {budget} "
         f"on {accelerator.num_processes} x {accelerator.device.type}"
     )
+
+
+def _network_name(config: Config) -> str:
+    return "MLP" if config.network.kind == "mlp" else f"U-Net {config.network.channels}"

@@ -6,7 +6,10 @@ import torch
 from undiffuse.build import default_network
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.denoiser import LEVELS
 from undiffuse.devices import has_bf16
+from undiffuse.discretised import VALUES
+from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
 from undiffuse.training.statistics import root_mean_square
 
@@ -23,15 +26,16 @@ def decided_precision(asked: str) -> str:
 def decided(config: Config, data: ImageSet, precision: str) -> Config:
     """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
     sigma_data = config.denoiser.sigma_data
-    height, width, _ = data.shape
-    if config.data.shift >= min(height, width):
-        raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
+    domain = domain_of(data)
+    domain.check(config.data)
+    if config.denoiser.target == LEVELS and domain.values != VALUES:
+        raise UsageError(f"denoiser.target={LEVELS} is for data of {VALUES} values, which {domain.noun} are not")
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     return config.model_copy(
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, (height, width)),
+            "network": default_network(config.network, domain.shape[1:]),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )

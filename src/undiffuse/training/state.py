@@ -13,6 +13,7 @@ from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.denoiser import LEVELS
 from undiffuse.devices import placed
+from undiffuse.domains import domain_of
 from undiffuse.model import DataFacts
 from undiffuse.networks import PixelUNet
 from undiffuse.objectives import Importance
@@ -63,7 +64,9 @@ def make_learner(config: Config, images: ImageSet, data: DataFacts, accelerator:
     """The state that a run begins with."""
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
-        network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
+        shape = domain_of(data).shape
+        network = make_network(config, shape[0], len(data.classes), len(shape) - 1)
+        network = placed(network, accelerator.device)
     if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
         network.set_value_prior(log_value_prior(images))
     if config.training.compile:

@@ -6,12 +6,13 @@ import torch
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.discretised import VALUES
+from undiffuse.domains import domain_of
 from undiffuse.model import DataFacts
 
 
 def root_mean_square(images: ImageSet) -> float:
     """Of x_0, to three digits: sigma_data. 1 where it is 0."""
-    some = images.domain.encode(_some(images)).double()
+    some = domain_of(images).encode(_some(images)).double()
     return round(some.square().mean().sqrt().item(), 3) or 1.0
 
 
@@ -28,7 +29,14 @@ def data_facts(config: Config, data: ImageSet) -> DataFacts:
         counts = np.bincount(data.labels, minlength=len(data.classes))
         share = tuple((counts / counts.sum()).tolist())
     return DataFacts(
-        config.data.source, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
+        config.data.source,
+        data.shape,
+        len(data),
+        data.classes if share else (),
+        share,
+        data.licence,
+        data.fingerprint,
+        data.domain,
     )
 
 

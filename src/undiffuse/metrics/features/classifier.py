@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from undiffuse.cache import folder_for, locked, writing
 from undiffuse.data import ImageSet
-from undiffuse.domains import scaled
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats
@@ -92,13 +91,13 @@ def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int]
     return Extractor(name, extract, facts, train.classes, batch_size=250)
 
 
-def _size(shape: tuple[int, int, int]) -> int | None:
+def _size(shape: tuple[int, ...]) -> int | None:
     return LARGEST if max(shape[:2]) > LARGEST else None
 
 
 def _input(images: Tensor, channels: int, size: int | None) -> Tensor:
     x = to_floats(images, channels)
-    return scaled(resized(x, size) if size else x)
+    return (resized(x, size) if size else x) / 127.5 - 1
 
 
 def _make(folder: Path, train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None) -> None:
