@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
 from undiffuse.denoiser import Denoiser
+from undiffuse.devices import conditions as machine_conditions
 from undiffuse.files import write_json
 from undiffuse.likelihood import (
     Formula,
@@ -146,7 +147,7 @@ def train(density: Density, steps: int) -> Denoiser:
         generator = torch_generator(SEED, Purpose.NOISE, step)
         x0, noise = density.sample(BATCH, generator).float(), torch.randn(BATCH, 2, generator=generator)
         u, weight = importance.warp(low_discrepancy(BATCH, generator))
-        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, Given(noise), levels=None)
+        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, Given(noise), values=None)
         (losses * weight.to(losses)).mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -181,7 +182,7 @@ def normals(count: int, draws: int, number: int) -> Tensor:
 
 def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | None, variance: str) -> dict[str, float]:
     """The bound of so many steps, or the continuous one; a group is one estimate, as its noise is not independent."""
-    formula = Formula(steps, variance, levels=None)
+    formula = Formula(steps, variance, values=None)
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
         u = spread(torch.arange(len(x0)), DRAWS)
@@ -285,8 +286,7 @@ def main() -> None:
         "network": {"width": WIDTH, "blocks": BLOCKS, "octaves": OCTAVES},
         "training": {"steps": steps, "batch": BATCH, "rate": RATE, "average": AVERAGE},
         "seed": SEED,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine_conditions(),
         "command": " ".join(["python", *sys.argv]),
     }
     write_json(options.json, {"densities": told, "conditions": conditions})

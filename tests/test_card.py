@@ -22,9 +22,10 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 from undiffuse.generate import sample
 from undiffuse.model import Model, load
-from undiffuse.training.checkpoint import Learner, Progress, restore
+from undiffuse.training.checkpoint import restore
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.state import Learner, Progress
 
 FINGERPRINTS = {
     "emoji": "c5412a053e95764e87d8774a4b99ef886e22db3338158951c26fcab5450c1434",

@@ -20,18 +20,19 @@ from undiffuse.config import preset
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation import density, ode_density
+from undiffuse.evaluation.density import BITS, pixels
+from undiffuse.evaluation.density_report import sentence
 from undiffuse.files import read_json
 from undiffuse.generate import sample
-from undiffuse.likelihood import Solver, density, ode_density
-from undiffuse.likelihood.density import BITS, pixels
-from undiffuse.likelihood.report import sentence
+from undiffuse.likelihood import Solver
 from undiffuse.model import BUILT_IN, load
 from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.randomness import Purpose, normal
 from undiffuse.training import train
 
-odes = importlib.import_module("undiffuse.likelihood.ode_density")
-densities = importlib.import_module("undiffuse.likelihood.density")  # the package has functions of these names
+odes = importlib.import_module("undiffuse.evaluation.ode_density")
+densities = importlib.import_module("undiffuse.evaluation.density")  # the package has functions of these names
 
 
 def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:

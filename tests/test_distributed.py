@@ -16,7 +16,7 @@ from conftest import ignore, metrics
 from safetensors.torch import load_file
 
 from undiffuse.config import preset
-from undiffuse.likelihood import density
+from undiffuse.evaluation import density
 from undiffuse.model import checkpoints, load
 from undiffuse.training import train
 

@@ -22,10 +22,9 @@ from undiffuse.domains import DOMAINS, domain_of
 from undiffuse.domains.pictures import Pictures
 from undiffuse.domains.points import Points
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation import density, evaluate
 from undiffuse.explain import work
 from undiffuse.generate import Recipe, generate, sample
-from undiffuse.likelihood import density
-from undiffuse.metrics import evaluate
 from undiffuse.model import load
 from undiffuse.networks import MLP, UNet
 from undiffuse.training import train

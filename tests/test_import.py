@@ -16,12 +16,12 @@ from pipelines import diffusers, make_unet, save
 from safetensors.torch import load_file, save_file
 
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation import density, ode_density
+from undiffuse.evaluation.compare import compare
+from undiffuse.evaluation.density_report import sentence
 from undiffuse.explain import _data
 from undiffuse.interop.diffusers import import_diffusers
 from undiffuse.interop.weights import WEIGHTS
-from undiffuse.likelihood import density, ode_density
-from undiffuse.likelihood.report import sentence
-from undiffuse.metrics.compare import compare
 from undiffuse.model import load
 from undiffuse.training import train
 

@@ -216,7 +216,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000  # on its own table all is read as it was
     level = linear(1000).level(t)
     c = make_denoiser(config, network).coefficients(t)
-    assert torch.equal(c.p, 1 / level.alpha) and torch.equal(c.q, -level.sigma / level.alpha)
+    assert torch.equal(c.c_skip, 1 / level.alpha) and torch.equal(c.c_out, -level.sigma / level.alpha)
 
 
 def test_the_data_itself_is_not_asked_about() -> None:

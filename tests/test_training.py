@@ -30,7 +30,7 @@ from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
 from undiffuse.objectives import Importance
-from undiffuse.training import checkpoint, listeners, loop, run, train
+from undiffuse.training import checkpoint, listeners, loop, state, train
 from undiffuse.training.batches import Batch, make_batch, order
 from undiffuse.training.ema import EMA, exponent
 from undiffuse.training.loop import learning_rate
@@ -486,7 +486,7 @@ def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
 ) -> None:
     """Its norm over all parameters is that of the gradient, which the metrics have, or the clip where that is less."""
     norms: list[float] = []
-    make = run.make_optimizer
+    make = state.make_optimizer
 
     def spied(config: Training, network: torch.nn.Module) -> torch.optim.Optimizer:
         made = make(config, network)
@@ -498,7 +498,7 @@ def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
         made.register_step_pre_hook(note)
         return made
 
-    monkeypatch.setattr(run, "make_optimizer", spied)
+    monkeypatch.setattr(state, "make_optimizer", spied)
     values = {"training.steps": 4, "training.log_every": 1, "training.clip": clip, "training.accumulation": 2}
     train({**tiny, **values, "training.optimizer": optimizer}, tmp_path, report=ignore)
     assert norms == pytest.approx([min(clip, row["gradient_norm"]) for row in metrics(tmp_path)], rel=1e-4)

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from undiffuse import process
+from undiffuse import discretised, process
 from undiffuse.card import ConditionFacts
 from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
@@ -265,7 +265,7 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
     of_levels = config.denoiser.target == LEVELS
     if network.values and not of_levels:
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
-    outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
+    outputs = channels * (discretised.OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     if network.kind == "unet2d":
         return _unet2d(config.process, network, channels, outputs, takes)
     if network.kind == "mlp":
@@ -288,7 +288,7 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
         outputs,
         head=network.head,
         kernel=network.kernel,
-        values=VALUES if network.values else 0,
+        values=discretised.VALUES if network.values else 0,
         sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from undiffuse.cache import folder_for, locked, writing
 from undiffuse.conditions import Condition
-from undiffuse.data.cache import folder_for, locked, writing
 from undiffuse.errors import UsageError
 from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, onnx_takes, open_session
 from undiffuse.model import Model

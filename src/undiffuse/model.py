@@ -41,10 +41,9 @@ from undiffuse.domains import Domain, domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
-from undiffuse.networks import first_name
 from undiffuse.registry import CONDITIONS
 from undiffuse.targets import SCORE_OF_STATE
-from undiffuse.weights import read_weights
+from undiffuse.weights import read_weights, sha256_of_weights
 
 __all__ = [
     "BUILT_IN",
@@ -58,7 +57,6 @@ __all__ = [
     "load",
     "read_card",
     "read_grids",
-    "sha256_of_weights",
     "with_process",
     "write_model",
 ]
@@ -185,15 +183,6 @@ class Model:
         if len(condition) != count:
             raise UsageError(f"a condition of {len(condition)} samples was given for {count}")
         return condition.to(self.device)
-
-
-def sha256_of_weights(network: nn.Module) -> str:
-    """Of the (first) names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted((first_name(name), tensor) for name, tensor in network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_model(

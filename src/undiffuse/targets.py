@@ -1,9 +1,9 @@
 """What a network may predict: combinations of the data and the noise, and the way back to x_0.
 
-    output = a x_0 + b eps,        x_0 = p x_t + q output.
+    output = a x_0 + b eps,        x_0 = c_skip x_t + c_out output      (Karras et al. 2022, eq. 7).
 
-a, b, q and r p, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt under one
-process it says under every other.
+a, b, c_out and r c_skip, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt
+under one process it says under every other.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from undiffuse.process import Level
 
 
 class Coefficients(NamedTuple):
-    """output = a x_0 + b eps and x_0 = p x_t + q output: float64, shaped like the level."""
+    """output = a x_0 + b eps and x_0 = c_skip x_t + c_out output: float64, shaped like the noise level."""
 
     a: Tensor
     b: Tensor
-    p: Tensor
-    q: Tensor
+    c_skip: Tensor
+    c_out: Tensor
 
 
 def _eps(level: Level, sigma_data: float) -> Coefficients:
@@ -71,8 +71,8 @@ def _edm(level: Level, sigma_data: float) -> Coefficients:
     return Coefficients(
         a=level.sigma / (sigma_data * variance.sqrt()),
         b=-level.alpha * sigma_data / variance.sqrt(),
-        p=level.alpha * sigma_data**2 / variance,
-        q=level.sigma * sigma_data / variance.sqrt(),
+        c_skip=level.alpha * sigma_data**2 / variance,
+        c_out=level.sigma * sigma_data / variance.sqrt(),
     )
 
 

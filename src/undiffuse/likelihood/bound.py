@@ -25,19 +25,19 @@ class Formula:
     Attributes:
         steps: T of the discrete bound (Ho et al. 2020, eq. 5), None for the continuous one (Kingma et al. 2021).
         variance: of p(x_s | x_t) in the discrete one: "small", "large", "learned", or (T,) numbers, one per step.
-        levels: how many values an element takes, evenly spaced on [-1, 1]; None: data is continuous.
+        values: how many values an element takes, evenly spaced on [-1, 1]; None: data is continuous.
     """
 
     steps: int | None
     variance: str | Tensor = "small"
-    levels: int | None = 256
+    values: int | None = 256
 
     @property
     def objective(self) -> Objective:
         """The term of the bound that a u in [0, 1) means, scaled to estimate all but the prior's."""
         if self.steps is None:
-            return partial(continuous_bound, levels=self.levels)
-        return partial(variational_bound, variance=self.variance, steps=self.steps, levels=self.levels)
+            return partial(continuous_bound, values=self.values)
+        return partial(variational_bound, variance=self.variance, steps=self.steps, values=self.values)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def bound(
     """The bound of every image of a batch.
 
     Args:
-        x0: data (B, ...), of `formula.levels` values on [-1, 1] where it is discrete.
+        x0: data (B, ...), of `formula.values` values on [-1, 1] where it is discrete.
         draws: number of the estimate -> its random numbers; 0 is the reconstruction's.
         u: where in the process the draws are, float64 (B, K) in [0, 1): `spread` or `every_step`.
     """

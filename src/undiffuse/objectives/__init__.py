@@ -2,14 +2,13 @@
 
 from undiffuse.objectives.bound import (
     continuous_bound,
-    discretised_log_prob,
     first_share,
     hybrid,
     step_times,
     variational_bound,
 )
 from undiffuse.objectives.importance import Importance
-from undiffuse.objectives.losses import Objective, weighted_error
+from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
 from undiffuse.objectives.times import DRAWS, TIME_SAMPLERS, TimeSampler, log_normal
 from undiffuse.objectives.weighting import WEIGHTINGS, Weighting
 
@@ -22,9 +21,10 @@ __all__ = [
     "TimeSampler",
     "Weighting",
     "continuous_bound",
-    "discretised_log_prob",
+    "edm_loss",
     "first_share",
     "hybrid",
+    "l_simple",
     "log_normal",
     "step_times",
     "variational_bound",

@@ -18,8 +18,8 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
-from undiffuse.training.checkpoint import Learner
 from undiffuse.training.loop import Step
+from undiffuse.training.state import Learner
 
 PREVIEWS = 16
 REPORT_EVERY = 30.0  # seconds between lines where no bar can be drawn

@@ -15,7 +15,7 @@ from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Purpose, torch_generator
 from undiffuse.training.batches import batches
-from undiffuse.training.checkpoint import Learner
+from undiffuse.training.state import Learner
 
 
 @dataclass(frozen=True)

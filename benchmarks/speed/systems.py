@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,15 @@ from undiffuse.build import default_network, make_denoiser, make_network, make_o
 from undiffuse.conditions import Condition
 from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
+from undiffuse.devices import conditions
 from undiffuse.engines import available, with_engine
 from undiffuse.model import DataFacts, write_model
 from undiffuse.randomness import keyed_draws
 from undiffuse.training.batches import make_batch
-from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.state import Learner, Progress
 
 SIZE, CHANNELS, OUR_BATCH = 28, 1, 64
 OURS = "undiffuse"
@@ -161,7 +161,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
 
 
 def peer_trainer(name: str) -> Trainer:
-    """A peer, as benchmarks/peers.py sets it up."""
+    """A peer, as benchmarks/speed/peers.py sets it up."""
     torch.manual_seed(0)
     peer = PEERS[name](SIZE, CHANNELS)
     x0, t = torch.randn(BATCH, CHANNELS, SIZE, SIZE), torch.randint(1000, (BATCH,))
@@ -250,19 +250,12 @@ def machine() -> Figures:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    found = {}
-    for package in (OURS, "torch", "numpy", "onnxruntime", *PEERS):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": found,
+        **conditions("numpy", "onnxruntime", *PEERS),
         "image": [SIZE, SIZE, CHANNELS],
         "precision": "float32",
     }

@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from undiffuse.cache import cache_dir
 from undiffuse.conditions import Labels
 from undiffuse.config import Data
-from undiffuse.data import ImageSet, MixedSizes, by, cache_dir
+from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.domains import domain_of
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
+from undiffuse.evaluation.bench import Bench, bench, floor_of
+from undiffuse.evaluation.store import features_of, sample_into_cache
 from undiffuse.generate import Recipe
-from undiffuse.metrics.bench import Bench, bench, floor_of
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
-from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import Model, find, load
 from undiffuse.progress import Bar, no_bar
 

@@ -11,12 +11,12 @@ from undiffuse.build import make_data, make_data_of
 from undiffuse.config import Data
 from undiffuse.data import ImageSet, stored_sizes
 from undiffuse.errors import UsageError
+from undiffuse.evaluation.store import features_of
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.features import Extractor, find_extractor
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.manifold import nearest
 from undiffuse.metrics.measure import FEWEST, GROUPS, Reference, Subject, measure
-from undiffuse.metrics.store import features_of
 from undiffuse.progress import Bar, no_bar
 
 OTHER = {"test": "train", "train": "test"}
