@@ -11,10 +11,11 @@ from scipy import special, stats
 from torch import Tensor
 
 from undiffuse.conditions import Labels, label_encoder
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.networks import MLP, UNet
 from undiffuse.process import GaussianProcess, Prediction, linear
 from undiffuse.randomness import Given
+from undiffuse.registry import TARGETS
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_target = pytest.mark.parametrize("target", TARGETS)

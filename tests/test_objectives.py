@@ -14,7 +14,7 @@ from references import EPS, FORMULAS, MODES, SCHEDULES, as64, gaussian_x0, level
 from scipy import special, stats
 from torch import Tensor
 
-from undiffuse.denoiser import TARGETS, Denoiser
+from undiffuse.denoiser import Denoiser
 from undiffuse.discretised import discretised_log_prob
 from undiffuse.networks import MLP
 from undiffuse.objectives import (
@@ -28,6 +28,7 @@ from undiffuse.objectives import (
 )
 from undiffuse.process import VP, GaussianProcess, Normal, Table, cosine, linear
 from undiffuse.randomness import Given
+from undiffuse.registry import TARGETS
 
 GRID = torch.arange(256, dtype=torch.float64) * 2 / 255 - 1  # the values of a data element
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import make_config, read_config
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.model import load, with_process
 from undiffuse.networks import UNet2D
@@ -32,6 +32,7 @@ from undiffuse.process import (
     sigmoid,
     zero_terminal_snr,
 )
+from undiffuse.registry import TARGETS
 from undiffuse.sampling import SAMPLERS, make_grid
 from undiffuse.targets import SCORE_OF_STATE
 

@@ -21,9 +21,8 @@ from undiffuse.names import cut, did_you_mean, fault
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
+from undiffuse.objectives import Objective as Loss
 from undiffuse.objectives import (
-    TIME_SAMPLERS,
-    WEIGHTINGS,
     TimeSampler,
     continuous_bound,
     hybrid,
@@ -31,28 +30,13 @@ from undiffuse.objectives import (
     variational_bound,
     weighted_error,
 )
-from undiffuse.objectives import Objective as Loss
 from undiffuse.progress import Bar, no_bar
-from undiffuse.registry import CONDITIONS
+from undiffuse.registry import CONDITIONS, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
 
 MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training holds four times that."""
-TABLES = {
-    "linear": process.linear,
-    "cosine": process.cosine,
-    "scaled-linear": process.scaled_linear,
-    "sigmoid": process.sigmoid,
-    "quadratic": process.quadratic,
-}
-CLOSED_FORMS = {
-    "vp": process.VP,
-    "sub-vp": process.SubVP,
-    "ve": process.VE,
-    "edm": process.EDM,
-    "flow": process.FlowMatching,
-}
 
 
 def make_data(config: Data, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -97,14 +81,9 @@ def make_process(config: Process) -> process.GaussianProcess:
             )
     schedule: process.Schedule
     try:
-        if config.betas is not None:
-            schedule = process.Table(config.betas)
-        elif config.log_snrs is not None:
-            schedule = process.LogSNR(config.log_snrs, **config.options)
-        elif name in TABLES:
-            schedule = TABLES[name](config.steps, **config.options)
-        else:
-            schedule = CLOSED_FORMS[name](**config.options)
+        entry = SCHEDULES[name]
+        first = () if entry.first is None else (getattr(config, entry.first),)
+        schedule = entry(*first, **({} if name == "betas" else config.options))
     except TypeError as error:
         raise UsageError(f"process.options: the schedule {name} has no such number ({error})") from None
     except (ValueError, ArithmeticError) as error:
@@ -134,6 +113,9 @@ def _check_range(schedule: process.Schedule) -> None:
 def default_network(config: Network, size: tuple[int, ...]) -> Network:
     """`config` with its Nones decided for data of `size`: (height, width) of pictures, (length,) of sequences, () of
     points. Raises UsageError for what does not fit it."""
+    if config.kind not in ("unet", "unet2d", "mlp"):  # from outside: all but what it takes of these is its own matter
+        usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
+        return config.model_copy(update=usual)
     if (config.kind == "mlp") != (not size):
         raise UsageError(f"network.kind={config.kind} does not fit: mlp is the one for points, and for points alone")
     if config.kind == "mlp":
@@ -144,8 +126,8 @@ def default_network(config: Network, size: tuple[int, ...]) -> Network:
     if any(side % patch for side in size):
         raise UsageError(f"network.patch = {patch} does not divide {_of_size(size)}")
     inner = small // patch
-    usual = (64, 128) if inner <= 16 else (64, 128, 192)
-    channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in usual)
+    widths = (64, 128) if inner <= 16 else (64, 128, 192)
+    channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in widths)
     if inner < 2 ** (len(channels) - 1):
         raise UsageError(f"network.channels has {len(channels)} levels, too many for {by(size)} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.
@@ -237,6 +219,8 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
             shapes = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"network: {cut(str(error), 200)}") from None
     if (count := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
@@ -266,11 +250,20 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
     if network.values and not of_levels:
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
     outputs = channels * (discretised.OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
-    if network.kind == "unet2d":
-        return _unet2d(config.process, network, channels, outputs, takes)
-    if network.kind == "mlp":
-        encoders = make_encoders(takes)
-        return partial(MLP, channels, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
+    return partial(NETWORKS.find(network.kind), config, channels, outputs, takes, dims)
+
+
+def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=mlp."""
+    network = config.network
+    assert network.channels
+    encoders = make_encoders(takes)
+    return MLP(inputs, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
+
+
+def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=unet; where exact values matter, with what they need."""
+    network = config.network
     common: dict[str, Any] = {
         "patch": network.patch,
         "channels": network.channels,
@@ -280,11 +273,10 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):
-        return partial(UNet, channels, outputs, dims=dims, **common)
+        return UNet(inputs, outputs, dims=dims, **common)
     sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
-    return partial(
-        PixelUNet,
-        channels,
+    return PixelUNet(
+        inputs,
         outputs,
         head=network.head,
         kernel=network.kernel,
@@ -296,23 +288,24 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
     )
 
 
-def _unet2d(
-    config: Process, network: Network, inputs: int, outputs: int, takes: ConditionFacts | None
-) -> Callable[[], nn.Module]:
+def make_unet2d(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=unet2d."""
+    network = config.network
     assert network.channels and network.attention is not None
-    schedule, options = make_process(config).schedule, make_options(network.options)
-    if schedule.steps is None:
-        raise UsageError(
-            f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
-            "use linear or cosine"
-        )
+    with torch.device("cpu"):  # the table has numbers also where of the weights only the shapes are wanted
+        schedule, options = make_process(config.process).schedule, make_options(network.options)
+        if schedule.steps is None:
+            raise UsageError(
+                f"network.kind=unet2d counts the steps of a table, and process.schedule={config.process.schedule} has "
+                "none: use linear or cosine"
+            )
+        log_snrs = step_log_snrs(schedule)
     if takes is not None and takes.kind != Labels.kind:
         raise UsageError(f"network.kind=unet2d takes labels alone, not {cut(takes.kind)}: use network.kind=unet")
-    return partial(
-        UNet2D,
+    return UNet2D(
         inputs,
         outputs,
-        step_log_snrs(schedule),
+        log_snrs,
         channels=network.channels,
         blocks=network.blocks,
         attention=network.attention,

@@ -14,8 +14,7 @@ from torch import Tensor
 from undiffuse import discretised
 from undiffuse.conditions import Condition
 from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
-from undiffuse.targets import KNOWN, Coefficients
-from undiffuse.targets import TARGETS as TARGETS
+from undiffuse.targets import Coefficients, coefficients
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
 _NOISE = ("eps", "score")  # targets from which x_0 is read with a factor, sigma / alpha, that has no bound
@@ -55,11 +54,11 @@ class Denoiser:
         level = self.process.level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
         if self.target not in _NOISE or not beyond.any():
-            return KNOWN[self.target](level, self.sigma_data)
+            return coefficients(self.target, level, self.sigma_data)
         ratio = math.exp(-0.5 * self.least_log_snr)
         alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
         told = Level(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
-        c = KNOWN[self.target](told, self.sigma_data)
+        c = coefficients(self.target, told, self.sigma_data)
         # What makes x_0 = c_skip x_t + c_out output exact:
         a, b = (1 - c.c_skip * level.alpha) / c.c_out, -c.c_skip * level.sigma / c.c_out
         return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.c_skip, c.c_out)

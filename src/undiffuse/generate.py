@@ -16,12 +16,10 @@ from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
-from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
 from undiffuse.randomness import keyed_draws
+from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import (
-    GRIDS,
-    SAMPLERS,
     State,
     Step,
     at_log_snrs,
@@ -30,8 +28,6 @@ from undiffuse.sampling import (
     make_grid,
     trajectory,
 )
-
-THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.sampler == "auto":
             object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
-        for what, name, known in (
-            ("sampler", self.sampler, SAMPLERS),
-            ("grid", self.grid or "trailing", GRIDS),
-            ("threshold", self.threshold, THRESHOLDS),
+        for name, registry in (
+            (self.sampler, SAMPLERS),
+            (self.grid or "trailing", GRIDS),
+            (self.threshold, THRESHOLDS),
         ):
-            if name not in known:
-                raise UsageError(f"no {what} {name!r}: choose from {', '.join(known)}")
+            registry.check(name)
         if not 0 <= self.eta <= 1:
             raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
         if self.eta and self.sampler != "ddim":
@@ -108,8 +103,8 @@ class Recipe:
         """The model's denoiser for `condition`, thresholded."""
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
-        denoise, threshold = model.denoiser.bind(condition), THRESHOLDS[self.threshold]
-        return denoise if threshold is None else threshold(denoise, model.denoiser.process)
+        wrapped: Denoise = THRESHOLDS[self.threshold](model.denoiser.bind(condition), model.denoiser.process)
+        return wrapped
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def tune(
         raise UsageError(f"{folder} is not yours to write to, and the times are kept there: copy it and tune the copy")
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
-        if recipe.sampler.startswith("ddpm"):
+        if SAMPLERS[recipe.sampler].random:
             raise UsageError(f"{recipe.sampler} is random: grids are searched for ddim, euler, heun, dpm++ and unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)

@@ -11,9 +11,10 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, FORCE, numbers, say, table
 from undiffuse.progress import bar
+from undiffuse.registry import FEATURES
 
 SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
-FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
+FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
 N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
 METRICS_HELP = (
     "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."

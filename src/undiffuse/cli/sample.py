@@ -9,6 +9,7 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, FORCE, say
 from undiffuse.progress import bar
+from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
 
 def sample(
@@ -18,18 +19,18 @@ def sample(
     n: int = typer.Option(64, "-n", min=1, help="How many."),
     sampler: str = typer.Option(
         "auto",
-        help="auto (by the steps), ddpm, ddpm-large, ddpm-learned, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3.",
+        help=f"auto (by the steps), {', '.join(SAMPLERS)}.",
         autocompletion=complete.samplers,
     ),
     steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
     eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
     grid: str = typer.Option(
         None,
-        help="trailing, leading, linspace, quadratic, karras, log-snr [the sampler's own].",
+        help=f"{', '.join(GRIDS)} [the sampler's own].",
         autocompletion=complete.grids,
     ),
     threshold: str = typer.Option(
-        "clip", help="Of predicted images: clip, dynamic or none.", autocompletion=complete.thresholds
+        "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
     class_name: str = typer.Option(None, "--class", help="All of one class (a name or a number)."),
     seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),

@@ -3,15 +3,7 @@
 from typing import Protocol
 
 from undiffuse.domains.domain import Domain
-from undiffuse.registry import Registry
-
-DOMAINS = Registry(
-    "domain",
-    {
-        "pictures": "undiffuse.domains.pictures:Pictures",
-        "points": "undiffuse.domains.points:Points",
-    },
-)
+from undiffuse.registry import DOMAINS
 
 
 class _Facts(Protocol):

@@ -9,8 +9,9 @@ from undiffuse.objectives.bound import (
 )
 from undiffuse.objectives.importance import Importance
 from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
-from undiffuse.objectives.times import DRAWS, TIME_SAMPLERS, TimeSampler, log_normal
-from undiffuse.objectives.weighting import WEIGHTINGS, Weighting
+from undiffuse.objectives.times import TimeSampler, log_normal
+from undiffuse.objectives.weighting import Weighting
+from undiffuse.registry import DRAWS, TIME_SAMPLERS, WEIGHTINGS
 
 __all__ = [
     "DRAWS",
