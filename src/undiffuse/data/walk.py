@@ -113,7 +113,7 @@ def _folders(
             twice.append((visited[real], here))
             subfolders.clear()
             continue
-        if _is_run(subfolders, files):
+        if is_run(subfolders, files):
             left_out[RUN].append(here)
             if here != PurePosixPath():
                 subfolders.clear()
@@ -131,7 +131,7 @@ def _refuse(error: OSError) -> None:
     raise UndiffuseError(f"cannot read the folder {readable(str(error.filename))}: {error.strerror}") from error
 
 
-def _is_run(subfolders: list[str], files: list[str]) -> bool:
+def is_run(subfolders: list[str], files: list[str]) -> bool:
     """Whether a folder of these holds a run or a model of undiffuse."""
     run = "run.json" in files and ("metrics.jsonl" in files or not WRITTEN_BY_A_RUN.isdisjoint(subfolders))
     return run or {"model.json", "weights.safetensors"} <= set(files)
