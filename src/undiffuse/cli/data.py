@@ -58,7 +58,6 @@ def show(
 
     from undiffuse import output
     from undiffuse.data import load
-    from undiffuse.data.remarks import readable
     from undiffuse.plots import save_grid
 
     output.claim({"--out": out}, force, {"--out": [".png"]})
@@ -75,7 +74,7 @@ def show(
         rows = []
         for label, title in enumerate(data.classes):
             members = np.flatnonzero(data.labels == label)
-            say(f"  {len(members):6} {readable(title)}")
+            say(f"  {len(members):6} {title}")
             blank = np.full((columns, *data.shape), 255, np.uint8)
             blank[: len(members[:columns])] = data.images[members[:columns]]
             rows.append(blank)
