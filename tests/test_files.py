@@ -152,6 +152,25 @@ def test_a_folder_is_on_the_disk_before_it_is_renamed_and_the_name_after(
     assert log[3:] == [("sync", own), ("rename", own), ("sync", tmp_path.stat().st_ino)]
 
 
+def test_the_name_of_an_output_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last thing that happens to a file or a folder, new or with --force over an old one: its folder is synced."""
+    log = _log_of_writes(monkeypatch)
+
+    def last_synced(force: bool, folder: bool) -> int:
+        log.clear()
+        if folder:
+            output.put_folder(tmp_path / "f", lambda path: write_json(path / "000000.png", 1), output.SAMPLES, force)
+        else:
+            output.put(tmp_path / "x.json", lambda path: write_json(path, 1), force)
+        assert log[-1][0] == "sync"
+        return log[-1][1]
+
+    here = tmp_path.stat().st_ino
+    assert last_synced(force=False, folder=False) == last_synced(force=True, folder=False) == here
+    assert last_synced(force=False, folder=True) == here
+    assert last_synced(force=True, folder=True) == (tmp_path / "f").stat().st_ino  # it has the names
+
+
 def test_a_fresh_name_is_over_nothing(tmp_path: Path) -> None:
     """The name itself while it is free, then -2, -3 ...; a file keeps its suffix, a folder its whole name."""
     for name, second in (("x.png", "x-2.png"), ("v.1", "v.1-2"), ("plain", "plain-2")):

@@ -30,6 +30,7 @@ from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
 from undiffuse.objectives import Importance
+from undiffuse.randomness import Purpose
 from undiffuse.training import checkpoint, listeners, loop, state, train
 from undiffuse.training.batches import Batch, make_batch, order
 from undiffuse.training.ema import EMA, exponent
@@ -177,6 +178,8 @@ def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -
         for step in range(3):
             batch_of(data, step, training__seed=seed, data__flip=True, data__shift=1)
     assert len(keys) == len(set(keys)) == 2 * (3 * (3 + 16) + 3)  # 3 permutations in 48 of 21 items
+    own = {Purpose.ORDER, Purpose.TIME, Purpose.NOISE, Purpose.AUGMENT, Purpose.CONDITION}
+    assert {purpose for _, purpose, *_ in keys} == own  # and so none of sampling's or of measuring's either
 
 
 def test_unconditional_batches_have_no_labels() -> None:

@@ -65,7 +65,10 @@ def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
     """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T where it is by index)."""
     grid = GRIDS.find(name)(schedule, _checked(steps))
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
-        raise ValueError(f"{steps} steps are too many for the grid {name}: its times are no longer distinct")
+        raise ValueError(
+            f"{steps} steps are too many for the grid {name} on this schedule, whose times are no longer distinct: "
+            "take fewer (1 always goes)"
+        )
     return grid
 
 
