@@ -415,7 +415,7 @@ def test_classes_without_a_training_image_are_told_and_never_drawn(
     assert command("train", root, "--out", run, *settings)[0] == 0
     trained = model.load(run)
     assert trained.data.learnt == ("ant", "cow")
-    assert set(trained.labels(np.arange(10_000)).tolist()) == {0, 2}
+    assert set(trained.condition(range(10_000)).index.tolist()) == {0, 2}
     code, _, error = command("sample", run, "--class", "bee")
     assert code == 2
     assert "saw no picture of 'bee' in training" in error
@@ -423,7 +423,7 @@ def test_classes_without_a_training_image_are_told_and_never_drawn(
     facts = dataclasses.replace(
         trained.data, class_share=(0.4999996, 0, 0.4999996, 0)
     )  # rounded shares may sum to less than 1
-    assert set(dataclasses.replace(trained, data=facts).labels(np.arange(1000)).tolist()) == {0, 2}
+    assert set(dataclasses.replace(trained, data=facts).condition(range(1000)).index.tolist()) == {0, 2}
 
 
 def test_a_class_emptied_by_skip_corrupt_is_told(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:

@@ -106,7 +106,8 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
         (a_s, s_s), (a_t, s_t) = ((float(level.alpha), float(level.sigma)) for level in map(process.level, (s, t)))
         noise = normal([(0, Purpose.BOUND, k, i) for k in range(3)], x0.shape[1:])
         with torch.no_grad():
-            x0_hat = model.denoiser(a_t * x0 + s_t * noise, torch.full((3,), t, dtype=torch.float64)).x0
+            t_each = torch.full((3,), t, dtype=torch.float64)
+            x0_hat = model.denoiser(a_t * x0 + s_t * noise, t_each, model.unconditional(3)).x0
         beta = 1 - (a_t / a_s) ** 2
         tilde = s_s**2 / s_t**2 * beta
         mean = a_s * beta / s_t**2 * (x0 - x0_hat).double()
