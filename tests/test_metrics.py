@@ -1,5 +1,6 @@
 """The metrics' mathematics: closed forms, independent implementations, and what chance says of them."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.linalg import sqrtm
 
 from undiffuse.metrics import blocks
 from undiffuse.metrics.frechet import Gaussian, frechet_distance, measure_frechet, moments
-from undiffuse.metrics.intervals import mean, resampled
+from undiffuse.metrics.intervals import bootstrap, mean, resampled
 from undiffuse.metrics.kernel import measure_kernel
 from undiffuse.metrics.manifold import measure_copying, measure_manifold, nearest
 from undiffuse.metrics.scores import class_entropy, inception_score, recognised
@@ -203,3 +204,26 @@ def test_intervals_cover() -> None:
     inside = np.mean([one.low <= 0.3 <= one.high for one in found if one.low is not None and one.high is not None])
     assert 0.9 < inside < 0.985
     assert [counts.sum() for counts in resampled(9, 4)] == [9] * 4
+
+
+def test_few_samples_have_the_distance_of_their_moments() -> None:
+    """With fewer samples than dimensions it is taken another way, and is the same, interval and limit too."""
+    rng = np.random.default_rng(3)
+    reference = (rng.normal(size=(300, 40)) @ rng.normal(size=(40, 40))).astype(np.float32)
+    for count in (2, 7, 39):
+        samples = (rng.normal(1, 2, (count, 40))).astype(np.float32)
+        found = measure_frechet(samples, reference, replicates=5)
+        target = moments(reference)
+
+        def distance(counts: np.ndarray, samples: np.ndarray = samples, target: Gaussian = target) -> float:
+            return frechet_distance(moments(samples, counts), target)
+
+        expected = bootstrap(count, distance, 5)
+        for ours, theirs in zip(dataclasses.astuple(found["frechet"]), dataclasses.astuple(expected), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-10)
+        # and against the matrix root itself, whose imaginary part is the rounding of a singular product
+        product = moments(samples).covariance.numpy() @ target.covariance.numpy()
+        root = np.sqrt(np.linalg.eigvals(product).astype(complex)).real.sum()
+        direct = ((samples.mean(0) - reference.mean(0)) ** 2).sum(dtype=np.float64) - 2 * root
+        direct += np.trace(moments(samples).covariance) + np.trace(target.covariance)
+        assert found["frechet"].value == pytest.approx(direct, rel=1e-5)

@@ -5,6 +5,7 @@ taken as a nuclear norm, tr (S1 S2)^(1/2) = ||S1^(1/2) S2^(1/2)||_*: its singula
 those of a matrix square root would be imaginary noise.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,28 @@ def frechet_distance(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> 
     return (apart + a.covariance.trace() + b.covariance.trace() - 2 * overlap).item()
 
 
+def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> Callable[[np.ndarray], float]:
+    """`frechet_distance` for fewer samples than dimensions, as a function of how often each is counted.
+
+    With S_a = Y^T Y, where the rows of Y are the centred and weighted samples, ||S_a^(1/2) S_b^(1/2)||_* is
+    ||Y S_b^(1/2)||_*: a matrix of as many rows as there are samples, in place of a square one of all dimensions.
+    """
+    x = torch.from_numpy(np.asarray(samples)).double()
+    projected, trace = x @ root_b, target.covariance.trace()
+
+    def distance(counts: np.ndarray) -> float:
+        there = torch.from_numpy(np.flatnonzero(counts))
+        weights = torch.from_numpy(counts).double()[there]
+        total = weights.sum()
+        scale = (weights / (total - 1)).sqrt()[:, None]
+        mean = weights @ x[there] / total
+        own = (scale * (x[there] - mean)).square().sum()
+        overlap = torch.linalg.svdvals(scale * (projected[there] - mean @ root_b)).sum()
+        return ((mean - target.mean).square().sum() + own + trace - 2 * overlap).item()
+
+    return distance
+
+
 def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int = REPLICATES) -> dict[str, Measure]:
     """The distance of samples (N, D) from a reference (M, D), N and M at least 2, and, from N = 4 on, where it goes as
     N grows.
@@ -69,8 +92,11 @@ def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int 
     target = moments(reference)
     root_b = root(target.covariance)
 
-    def distance(counts: np.ndarray) -> float:
+    def of_moments(counts: np.ndarray) -> float:
         return frechet_distance(moments(samples, counts), target, root_b)
+
+    few = len(samples) < samples.shape[1]
+    distance = _distance_of_few(samples, target, root_b) if few else of_moments
 
     whole = bootstrap(len(samples), distance, replicates)
     if len(samples) < 4:  # half of them have no covariance
