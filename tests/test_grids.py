@@ -5,7 +5,7 @@ import pytest
 import torch
 from references import SCHEDULES, TABLES
 
-from undiffuse.process import EDM, VP, Schedule, linear
+from undiffuse.process import EDM, VP, Schedule, cosine, linear
 from undiffuse.sampling import GRIDS, make_grid
 
 BY_INDEX = ["trailing", "leading", "linspace", "quadratic"]
@@ -136,3 +136,11 @@ def test_karras_and_log_snr_grids_are_even_in_their_measure(name: str) -> None:
         expected = inverse(np.linspace(*measure(ends), n))
         # the first is moved to t = 1 whatever its level; u is as exact as t where the schedule is steep
         np.testing.assert_allclose(u(make_grid(rule, schedule, n))[1:-1], expected[1:], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_schedule_of_one_step_has_room_for_one(name: str) -> None:
+    """From the prior to the data; a second time there is none of, and what was too much is said."""
+    assert make_grid(name, cosine(1), 1).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="2 steps are too many"):
+        make_grid(name, cosine(1), 2)

@@ -18,7 +18,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.explain import _data
 from undiffuse.model import checkpoints, load
 from undiffuse.training import Outcome, batches, train
-from undiffuse.training.folders import usual_folder
+from undiffuse.training.folders import new_folder, usual_folder
 
 SMALL = {**TINY, "network.channels": (8,), "training.batch_size": 4, "training.steps": 3, "training.preview_every": 9}
 OPTIONS = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
@@ -252,6 +252,28 @@ def test_a_second_run_gets_a_folder_of_its_own(command: Command, home: Path) -> 
     assert code == 2 and "2 runs learn ./a/v.1" in err and "runs/v.1, runs/v.1-3" in err
     code, said, _ = command("train", "emoji", "--resume", "--out", "runs/pics")
     assert code == 2
+
+
+def test_runs_that_begin_together_have_a_folder_each(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before either has written anything; what stays empty goes. The processes of one torchrun share theirs."""
+    usual = Path("runs/x")
+    with new_folder(usual) as one, new_folder(usual) as other:
+        assert (one, other) == (usual, Path("runs/x-2"))
+        (other / "run.json").touch()
+    assert os.listdir("runs") == ["x-2"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with new_folder(usual) as one, new_folder(usual) as other:
+        assert one == other == usual and not usual.exists()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(command: Command, home: Path) -> None:
+    """Be it refused for its data or because nothing can be written; the latter names the folder."""
+    (home / "broken.npz").write_bytes(b"PK nothing")
+    assert command("train", "broken.npz", *OPTIONS)[0] != 0
+    assert not (home / "runs").exists()
+    (home / "runs").touch()
+    code, _, err = command("train", "pics", *OPTIONS)
+    assert code == 1 and "cannot write runs/pics" in err
 
 
 def test_the_next_command_can_be_pasted(command: Command, home: Path) -> None:

@@ -77,18 +77,16 @@ def train(
     import os
     import shlex
     import sys
+    from contextlib import nullcontext
 
-    from undiffuse.output import fresh
     from undiffuse.training import train as run
-    from undiffuse.training.folders import usual_folder
+    from undiffuse.training.folders import new_folder, usual_folder
 
-    if out is None:
-        # Every process of a torchrun finds the same one: none makes it before all are here (`train` waits for them).
-        usual = usual_folder(resolved.data.source)
-        out = fresh(usual)
-        if out != usual and os.environ.get("RANK", "0") == "0":
-            say(f"{usual} is there already (--resume would go on with a run): this run is {out}")
-    outcome = run(values, out, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+    usual = out or usual_folder(resolved.data.source)
+    with nullcontext(out) if out else new_folder(usual) as place:
+        if place != usual and os.environ.get("RANK", "0") == "0":
+            say(f"{usual} is there already (--resume would go on with a run): this run is {place}")
+        outcome = run(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     folder = shlex.quote(str(outcome.run))
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")

@@ -11,6 +11,8 @@ from undiffuse.card import recorded_source
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import FILES
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import explained
+from undiffuse.output import fresh
 from undiffuse.training.checkpoint import last_good
 from undiffuse.training.record import located, read_record
 
@@ -30,6 +32,33 @@ def usual_folder(source: str) -> Path:
     if path.is_file() and path.suffix.lower() in FILES:
         name = name.removesuffix(path.suffix)
     return RUNS / (name or "data")
+
+
+@contextlib.contextmanager
+def new_folder(usual: Path) -> Iterator[Path]:
+    """`usual`, or the first free one of usual-2, usual-3 ..., for a run that begins.
+
+    It is made at once, so that of runs that begin together each has its own, and is removed if nothing comes into it.
+    Not so in a torchrun, where every process has to find the same one: `train` makes it when all are there. Raises
+    UndiffuseError where there is no writing.
+    """
+    first = not usual.parent.exists()
+    while True:
+        folder = fresh(usual)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            break
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another was faster
+                folder.mkdir()
+                break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            if first:
+                folder.parent.rmdir()
 
 
 def folder_to_resume(source: str) -> Path:
