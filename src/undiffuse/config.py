@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -15,29 +15,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
 )
-from pydantic_core import core_schema
 
 from undiffuse.errors import UsageError
-from undiffuse.names import cut, did_you_mean, either, fault, shown
-from undiffuse.registry import (
-    DRAWS,
-    LOSSES,
-    NETWORKS,
-    PRESETS,
-    SCHEDULES,
-    TARGETS,
-    TIMES,
-    WEIGHTINGS,
-    Registry,
-)
+from undiffuse.names import cut, did_you_mean, fault, shown
 
+PRESETS = Path(__file__).parent / "presets"
 MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
@@ -53,21 +41,6 @@ Option = (
     | Annotated[float, Field(ge=-MANY, le=MANY)]
     | None
 )
-
-
-@dataclass(frozen=True)
-class NameIn:
-    """Of a setting: a name in `registry`, be it one that was added to it."""
-
-    registry: Registry[Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def _check(self, name: str) -> str:
-        if name not in self.registry:
-            raise ValueError(f"there is no such {self.registry.kind}: {self.registry.hint(name)}")
-        return name
 
 
 class _Section(BaseModel):
@@ -98,7 +71,20 @@ class Data(_Section):
 class Process(_Section):
     """The forward process."""
 
-    schedule: Annotated[str, NameIn(SCHEDULES)] = Field("cosine", description="the noise schedule")
+    schedule: Literal[
+        "linear",
+        "cosine",
+        "scaled-linear",
+        "sigmoid",
+        "quadratic",
+        "betas",
+        "vp",
+        "sub-vp",
+        "ve",
+        "edm",
+        "flow",
+        "log-snr",
+    ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
     steps: int = Field(1000, ge=1, le=1_000_000, description="T, for a table")
     betas: tuple[Number, ...] | None = Field(
         None, max_length=1_000_000, description="your own table, with schedule=betas"
@@ -115,7 +101,7 @@ class Process(_Section):
 class Denoiser(_Section):
     """What the network predicts."""
 
-    target: Annotated[str, NameIn(TARGETS)] = Field(
+    target: Literal["eps", "x0", "v", "score", "flow", "edm", "levels"] = Field(
         "edm", description="the network's output; levels: the odds of a pixel's 256 values"
     )
     sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
@@ -136,28 +122,28 @@ class Denoiser(_Section):
 class Objective(_Section):
     """The loss."""
 
-    loss: Annotated[str, NameIn(LOSSES)] = Field(
+    loss: Literal["error", "bound", "hybrid", "continuous-bound"] = Field(
         "error", description="weighted error; the variational bound in T steps or in continuous time; IDDPM's L_hybrid"
     )
-    weighting: Annotated[str, NameIn(WEIGHTINGS)] = Field(
+    weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "flow", "edm"] = Field(
         "edm", description="what an error costs at a noise level; simple is L_simple"
     )
     gamma: float = Field(5.0, gt=0, le=1e6, description="of weighting=min-snr")
     bias: float = Field(2.0, ge=-100, le=100, description="of weighting=sigmoid")
     variance: Literal["small", "large", "learned"] = Field("small", description="reverse variance, for loss=bound")
-    times: Annotated[str, NameIn(TIMES)] = Field("log-normal", description="how times are distributed")
+    times: Literal["uniform", "log-normal"] = Field("log-normal", description="how times are distributed")
     mean: float = Field(-0.8, ge=-50, le=50, description="of ln(sigma / alpha), for times=log-normal")
     std: float = Field(1.2, gt=0, le=50, description="of ln(sigma / alpha), for times=log-normal")
-    draw: Annotated[str, NameIn(DRAWS)] = Field(
+    draw: Literal["independent", "antithetic", "low-discrepancy"] = Field(
         "low-discrepancy", description="how the times of one batch depend on each other"
     )
     importance: bool = Field(False, description="learn to draw each time as often as its losses vary")
 
 
 class Network(_Section):
-    """The network: a U-Net, and of another kind what `options` say."""
+    """The U-Net."""
 
-    kind: Annotated[str, NameIn(NETWORKS)] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
+    kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
     patch: int | None = Field(
         None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
     )
@@ -177,7 +163,7 @@ class Network(_Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
     options: dict[OptionName, Option] = Field(
-        {}, max_length=64, description="of kind=unet2d, by diffusers' names, such as norm_num_groups; of your own network"
+        {}, max_length=64, description="of kind=unet2d, by diffusers' names, such as norm_num_groups"
     )
 
 
@@ -231,9 +217,7 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     """(section.key, type, default, description) of every setting."""
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
-            named = next((part for part in inner.metadata if isinstance(part, NameIn)), None)
-            kind = either(named.registry) if named else _kind(inner.annotation)
-            yield f"{section}.{key}", kind, inner.default, inner.description or ""
+            yield f"{section}.{key}", _kind(inner.annotation), inner.default, inner.description or ""
 
 
 def _kind(annotation: Any) -> str:
@@ -242,7 +226,8 @@ def _kind(annotation: Any) -> str:
     if origin is Annotated:
         return _kind(inner[0])
     if origin is Literal:
-        return either(map(str, inner))
+        *names, last = map(str, inner)
+        return f"{', '.join(names)} or {last}" if names else last
     if origin in (Union, UnionType):
         return " or ".join(map(_kind, inner))
     if origin is not None:
@@ -335,9 +320,16 @@ def read_config(saved: Any) -> Config:
     return config
 
 
+def presets() -> list[str]:
+    """Names of the settings that come with the package, each a file of undiffuse/presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, a name in PRESETS, by dotted name. Raises UsageError for an unknown one."""
-    sections = tomllib.loads(PRESETS[PRESETS.check(name)].read_text(encoding="utf-8"))
+    """The settings of a preset by dotted name. Raises UsageError for an unknown one."""
+    if name not in presets():
+        raise UsageError(f"no preset {shown(name)}: choose from {', '.join(presets())}")
+    sections = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
     return {f"{section}.{key}": value for section, settings in sections.items() for key, value in settings.items()}
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
-from undiffuse.targets import Coefficients, target
+from undiffuse.targets import KNOWN, Coefficients
+from undiffuse.targets import TARGETS as TARGETS
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
+_NOISE = ("eps", "score")  # targets from which x_0 is read with a factor, sigma / alpha, that has no bound
 
 LEVELS = "levels"
 VALUES = 256  # of 8 bits
@@ -31,7 +33,7 @@ class Denoiser:
     Attributes:
         network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
         process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
-        target: a name in `undiffuse.registry.TARGETS`; "levels" is for data of 8 bits: the output is (B, 258 C, ...), see `_of_levels`.
+        target: a name in TARGETS, or "levels", for data of 8 bits: the output is (B, 258 C, ...), see `_of_levels`.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
         least_log_snr: the lowest log-SNR that the network can be told of; with less signal it is told this one.
@@ -53,14 +55,14 @@ class Denoiser:
         x_t looks like. The other targets are bounded combinations, and with more signal than told the noise is small:
         they are right to exp(-|log-SNR| / 2) as they are.
         """
-        level, entry = self.process.level(t), target(self.target)
+        level = self.process.level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
-        if not entry.of_noise or not beyond.any():
-            return entry.coefficients(level, self.sigma_data)
+        if self.target not in _NOISE or not beyond.any():
+            return KNOWN[self.target](level, self.sigma_data)
         ratio = math.exp(-0.5 * self.least_log_snr)
         alpha = 1 / (self.input_scale(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
         told = Level(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
-        c = entry.coefficients(told, self.sigma_data)
+        c = KNOWN[self.target](told, self.sigma_data)
         a, b = (1 - c.p * level.alpha) / c.q, -c.p * level.sigma / c.q  # what makes x_0 = p x_t + q output exact
         return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.p, c.q)
 

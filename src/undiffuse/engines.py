@@ -4,7 +4,7 @@ ONNX Runtime was measured beside OpenVINO (docs/measured.md) and kept: faster in
 """
 
 import dataclasses
-from pathlib import Path
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from undiffuse.errors import UsageError
 from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, open_session
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
-from undiffuse.registry import ENGINES
 
+ENGINES = ("auto", "torch", "compile", "onnxruntime")
 FORMAT = 1
 WORTH = 30_000
 """How many evaluations of the network save what turning it into ONNX costs (once for a model, some seconds)."""
@@ -23,60 +23,47 @@ WORTH = 30_000
 
 def available() -> tuple[str, ...]:
     """The engines that can be asked for on this machine."""
-    return tuple(name for name, engine in ENGINES.items() if engine.available)
+    return ENGINES[1:] if all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")) else ENGINES[1:3]
 
 
 def with_engine(model: Model, engine: str = "auto", evaluations: int | None = None, bar: Bar = no_bar) -> Model:
     """`model` with its network run by `engine`; its fingerprint, weights and parameters stay what they are.
 
     Args:
-        engine: a name in ENGINES, or "auto": ONNX Runtime, where it is installed, the model is on the CPU, and it was
+        engine: a name in ENGINES. "auto": ONNX Runtime, where it is installed, the model is on the CPU, and it was
             turned into ONNX before or will be evaluated often enough for that to pay; else PyTorch.
         evaluations: of the network at single images, how many are to come; None: many.
 
     Raises UsageError for an engine that is not there.
     """
-    ENGINES.check(engine, "auto")
+    if engine not in ENGINES:
+        raise UsageError(f"no engine {engine!r}: choose from {', '.join(ENGINES)}")
     if model.engine == engine:
         return model
+    folder = folder_for("onnx", [FORMAT, dataclasses.replace(model, grids={}).fingerprint, torch.__version__])
     if engine == "auto":
-        pays = evaluations is None or evaluations >= WORTH or _folder(model).exists()
+        pays = evaluations is None or evaluations >= WORTH or folder.exists()
         usable = model.device.type == "cpu" and model.engine == "torch" and "onnxruntime" in available()
         if not (pays and usable):
             return model
         engine = "onnxruntime"
-    network = ENGINES.find(engine)(model, bar)
+    network: nn.Module
+    if engine == "onnxruntime":
+        if model.device.type != "cpu":
+            raise UsageError("the engine onnxruntime runs on the CPU: add --device cpu, or choose torch or compile")
+        if engine not in available():
+            raise UsageError(f"the engine onnxruntime {MISSING}")
+        with locked(folder):
+            if not folder.exists():
+                with bar("turning the network into ONNX, once", 0), writing(folder) as temporary:
+                    export_onnx(model, temporary / "network.onnx")
+        session = open_session(folder / "network.onnx", torch.get_num_threads())
+        network = OnnxNetwork(model.network, session, len(model.data.classes))
+    elif engine == "compile":
+        network = Compiled(model.network)
+    else:
+        network = model.network
     return dataclasses.replace(model, denoiser=dataclasses.replace(model.denoiser, network=network), engine=engine)
-
-
-def plain(model: Model, bar: Bar = no_bar) -> nn.Module:
-    """The network as PyTorch runs it."""
-    return model.network
-
-
-def compiled(model: Model, bar: Bar = no_bar) -> nn.Module:
-    """The network, compiled when it is first called."""
-    return Compiled(model.network)
-
-
-def onnx_runtime(model: Model, bar: Bar = no_bar) -> nn.Module:
-    """The network run by ONNX Runtime, turned into ONNX once and kept in the cache."""
-    if model.device.type != "cpu":
-        raise UsageError("the engine onnxruntime runs on the CPU: add --device cpu, or choose torch or compile")
-    if "onnxruntime" not in available():
-        raise UsageError(f"the engine onnxruntime {MISSING}")
-    folder = _folder(model)
-    with locked(folder):
-        if not folder.exists():
-            with bar("turning the network into ONNX, once", 0), writing(folder) as temporary:
-                export_onnx(model, temporary / "network.onnx")
-    session = open_session(folder / "network.onnx", torch.get_num_threads())
-    return OnnxNetwork(model.network, session, len(model.data.classes))
-
-
-def _folder(model: Model) -> Path:
-    """Where its ONNX file is, once made."""
-    return folder_for("onnx", [FORMAT, dataclasses.replace(model, grids={}).fingerprint, torch.__version__])
 
 
 class Compiled(nn.Module):

@@ -15,11 +15,22 @@ from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
+from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
-from undiffuse.names import either
 from undiffuse.randomness import keyed_draws
-from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
-from undiffuse.sampling import State, Step, at_log_snrs, default_sampler, make_grid, trajectory
+from undiffuse.sampling import (
+    GRIDS,
+    SAMPLERS,
+    State,
+    Step,
+    at_log_snrs,
+    ddim,
+    default_sampler,
+    make_grid,
+    trajectory,
+)
+
+THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
 
 @dataclass(frozen=True)
@@ -29,10 +40,10 @@ class Recipe:
     Attributes:
         sampler: a name in SAMPLERS; "auto": `default_sampler` of the steps, or ddim where there is an eta.
         steps: N; see `evaluations` for what they cost.
-        eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for samplers that take it, as ddim.
+        eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
         grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the one that belongs to the
             sampler.
-        threshold: a name in THRESHOLDS: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
+        threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
         seed: of the noise.
     """
 
@@ -46,14 +57,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.sampler == "auto":
             object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
-        SAMPLERS.check(self.sampler), THRESHOLDS.check(self.threshold)
-        if self.grid is not None:
-            GRIDS.check(self.grid)
+        for what, name, known in (
+            ("sampler", self.sampler, SAMPLERS),
+            ("grid", self.grid or "trailing", GRIDS),
+            ("threshold", self.threshold, THRESHOLDS),
+        ):
+            if name not in known:
+                raise UsageError(f"no {what} {name!r}: choose from {', '.join(known)}")
         if not 0 <= self.eta <= 1:
             raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
-        if self.eta and not SAMPLERS[self.sampler].eta:
-            takes_it = either(name for name, sampler in SAMPLERS.items() if sampler.eta)
-            raise UsageError(f"eta belongs to the sampler {takes_it}, not to {self.sampler}")
+        if self.eta and self.sampler != "ddim":
+            raise UsageError(f"eta belongs to the sampler ddim, not to {self.sampler}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed = {self.seed} must lie in 0 .. 2^32 - 1")
 
@@ -70,9 +84,7 @@ class Recipe:
     @property
     def step(self) -> Step:
         """The step rule, eta bound."""
-        sampler = SAMPLERS[self.sampler]
-        step: Step = sampler.step
-        return partial(step, eta=self.eta) if sampler.eta else step
+        return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
     def times(self, model: Model) -> Tensor:
         """The times it visits. Raises UsageError for a number of steps that the grid cannot have, and for a grid made
@@ -93,10 +105,10 @@ class Recipe:
 
     def denoise(self, model: Model, labels: Tensor | None) -> Denoise:
         """The model's denoiser for `labels`, thresholded."""
-        if SAMPLERS[self.sampler].options.get("variance") == "learned" and not model.denoiser.learned_variance:
+        if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
-        wrapped: Denoise = THRESHOLDS.find(self.threshold)(model.denoiser.bind(labels), model.denoiser.process)
-        return wrapped
+        denoise, threshold = model.denoiser.bind(labels), THRESHOLDS[self.threshold]
+        return denoise if threshold is None else threshold(denoise, model.denoiser.process)
 
 
 @torch.no_grad()

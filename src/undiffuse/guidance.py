@@ -5,11 +5,6 @@ import torch
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 
 
-def unchanged(denoise: Denoise, process: GaussianProcess) -> Denoise:
-    """The denoiser as it is."""
-    return denoise
-
-
 def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: float = 1.0) -> Denoise:
     """x_0 clipped to the range of the data, and eps made to fit (Ho et al. 2020, their code)."""
 

@@ -40,12 +40,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(cut(name, 40) for name in names[:MOST]) + more
 
 
-def either(names: Iterable[str]) -> str:
-    """ "a, b or c"."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
-
-
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The one of `known` most like `name`, None where none is."""
     close = difflib.get_close_matches(name[:LONGEST], list(known), 1, cutoff)

@@ -6,13 +6,13 @@ a, b, q and r p, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So
 process it says under every other.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from undiffuse.process import Level
-from undiffuse.registry import TARGETS, Target
 
 
 class Coefficients(NamedTuple):
@@ -24,26 +24,26 @@ class Coefficients(NamedTuple):
     q: Tensor
 
 
-def eps(level: Level, sigma_data: float) -> Coefficients:
+def _eps(level: Level, sigma_data: float) -> Coefficients:
     """The noise (Ho et al. 2020)."""
     _needs_signal(level, "eps")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, zero + 1, 1 / level.alpha, -level.sigma / level.alpha)
 
 
-def x0(level: Level, sigma_data: float) -> Coefficients:
+def _x0(level: Level, sigma_data: float) -> Coefficients:
     """The data."""
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero + 1, zero, zero, zero + 1)
 
 
-def v(level: Level, sigma_data: float) -> Coefficients:
+def _v(level: Level, sigma_data: float) -> Coefficients:
     """v = alpha eps - sigma x_0 (Salimans & Ho 2022), with x_t first scaled to alpha^2 + sigma^2 = 1."""
     r = (level.alpha**2 + level.sigma**2).sqrt()
     return Coefficients(-level.sigma / r, level.alpha / r, level.alpha / r**2, -level.sigma / r)
 
 
-def score(level: Level, sigma_data: float) -> Coefficients:
+def _score(level: Level, sigma_data: float) -> Coefficients:
     """The score -r eps / sigma of x_t / r, which is x_t where the process preserves variance (Song et al. 2021)."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
@@ -51,21 +51,21 @@ def score(level: Level, sigma_data: float) -> Coefficients:
     return Coefficients(zero, -r / level.sigma, 1 / level.alpha, level.sigma**2 / (level.alpha * r))
 
 
-def score_of_state(level: Level, sigma_data: float) -> Coefficients:
+def _score_of_state(level: Level, sigma_data: float) -> Coefficients:
     """The score -eps / sigma of x_t itself, which depends on the process's scale and so belongs to one process."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
 
 
-def flow(level: Level, sigma_data: float) -> Coefficients:
+def _flow(level: Level, sigma_data: float) -> Coefficients:
     """The velocity eps - x_0 of the straight path (Lipman et al. 2023)."""
     total = level.alpha + level.sigma
     one = torch.ones_like(total)
     return Coefficients(-one, one, 1 / total, -level.sigma / total)
 
 
-def edm(level: Level, sigma_data: float) -> Coefficients:
+def _edm(level: Level, sigma_data: float) -> Coefficients:
     """F in x_0 = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), for any alpha."""
     variance = level.sigma**2 + (level.alpha * sigma_data) ** 2
     return Coefficients(
@@ -76,20 +76,17 @@ def edm(level: Level, sigma_data: float) -> Coefficients:
     )
 
 
-def levels(level: Level, sigma_data: float) -> Coefficients:
-    """None: the odds of an element's values are no such combination (`Denoiser` reads them). Raises ValueError."""
-    raise ValueError("the target levels is no combination of x_0 and eps: it has no coefficients")
-
-
+TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "score": _score,
+    "flow": _flow,
+    "edm": _edm,
+}
 SCORE_OF_STATE = "score-of-state"
 """What "score" once meant under every process, and still does for models saved then (denoiser.score_scale=state)."""
-
-
-def target(name: str) -> Target:
-    """The entry of a target. Raises UsageError for an unknown one."""
-    if name == SCORE_OF_STATE:
-        return Target("undiffuse.targets:score_of_state")
-    return TARGETS[TARGETS.check(name)]
+KNOWN = {**TARGETS, SCORE_OF_STATE: _score_of_state}
 
 
 def _needs_signal(level: Level, target: str) -> None:

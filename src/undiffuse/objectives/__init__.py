@@ -10,10 +10,13 @@ from undiffuse.objectives.bound import (
 )
 from undiffuse.objectives.importance import Importance
 from undiffuse.objectives.losses import Objective, weighted_error
-from undiffuse.objectives.times import TimeSampler, log_normal
-from undiffuse.objectives.weighting import Weighting
+from undiffuse.objectives.times import DRAWS, TIME_SAMPLERS, TimeSampler, log_normal
+from undiffuse.objectives.weighting import WEIGHTINGS, Weighting
 
 __all__ = [
+    "DRAWS",
+    "TIME_SAMPLERS",
+    "WEIGHTINGS",
     "Importance",
     "Objective",
     "TimeSampler",

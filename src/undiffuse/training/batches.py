@@ -16,8 +16,8 @@ from torch import Tensor
 
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.objectives import DRAWS
 from undiffuse.randomness import Given, Purpose, normal, stream, torch_generator
-from undiffuse.registry import DRAWS
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     if data.labels is not None and data.classes and training.conditional:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
         labels = torch.from_numpy(np.where(dropped, len(data.classes), data.labels[items]))
-    u = DRAWS.find(config.objective.draw)(size, torch_generator(seed, Purpose.TIME, step))[positions]
+    u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, labels, u, noise)
 
