@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.data import load
-from undiffuse.devices import cpu_has_bf16
+from undiffuse.devices import conditions, cpu_has_bf16
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.progress import bar
@@ -226,7 +226,6 @@ def measure(name: str, minutes: float) -> dict[str, Any]:
         "bits_per_dimension": {"test": mean(each), "train": mean(bits(network, images[:HELD]))},
         "per_image": [round(x, 4) for x in each.tolist()],
         "minutes": minutes,
-        "threads": torch.get_num_threads(),
         "steps": steps,
         "batch": BATCH,
         "epochs": steps * BATCH / len(images),
@@ -234,7 +233,7 @@ def measure(name: str, minutes: float) -> dict[str, Any]:
         "rate": RATE,
         "precision": "bf16" if cpu_has_bf16() else "fp32",
         "seed": SEED,
-        "torch": torch.__version__,
+        **conditions(),
         "fingerprints": {"train": learned, "test": measured},
         "command": " ".join(["python", *sys.argv]),
     }

@@ -49,11 +49,10 @@ def main() -> None:
     model, recipe, n = load(options.model), Recipe("ddpm", options.steps), options.n
     train, test = (make_data(model.config.data, split) for split in ("train", "test"))
     extractor = find_extractor("classifier", train, test)
-    none = torch.full((n,), len(model.data.classes)) if model.data.classes else None
     first, second = (keyed_draws(0, range(start, start + n)) for start in (0, n))
 
     def draw(shared: int) -> np.ndarray:
-        return with_switched_noise(model, recipe, first, second, shared, n, none, lambda: tick(n))
+        return with_switched_noise(model, recipe, first, second, shared, n, model.unconditional(n), lambda: tick(n))
 
     with bar("sampling", (len(SHARES) + 1) * n * options.steps) as tick:
         whole = draw(options.steps + 1)

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
 from undiffuse.denoiser import Denoiser
+from undiffuse.devices import conditions as machine_conditions
 from undiffuse.files import write_json
 from undiffuse.likelihood import (
     Formula,
@@ -43,7 +44,7 @@ from undiffuse.objectives import Importance, continuous_bound, first_share
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.plots import save_figure
 from undiffuse.process import GaussianProcess, LogSNR
-from undiffuse.randomness import Purpose, torch_generator
+from undiffuse.randomness import Given, Purpose, torch_generator
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import Muon
 
@@ -146,7 +147,7 @@ def train(density: Density, steps: int) -> Denoiser:
         generator = torch_generator(SEED, Purpose.NOISE, step)
         x0, noise = density.sample(BATCH, generator).float(), torch.randn(BATCH, 2, generator=generator)
         u, weight = importance.warp(low_discrepancy(BATCH, generator))
-        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, noise, levels=None)
+        losses = continuous_bound(denoiser, x0, None, share + (1 - share) * u, Given(noise), values=None)
         (losses * weight.to(losses)).mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -181,18 +182,18 @@ def normals(count: int, draws: int, number: int) -> Tensor:
 
 def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | None, variance: str) -> dict[str, float]:
     """The bound of so many steps, or the continuous one; a group is one estimate, as its noise is not independent."""
-    formula = Formula(steps, variance, levels=None)
+    formula = Formula(steps, variance, values=None)
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
         u = spread(torch.arange(len(x0)), DRAWS)
-        errors = squared_errors(denoiser, x0, steps, noise.__getitem__, u)
+        errors = squared_errors(denoiser, x0, steps, lambda k: Given(noise[k]), u)
         formula = replace(formula, variance=optimal_variance(denoiser.process, errors))
     draws = DRAWS if steps is None else min(DRAWS, steps - 1)
     found = []
     for number in range(groups):
         x0, noise = points(density, GROUP, number), normals(GROUP, draws + 1, number)
         u = every_step(GROUP, draws + 1) if steps == draws + 1 else spread(torch.arange(GROUP) + number * GROUP, draws)
-        total = 2 * bound(denoiser, x0.float(), formula, noise.__getitem__, u).total
+        total = 2 * bound(denoiser, x0.float(), formula, lambda k, noise=noise: Given(noise[k]), u).total
         found.append((total.mean(), -density.log_prob(x0).mean()))
     return compared(*torch.tensor(found, dtype=torch.float64).T)
 
@@ -285,8 +286,7 @@ def main() -> None:
         "network": {"width": WIDTH, "blocks": BLOCKS, "octaves": OCTAVES},
         "training": {"steps": steps, "batch": BATCH, "rate": RATE, "average": AVERAGE},
         "seed": SEED,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine_conditions(),
         "command": " ".join(["python", *sys.argv]),
     }
     write_json(options.json, {"densities": told, "conditions": conditions})

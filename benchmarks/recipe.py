@@ -28,12 +28,11 @@ def main() -> None:
         os.sched_setaffinity(0, {options.core})
         os.environ["OMP_NUM_THREADS"] = "1"
 
-    import torch
-
     from undiffuse import load
     from undiffuse.config import parse_settings
+    from undiffuse.devices import conditions
+    from undiffuse.evaluation import evaluate
     from undiffuse.generate import Recipe
-    from undiffuse.metrics import evaluate
     from undiffuse.training import train
 
     values = {
@@ -53,7 +52,7 @@ def main() -> None:
         "name": options.name,
         "settings": options.settings,
         "minutes": options.minutes,
-        "threads": torch.get_num_threads(),
+        **conditions(),
         "images": model.training["images"],
         "steps": outcome.step,
         "parameters": model.parameters,

@@ -1,6 +1,7 @@
 """Networks of undiffuse in pipelines of half precision."""
 
 import dataclasses
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from pipelines import diffusers, make_unet, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from undiffuse.build import make_denoiser
 from undiffuse.interop.diffusers import export_diffusers, import_diffusers
 from undiffuse.model import load
+from undiffuse.networks import first_name
 
 import_module("undiffuse.interop.adapter")  # as whoever loads a folder with it must
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -91,3 +94,15 @@ def test_beyond_the_range_of_float16(folders: dict[str, Path]) -> None:
     with torch.no_grad():
         wanted, got = full(x, 997).sample, half(x.half(), 997).sample
     assert largest[0] > 65504 and (got - wanted).abs().max() < 8e-3 < wanted.std()
+
+
+def test_adapters_of_version_0_1_are_loaded_whole(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Weights under the names they then had come to their places, in the U-Net that reads values."""
+    shutil.copytree(folders["values"], tmp_path / "old")
+    path = tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors"
+    renamed = {first_name(name): tensor for name, tensor in load_file(path).items()}
+    assert "network.values.census.0.weight" in renamed
+    save_file(renamed, path, metadata={"format": "pt"})
+    full, loaded = (diffusers.DDPMPipeline.from_pretrained(one).unet for one in (folders["values"], tmp_path / "old"))
+    for (name, a), (_, b) in zip(full.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -39,5 +39,5 @@ def test_an_error_in_the_thread_is_the_error_of_the_step() -> None:
     config = make_config({"training.batch_size": 8})
     images = np.zeros((40, 4, 4), np.uint8)  # an axis is missing
     data = ImageSet("flat", "train", images, None, (), (), "", "")
-    with pytest.raises(ValueError, match="axes"):
+    with pytest.raises(ValueError, match="shape"):
         next(batches(config, data, 0, [slice(0, 8)], torch.device("meta")))

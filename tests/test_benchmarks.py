@@ -1,4 +1,4 @@
-"""The pure parts of what benchmarks/speed.py measures with."""
+"""The pure parts of what the benchmarks measure with, and the table of samplers."""
 
 import itertools
 import sys
@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # no package: its files import each other like this
+# No packages: their files import each other like this.
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "benchmarks/speed"))
 
+import samplers
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
-from speed import kind_of
+from run import kind_of
 from systems import our_config, our_megaflops
+
+from undiffuse.files import read_json
 
 
 def test_nearest_width_is_nearest_as_a_ratio() -> None:
@@ -105,3 +109,33 @@ def test_models_are_compared_picture_by_picture() -> None:
     assert [part["images"] for part in parts] == [21, 21, 21, 20, 20]
     assert [part["difference"] for part in parts] == pytest.approx([-10, -31, -52, -72.5, -92.5])
     assert all(before["most"] <= after["fewest"] for before, after in itertools.pairwise(parts))
+
+
+def test_samplers_table_and_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path) -> None:
+    """The rows asked for are measured once: a second call adds what is missing and leaves what is there."""
+    out = tmp_path / "found.json"
+    words = ["samplers.py", str(whole), str(out), "-n", "8", "--only"]
+    monkeypatch.setattr(sys, "argv", [*words, "ddim,heun", "--evaluations", "1,3"])
+    samplers.main()
+    first = read_json(out)["frechet"]
+    assert {name: list(row) for name, row in first.items()} == {"ddim": ["1", "3"], "heun": ["1", "3"]}
+    monkeypatch.setattr(sys, "argv", [*words, "ddim", "--evaluations", "3,2", "--figure", str(tmp_path / "f.png")])
+    samplers.main()
+    second = read_json(out)
+    assert second["frechet"]["heun"] == first["heun"] and second["frechet"]["ddim"]["3"] == first["ddim"]["3"]
+    assert set(second["frechet"]["ddim"]) == {"1", "2", "3"} and second["conditions"]["versions"]["torch"]
+    assert (tmp_path / "found.png").exists() and (tmp_path / "f.png").exists()
+    table = samplers.markdown(second["frechet"]).splitlines()
+    assert table[0] == "| | 1 | 2 | 3 |" and table[3].split(" | ")[2] == "-"  # heun was not asked for 2
+    assert samplers.recipe_of({"sampler": "heun"}, 3).evaluations == 3
+
+
+def test_the_papers_table_of_ddim() -> None:
+    """The rows of Song et al. 2021, table 1; its steps are ours, but for the 5 and the 250 that are ours alone."""
+    assert list(samplers.PAPER) == list(samplers.CIFAR)
+    ours = [int(count) for count in samplers.PAPER_EVALUATIONS.split(",")]
+    assert set(samplers.CIFAR_STEPS) < set(ours)
+    found = read_json(Path(__file__).parents[1] / "docs" / "lecture" / "ddim.json")
+    assert list(found["frechet"]) == list(samplers.PAPER)
+    titles = [title for title, _, _ in samplers.panels(found, paper=True)]
+    assert titles[1].startswith("CIFAR-10") and "runs/lecture" in titles[0]

@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from undiffuse import build
 from undiffuse import model as models
 from undiffuse.build import default_network, make_network, make_process, network_shapes
-from undiffuse.card import BUILT_IN, built_in, checkpoints, find, read_card, read_run
+from undiffuse.card import BUILT_IN, built_in, checkpoints, find, label_facts, read_card, read_grids, read_run
 from undiffuse.config import FIRST_KEYS, Config, keys, make_config, parse_settings, preset
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 from undiffuse.generate import sample
 from undiffuse.model import Model, load
-from undiffuse.training.checkpoint import Learner, Progress, restore
+from undiffuse.training.checkpoint import restore
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.state import Learner, Progress
 
 FINGERPRINTS = {
     "emoji": "c5412a053e95764e87d8774a4b99ef886e22db3338158951c26fcab5450c1434",
@@ -221,6 +222,27 @@ def test_files_that_are_no_cards(folder: Path, what: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "grids",
+    [
+        {"unipc:5": {"log_snr": [-3.0, 0.0, 0.0, 6.0]}},
+        {"unipc:5": {"log_snr": [6.0, 3.0, 0.0, -3.0]}},
+        {"unipc:5": {"log_snr": [-3.0, 0.0, 3.0]}},
+        {"unipc:5": {"log_snr": "1234"}},
+        {"unipc": {"log_snr": [1.0]}},
+        {"unipc:0": {"log_snr": []}},
+        {"unipc:5": [-3.0, 0.0, 3.0, 6.0]},
+    ],
+)
+def test_grids_that_are_none(folder: Path, grids: Any) -> None:
+    """N - 1 log-SNRs for N steps, each above the one before."""
+    (folder / "grids.json").write_text(json.dumps(GRIDS))
+    assert read_grids(folder) == {"unipc:5": (-3.0, 0.0, 3.0, 6.0)}
+    (folder / "grids.json").write_text(json.dumps(grids))
+    with pytest.raises(UndiffuseError, match=r"grids\.json is damaged \(.*unipc"):
+        load(folder)
+
+
 def test_a_byte_order_mark_is_no_damage(folder: Path) -> None:
     """Some editors write one."""
     card = read_card(folder)
@@ -284,15 +306,16 @@ def test_an_enormous_network_is_refused_before_it_is_made(settings: list[str], m
     def noting(network: Any) -> Any:
         def make(*arguments: Any, **options: Any) -> Any:
             made.add(torch.empty(0).device.type)
+            assert made == {"meta"}  # before it takes the machine's memory
             return network(*arguments, **options)
 
         return make
 
-    for name in ("UNet", "UNet2D"):
+    for name in ("UNet", "PixelUNet", "UNet2D"):
         monkeypatch.setattr(build, name, noting(getattr(build, name)))
     config = make_config({"network.patch": 1} | parse_settings([*settings, "network.attention=[]"]))
     with pytest.raises(UsageError, match="parameters are more than"):
-        make_network(config, 3, 10)
+        make_network(config, 3, label_facts([1 / 10] * 10))
     assert made == {"meta"}
 
 
@@ -318,9 +341,11 @@ def test_the_shapes_are_those_of_the_network(name: str) -> None:
     config = make_config({**preset(name), "network.width": 0.3, "denoiser.sigma_data": 0.5})
     config = config.model_copy(update={"network": default_network(config.network, (28, 28))})
     before = torch.random.get_rng_state()
-    shapes = network_shapes(config, 1, 10)
+    shapes = network_shapes(config, 1, label_facts([1 / 10] * 10))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert shapes == {key: tuple(w.shape) for key, w in make_network(config, 1, 10).state_dict().items()}
+    assert shapes == {
+        key: tuple(w.shape) for key, w in make_network(config, 1, label_facts([1 / 10] * 10)).state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -355,7 +380,7 @@ def test_weights_of_another_precision_are_read(folder: Path, kind: torch.dtype) 
 
 
 def _learner(config: Config) -> Learner:
-    network = make_network(config, 1, 3)
+    network = make_network(config, 1, label_facts([1 / 3] * 3))
     return Learner(
         network, EMA(list(network.parameters()), 0.05), make_optimizer(config.training, network), None, Progress()
     )

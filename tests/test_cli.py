@@ -233,7 +233,7 @@ def test_interrupted_sampling_is_exit_code_130(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("undiffuse.sampling.loop.normal", interrupt)
+    monkeypatch.setattr("undiffuse.randomness.normal", interrupt)
     code, _, err = command("sample", whole, "--out", "x.png")
     assert code == 130 and "Traceback" not in err
     assert not list(tmp_path.iterdir())

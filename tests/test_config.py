@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective, make_process
+from undiffuse.card import label_facts
 from undiffuse.config import (
     MACHINE_KEYS,
     Config,
@@ -242,7 +243,7 @@ def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
     network = default_network(config.network, (28, 28))
     config = config.model_copy(update={"network": network})
     config = config.model_copy(update={"denoiser": config.denoiser.model_copy(update={"sigma_data": 1.0})})
-    make_denoiser(config, make_network(config, 1, 10)), make_objective(config)
+    make_denoiser(config, make_network(config, 1, label_facts([1 / 10] * 10))), make_objective(config)
 
 
 def test_wider_presets_are_wider() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,6 +103,48 @@ def test_wrappers_below_the_splits(tree: Tree) -> None:
     assert list(classes_of(root, "test").values()) == ["sea", "wood"]
 
 
+def test_wrappers_that_name_no_class(tree: Tree) -> None:
+    """As detection sets have them: train/images beside train/labels."""
+    root = tree(*(f"{split}/{kind}/0.{end}" for split in ("train", "valid") for kind, end in
+                  (("images", "png"), ("labels", "txt"))))  # fmt: skip
+    assert classes_of(root, "train") == {"train/images/0.png": None}
+    assert classes_of(root, "test") == {"valid/images/0.png": None}
+
+
+def test_images_alone_are_no_class(tree: Tree) -> None:
+    assert classes_of(tree("zip/images/0.png", "zip/images/1.png")) == {
+        "zip/images/0.png": None,
+        "zip/images/1.png": None,
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["", "zip/"])
+def test_splits_inside_classes(tree: Tree, caplog: pytest.LogCaptureFixture, wrapper: str) -> None:
+    paths = ("cat/train/0.png", "cat/test/a/0.png", "dog/Train/0.png", "dog/test/0.png", "dog/val/0.png")
+    root = tree(*(wrapper + path for path in paths))
+    assert classes_of(root, "train") == {f"{wrapper}cat/train/0.png": "cat", f"{wrapper}dog/Train/0.png": "dog"}
+    assert classes_of(root, "test") == {f"{wrapper}cat/test/a/0.png": "cat", f"{wrapper}dog/test/0.png": "dog"}
+    assert "1 pictures are in neither split" in caplog.text
+
+
+def test_a_class_called_much_like_a_split(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree("bullet_train/0.png", "test-tube/0.png", "cat/0.png")
+    assert set(classes_of(root).values()) == {"bullet_train", "test-tube", "cat"}
+    assert "bullet_train, test-tube are taken for classes" in caplog.text
+
+
+@pytest.mark.parametrize("empty", ["dog/notes.txt", "dog/deep/.keep", "test/.keep"])
+def test_folders_without_a_picture_are_told(tree: Tree, caplog: pytest.LogCaptureFixture, empty: str) -> None:
+    assert set(classes_of(tree("cat/0.png", "bee/0.png", empty)).values()) == {"cat", "bee"}
+    assert f"no pictures in {empty.split('/')[0]}: no class" in caplog.text
+
+
+def test_an_empty_class_of_one_split_is_told(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    data.load(tree("train/a/0.png", "train/b/0.png", "train/c/x.txt", "test/a/0.png", "test/b/0.png", "labels/0.txt"))
+    assert "root/train: no pictures in train/c" in caplog.text
+    assert "labels" not in caplog.text
+
+
 def test_one_class_keeps_its_name(tree: Tree) -> None:
     root = tree("cat/2024/0.png", "cat/2024/1.png")
     assert set(classes_of(root).values()) == {"cat"}
@@ -158,6 +201,10 @@ def test_a_class_called_test(tree: Tree, caplog: pytest.LogCaptureFixture) -> No
             ("train/a/0.png", "train/stray.png", "test/a/0.png"),
             r"train: 1 images lie beside class folders .*stray\.png",
         ),
+        (("trainA/0.png", "trainB/0.png", "testA/0.png"), "testA, trainA, trainB may be splits or classes"),
+        (("train_32x32/0.png", "valid_32x32/0.png"), "train_32x32, valid_32x32 may be splits"),
+        (("test.v1/a/0.png", "train.v1/a/0.png"), "test.v1, train.v1 may be splits"),
+        (("a/train/0.png", "a/test/0.png", "b/ground_truth/0.png"), "1 pictures are in neither .*ground_truth/0.png"),
         (("train/a/0.png", "test/a/0.heic"), r"test holds only pictures of kinds that are not read \(1 \.heic\)"),
     ],
 )
@@ -187,6 +234,21 @@ def test_kinds_that_are_not_read_are_counted(tree: Tree, caplog: pytest.LogCaptu
     assert set(classes_of(root)) == {"cat/0.png", "dog/0.png"}
     assert "left out 3 files (2 .heic, 1 .jxl)" in caplog.text
     assert "convert them to PNG" in caplog.text
+
+
+def test_every_kind_is_counted(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    data.load(tree("0.png", *(f"a.{kind}" for kind in ("heic", "jxl", "svg", "jls", "exr", "psd", "nef"))))
+    assert re.search(r"left out 7 files \((1 \.\w+, ){5}2 of other kinds\)", caplog.text)
+
+
+@pytest.mark.parametrize(
+    "begins", [b"\xff\x0a", b"\0\0\0\x18ftypheic\0\0\0\0", b"\0\0\0\x0cJXL \r\n\x87\n", b"8BPS\0\1"]
+)
+def test_kinds_that_are_not_read_by_their_content(tree: Tree, caplog: pytest.LogCaptureFixture, begins: bytes) -> None:
+    root = tree("cat/0.png", "cat/photo")
+    (root / "cat/photo").write_bytes(begins + bytes(20))
+    assert set(classes_of(root)) == {"cat/0.png"}
+    assert "left out 1 files (1 without an ending): pictures of kinds that are not read" in caplog.text
 
 
 def test_a_class_does_not_vanish(tree: Tree) -> None:
@@ -353,13 +415,15 @@ def test_classes_without_a_training_image_are_told_and_never_drawn(
     assert command("train", root, "--out", run, *settings)[0] == 0
     trained = model.load(run)
     assert trained.data.learnt == ("ant", "cow")
-    assert set(trained.labels(np.arange(10_000)).tolist()) == {0, 2}
+    assert set(trained.condition(range(10_000)).index.tolist()) == {0, 2}
     code, _, error = command("sample", run, "--class", "bee")
     assert code == 2
     assert "saw no picture of 'bee' in training" in error
     assert "ant, cow" in error
-    facts = dataclasses.replace(trained.data, class_share=(0.3, 0, 0.3, 0))  # rounded shares may sum to less than 1
-    assert set(dataclasses.replace(trained, data=facts).labels(np.arange(1000)).tolist()) == {0, 2}
+    facts = dataclasses.replace(
+        trained.data, class_share=(0.4999996, 0, 0.4999996, 0)
+    )  # rounded shares may sum to less than 1
+    assert set(dataclasses.replace(trained, data=facts).condition(range(1000)).index.tolist()) == {0, 2}
 
 
 def test_a_class_emptied_by_skip_corrupt_is_told(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:

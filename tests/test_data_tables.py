@@ -51,6 +51,9 @@ LABELS = {
     "bool": ([True, False, True, True], ("0", "1"), [1, 0, 1, 1]),
     "text": (["dog", "cat", "é", "dog"], ("cat", "dog", "é"), [1, 0, 2, 1]),
     "large text": (pyarrow.array(["dog", "cat", "cat", "dog"], pyarrow.large_string()), ("cat", "dog"), [1, 0, 0, 1]),
+    "text view": (pyarrow.array(["dog", "cat", "é", "dog"], pyarrow.string_view()), ("cat", "dog", "é"), [1, 0, 2, 1]),
+    "bytes": ([b"dog", b"cat", "é".encode(), b"dog"], ("cat", "dog", "é"), [1, 0, 2, 1]),
+    "half floats": (np.array([2, 0, 1, 2], np.float16), ("0", "1", "2"), [2, 0, 1, 2]),
     "categories": (pyarrow.array(["dog", "cat", "cat", "dog"]).dictionary_encode(), ("cat", "dog"), [1, 0, 0, 1]),
     "categories of numbers": (pyarrow.array([5, 3, 3, 5]).dictionary_encode(), tuple("012345"), [5, 3, 3, 5]),
 }
@@ -116,6 +119,49 @@ def test_image_columns_that_are_not_certain(tmp_path: Path, columns: dict) -> No
         data.load(tmp_path / "m.parquet")
     assert all(name in str(caught.value) for name in columns)
     assert len(str(caught.value)) < 500
+
+
+def test_bytes_that_are_no_text_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="column label holds bytes that are not UTF-8"):
+        opened(tmp_path / "m.parquet", range(2), label=[b"caf\xe9", b"tea"])
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    twice = table(range(2)).append_column("label", [[0, 1]]).append_column("label", [["a", "b"]])
+    parquet.write_table(twice, tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match="several columns are called label"):
+        data.load(tmp_path / "m.parquet")
+
+
+def test_shards_that_store_their_classes_otherwise(tmp_path: Path) -> None:
+    """Integers of two widths are the same classes; texts and numbers are not."""
+    write(tmp_path / "train-00000-of-00002.parquet", range(2), label=pyarrow.array([1, 0], pyarrow.int8()))
+    other = tmp_path / "train-00001-of-00002.parquet"
+    write(other, range(2, 4), label=pyarrow.array([2, 1], pyarrow.int64()))
+    assert data.load(tmp_path, "all").labels.tolist() == [1, 0, 2, 1]
+    write(other, range(2, 4), label=["2", "1"])
+    with pytest.raises(UsageError, match="column label holds texts in one file and numbers in another"):
+        data.load(tmp_path, "all")
+
+
+def test_a_picture_beside_shards_is_not_all_there_is(tmp_path: Path) -> None:
+    """As in a hub repository whose README has a figure."""
+    write(tmp_path / "set/data/train-00000-of-00001.parquet", range(3))
+    (tmp_path / "set/assets").mkdir()
+    (tmp_path / "set/assets/figure.png").write_bytes(png(9))
+    with pytest.raises(
+        UsageError, match=r"tables \(data/train.*\) and pictures \(assets/figure.png\): give the folder"
+    ):
+        data.load(tmp_path / "set")
+    assert len(data.load(tmp_path / "set/data", "all")) == 3
+
+
+def test_previews_beside_shards_are_no_pictures(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", range(3))
+    for name in ("run/run.json", "run/metrics.jsonl", "run/previews/step-1.png", "@eaDir/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    assert len(data.load(tmp_path, "all")) == 3
 
 
 def test_images_beside_the_table(tmp_path: Path) -> None:
@@ -201,10 +247,11 @@ def test_a_validation_split_with_classes_goes_before_a_test_split_without(tmp_pa
     assert data.load(tmp_path, "test").labels.tolist() == [1, 0]
 
 
-def test_pictures_beside_a_table_are_what_is_read(tmp_path: Path) -> None:
+def test_pictures_beside_a_table_are_what_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "metadata.parquet", range(3))
     (tmp_path / "one.png").write_bytes(png(200))
     assert values_of(data.load(tmp_path, "all")) == [200]
+    assert "tables are not used where there are pictures: metadata.parquet" in caplog.text
 
 
 def saved(folder: Path, **splits: range) -> None:

@@ -10,10 +10,12 @@ from references import EPS, SCHEDULES, TABLES, ZERO_SNR, as64, gaussian_denoiser
 from scipy import special, stats
 from torch import Tensor
 
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser
+from undiffuse.conditions import Labels, label_encoder
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.networks import MLP, UNet
 from undiffuse.process import GaussianProcess, Prediction, linear
 from undiffuse.randomness import Given
+from undiffuse.registry import TARGETS
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_target = pytest.mark.parametrize("target", TARGETS)
@@ -339,9 +341,13 @@ def test_networks_begin_by_saying_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*UNETS, "mlp"])
 def test_networks_treat_each_sample_alone(kind: str) -> None:
     """No statistics of the batch: a sample's output is the same in any company, order and batch size."""
-    network = shaken(MLP(2, 2, width=16, classes=3) if kind == "mlp" else UNet(2, 2, classes=3, **UNETS[kind]))
+    network = shaken(
+        MLP(2, 2, width=16, encoders=label_encoder(3))
+        if kind == "mlp"
+        else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind])
+    )
     x = torch.randn(5, 2, *([] if kind == "mlp" else [6, 10]), dtype=torch.float64)
-    log_snr, labels = as64(-5, -1, 0, 2, 9), torch.tensor([0, 3, 1, 2, 0])
+    log_snr, labels = as64(-5, -1, 0, 2, 9), Labels(torch.tensor([0, 3, 1, 2, 0]), 3)
     together = network(x, log_snr, labels)
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(network(x[order], log_snr[order], labels[order]), together[order], rtol=1e-9, atol=1e-10)
@@ -351,22 +357,27 @@ def test_networks_treat_each_sample_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["two levels", "mlp"])
-def test_no_label_is_the_null_label(kind: str) -> None:
-    """labels=None is the label `classes`; other labels and other log-SNRs change the output."""
-    network = shaken(MLP(2, 2, width=16, classes=3) if kind == "mlp" else UNet(2, 2, classes=3, **UNETS[kind]))
+def test_a_dropped_label_is_the_last_row_of_the_embedding(kind: str) -> None:
+    """Other labels and other log-SNRs change the output."""
+    network = shaken(
+        MLP(2, 2, width=16, encoders=label_encoder(3))
+        if kind == "mlp"
+        else UNet(2, 2, encoders=label_encoder(3), **UNETS[kind])
+    )
     x = torch.randn(2, 2, *([] if kind == "mlp" else [4, 4]), dtype=torch.float64)
     log_snr = as64(-1.0, 3.0)
-    unconditional = network(x, log_snr)
-    assert (network(x, log_snr, torch.tensor([3, 3])) == unconditional).all()
-    for other in (network(x, log_snr, torch.tensor([0, 2])), network(x, log_snr + 0.5)):
+    dropped = Labels(torch.tensor([0, 2]), 3).dropped()
+    unconditional = network(x, log_snr, dropped)
+    assert (network(x, log_snr, Labels(torch.tensor([3, 3]), 3)) == unconditional).all()
+    for other in (network(x, log_snr, Labels(torch.tensor([0, 2]), 3)), network(x, log_snr + 0.5, dropped)):
         assert ((other - unconditional).abs() > 1e-6).any(1).all()
 
 
 def test_unet_is_the_same_in_either_memory_layout() -> None:
     """Channels-last weights and input give what contiguous ones give, to rounding; so do the gradients."""
     torch.manual_seed(0)
-    network = shaken(UNet(3, 3, channels=(16, 32), classes=4))
-    x, log_snr, labels = torch.randn(2, 3, 16, 16).double(), as64(0.0, 3.0), torch.tensor([1, 4])
+    network = shaken(UNet(3, 3, channels=(16, 32), encoders=label_encoder(4)))
+    x, log_snr, labels = torch.randn(2, 3, 16, 16).double(), as64(0.0, 3.0), Labels(torch.tensor([1, 4]), 4)
     expected = network(x, log_snr, labels)
     expected.square().sum().backward()
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]

@@ -20,18 +20,19 @@ from undiffuse.config import preset
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation import density, ode_density
+from undiffuse.evaluation.density import BITS, pixels
+from undiffuse.evaluation.density_report import sentence
 from undiffuse.files import read_json
 from undiffuse.generate import sample
-from undiffuse.likelihood import Solver, density, ode_density
-from undiffuse.likelihood.density import BITS, pixels
-from undiffuse.likelihood.report import sentence
+from undiffuse.likelihood import Solver
 from undiffuse.model import BUILT_IN, load
 from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.randomness import Purpose, normal
 from undiffuse.training import train
 
-odes = importlib.import_module("undiffuse.likelihood.ode_density")
-densities = importlib.import_module("undiffuse.likelihood.density")  # the package has functions of these names
+odes = importlib.import_module("undiffuse.evaluation.ode_density")
+densities = importlib.import_module("undiffuse.evaluation.density")  # the package has functions of these names
 
 
 def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:
@@ -43,7 +44,7 @@ def test_the_preset_learns_and_its_schedule_is_kept(likelihood: Path) -> None:
     assert knots[[0, -1]].tolist() == [13.3, -6.0]
     assert np.abs(np.diff(knots, 2)).max() > 1e-3  # no longer the straight line it began as
     assert density(model, n=7).parts["bits_per_dim"].mean < 7.9  # uniform noise over 128 values, at three levels
-    assert model.config.training.conditional is False and model.labels(np.arange(3)) is None
+    assert model.config.training.conditional is False and model.condition(range(3)) is None
 
 
 def test_a_model_of_levels_samples(likelihood: Path) -> None:
@@ -105,7 +106,8 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
         (a_s, s_s), (a_t, s_t) = ((float(level.alpha), float(level.sigma)) for level in map(process.level, (s, t)))
         noise = normal([(0, Purpose.BOUND, k, i) for k in range(3)], x0.shape[1:])
         with torch.no_grad():
-            x0_hat = model.denoiser(a_t * x0 + s_t * noise, torch.full((3,), t, dtype=torch.float64)).x0
+            t_each = torch.full((3,), t, dtype=torch.float64)
+            x0_hat = model.denoiser(a_t * x0 + s_t * noise, t_each, model.unconditional(3)).x0
         beta = 1 - (a_t / a_s) ** 2
         tilde = s_s**2 / s_t**2 * beta
         mean = a_s * beta / s_t**2 * (x0 - x0_hat).double()
@@ -316,14 +318,14 @@ def test_an_ode_needs_a_density(likelihood: Path) -> None:
 
 
 @pytest.mark.parametrize("measure", [density, ode_density])
-def test_a_model_that_always_knew_the_class_has_no_density(whole: Path, measure: Any) -> None:
+def test_a_model_that_always_knew_the_class_has_no_density(whole: Path, data: str, measure: Any) -> None:
     """Its network was never asked without one, whether it was trained so or imported: what it says then is nothing."""
     model = load(whole)
     assert model.data.classes
     always = model.config.model_copy(update={"training": model.config.training.model_copy(update={"label_dropout": 0})})
     for other in (dataclasses.replace(model, config=always), dataclasses.replace(model, training={"imported": {}})):
         with pytest.raises(UsageError, match="without being told the class"):
-            measure(other, n=2)
+            measure(other, data, n=2)
 
 
 def test_colour(tiny: dict[str, Any], tmp_path: Path) -> None:

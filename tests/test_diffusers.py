@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_process, step_log_snrs
+from undiffuse.conditions import Labels
 from undiffuse.config import Config, Network, make_config, parse_settings
 from undiffuse.errors import UsageError
 from undiffuse.generate import sample
@@ -82,11 +83,13 @@ def test_networks_are_those_of_diffusers(options: dict[str, Any], tmp_path: Path
     log_snr = step_log_snrs(model.denoiser.process.schedule)[timesteps + 1]
     with torch.no_grad():
         wanted = theirs(x, timesteps, class_labels=labels).sample
-        got = model.network(x, log_snr, labels)
+        got = model.network(x, log_snr, labels if labels is None else Labels(labels, 3))
         assert (wanted - got).abs().max() < 1e-12 < 0.1 < wanted.std()
         if labels is not None:
-            unknown = model.network(x, log_snr, torch.full((5,), 3))
-            assert torch.equal(unknown, model.network(x, log_snr)) and not torch.allclose(unknown, got)
+            theirs.class_embedding.weight.zero_()
+            without = theirs(x, timesteps, class_labels=labels).sample
+            anything = model.network(x, log_snr, Labels(labels, 3).dropped())
+            assert (anything - without).abs().max() < 1e-12 and not torch.allclose(anything, got)
 
 
 TABLES = {
@@ -125,7 +128,7 @@ def ours(model: Model, rule: Step, steps: int) -> Tensor:
 
     grid = make_grid("trailing", process.schedule, steps)
     with torch.no_grad():
-        *_, last = walk(clip(model.denoiser.bind(None), process), process, grid, rule, noise)
+        *_, last = walk(clip(model.denoiser.bind(model.unconditional(2)), process), process, grid, rule, noise)
     return last.x
 
 
@@ -438,7 +441,7 @@ def test_settings_of_a_unet2d() -> None:
     config = _configure("network.options.act_fn=gelu", "network.options.attention_head_dim=none")
     assert config.network.options == {"norm_num_groups": 32, "act_fn": "gelu", "attention_head_dim": None}
     assert config.network.patch == 1 and config.network.attention == (1, 2)
-    assert isinstance(make_network(config, 1, 0), UNet2D)
+    assert isinstance(make_network(config, 1), UNet2D)
     assert Network.model_validate({"channels": [8]}).kind == "unet"
     assert make_process(config.process).schedule.steps == 1000
 
@@ -459,4 +462,4 @@ def test_settings_of_a_unet2d() -> None:
 def test_settings_that_do_not_fit(settings: list[str], message: str) -> None:
     """Each is refused by name, before the run."""
     with pytest.raises(UsageError, match=message):
-        make_network(_configure(*settings), 1, 0)
+        make_network(_configure(*settings), 1)

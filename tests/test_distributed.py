@@ -16,7 +16,7 @@ from conftest import ignore, metrics
 from safetensors.torch import load_file
 
 from undiffuse.config import preset
-from undiffuse.likelihood import density
+from undiffuse.evaluation import density
 from undiffuse.model import checkpoints, load
 from undiffuse.training import train
 
@@ -87,7 +87,7 @@ def test_two_processes_sample_as_one(whole: Path, tmp_path: Path) -> None:
     with np.load(tmp_path / "x.npz") as arrays:
         difference = arrays["images"].astype(int) - sample(model, 7, steps=5)
         assert np.abs(difference).max() <= 1
-        assert arrays["labels"].tolist() == model.labels(np.arange(7)).tolist()
+        assert arrays["labels"].tolist() == model.condition(range(7)).index.tolist()
 
 
 def test_a_signal_to_all_processes_leaves_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Command
 from torch import nn
 
 from undiffuse import engines
+from undiffuse.conditions import Labels
 from undiffuse.devices import placed
 from undiffuse.engines import available, with_engine
 from undiffuse.errors import UndiffuseError, UsageError
@@ -42,9 +43,10 @@ def fast(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_onnx_runtime_says_what_pytorch_says(model: Model, fast: Model, batch: int) -> None:
     """At any batch size, with classes and without: to the rounding of float32 sums of some thousand terms."""
     x, log_snr = torch.randn(batch, 1, 16, 16), torch.linspace(-20, 20, batch)
-    for labels in (None, torch.arange(batch) % 4):
+    labels = Labels(torch.arange(batch) % 4, 3)
+    for condition in (labels.dropped(), labels):
         with torch.no_grad():
-            expected, found = (m.denoiser.network(x, log_snr, labels) for m in (model, fast))
+            expected, found = (m.denoiser.network(x, log_snr, condition) for m in (model, fast))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -61,7 +63,7 @@ def test_a_network_of_values_is_the_same_elsewhere(
     x0 = torch.randint(0, 256, (4, 1, 16, 16)) / 127.5 - 1
     x = model.denoiser.process.marginal(x0, times).at(torch.randn(4, 1, 16, 16))
     with torch.no_grad():
-        expected, found = (m.denoiser(x, times).x0 for m in (model, fast))
+        expected, found = (m.denoiser(x, times, m.unconditional(4)).x0 for m in (model, fast))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
@@ -69,7 +71,7 @@ def test_a_network_of_values_is_the_same_elsewhere(
 def test_an_engine_changes_neither_the_model_nor_its_samples(model: Model, fast: Model) -> None:
     assert (fast.engine, fast.fingerprint, fast.parameters) == ("onnxruntime", model.fingerprint, model.parameters)
     recipe = Recipe(steps=8)
-    ends = [list(states(m, recipe, range(6)))[-1].x for m in (model, fast)]
+    ends = [list(states(m, recipe, range(6), m.condition(range(6))))[-1].x for m in (model, fast)]
     torch.testing.assert_close(*ends, rtol=0, atol=1e-3)
     images = [sample(m, 6, steps=8, engine=m.engine).astype(int) for m in (model, fast)]
     assert np.abs(images[0] - images[1]).max() <= 1
@@ -137,10 +139,11 @@ def test_a_compiled_network_says_what_pytorch_says(model: Model, monkeypatch: py
     compiled = with_engine(model, "compile")
     assert compiled.fingerprint == model.fingerprint
     x, log_snr = torch.randn(2, 1, 16, 16), torch.zeros(2)
-    for labels in (None, torch.tensor([0, 3])):
+    labels = Labels(torch.tensor([0, 3]), 3)
+    for condition in (labels.dropped(), labels):
         with torch.no_grad():
             torch.testing.assert_close(
-                compiled.denoiser.network(x, log_snr, labels), model.network(x, log_snr, labels), rtol=0, atol=0
+                compiled.denoiser.network(x, log_snr, condition), model.network(x, log_snr, condition), rtol=0, atol=0
             )
 
 
@@ -150,9 +153,10 @@ def test_weights_are_laid_out_for_the_device(model: Model) -> None:
     assert conv.is_contiguous()
     x, log_snr = torch.randn(2, 1, 16, 16), torch.zeros(2)
     with torch.no_grad():
-        expected = model.network(x, log_snr)
+        any_class = model.unconditional(2)
+        expected = model.network(x, log_snr, any_class)
         network = load(model.name).network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        torch.testing.assert_close(network(x, log_snr), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(x, log_snr, any_class), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_fingerprint_knows_the_grids(model: Model) -> None:

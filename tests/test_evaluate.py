@@ -11,17 +11,17 @@ import torch
 from conftest import Command
 from torch import nn
 
-from undiffuse.data import cache_dir
+from undiffuse.cache import cache_dir
 from undiffuse.data import load as load_data
 from undiffuse.errors import UndiffuseError
+from undiffuse.evaluation import evaluate
+from undiffuse.evaluation.evaluate import bench_for
+from undiffuse.evaluation.report import number
+from undiffuse.evaluation.store import features_of, sample_into_cache
 from undiffuse.generate import Recipe, sample
-from undiffuse.metrics import evaluate
-from undiffuse.metrics.evaluate import bench_for
 from undiffuse.metrics.features import Extractor, Features, find_extractor
 from undiffuse.metrics.features.efficientnet import efficientnet
 from undiffuse.metrics.measure import METRICS
-from undiffuse.metrics.report import number
-from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import load
 from undiffuse.plots import save_image
 
@@ -77,7 +77,7 @@ def test_the_data_is_read_as_the_run_read_it(
 
     def facts(**settings: object) -> dict:
         learnt = model.config.data.model_copy(update={"source": str(tmp_path / "pictures"), **settings})
-        changed = dataclasses.replace(model, config=model.config.model_copy(update={"data": learnt}))
+        changed = dataclasses.replace(model, config=model.config.model_copy(update={"data": learnt}), source="")
         return bench_for([changed], ["model"], None, features=plain, groups=("frechet",)).facts
 
     assert facts(skip_corrupt=True)["images"] > 0
@@ -199,7 +199,7 @@ def test_evaluate_command(command: Command, whole: Path, plain: str, tmp_path: P
     two = json.loads((tmp_path / "e.json").read_text())
     assert [one["conditions"]["sampling"]["steps"] for one in two] == [2, 3]
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "src='http" not in page
+    assert page.count("data:image/png;base64,") == 4 and "http:" not in page and "https:" not in page
 
 
 def test_compare_command(

@@ -13,14 +13,14 @@ from PIL import Image
 from undiffuse.data import ImageSet
 from undiffuse.data import load as load_data
 from undiffuse.errors import UsageError
-from undiffuse.metrics import evaluate
+from undiffuse.evaluation import evaluate
+from undiffuse.evaluation.evaluate import open_subject
+from undiffuse.evaluation.report import conditions_line, notes
 from undiffuse.metrics.blocks import blocks
-from undiffuse.metrics.evaluate import open_subject
 from undiffuse.metrics.features import find_extractor
 from undiffuse.metrics.frechet import frechet_distance, measure_frechet, moments
 from undiffuse.metrics.kernel import measure_kernel
 from undiffuse.metrics.measure import METRICS
-from undiffuse.metrics.report import conditions_line, notes
 from undiffuse.plots import save_image
 
 

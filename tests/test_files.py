@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from undiffuse import output
+from undiffuse.domains.pictures import Pictures
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, atomic_folder, read_json, write_json
 
@@ -151,6 +152,25 @@ def test_a_folder_is_on_the_disk_before_it_is_renamed_and_the_name_after(
     assert log[3:] == [("sync", own), ("rename", own), ("sync", tmp_path.stat().st_ino)]
 
 
+def test_the_name_of_an_output_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last thing that happens to a file or a folder, new or with --force over an old one: its folder is synced."""
+    log = _log_of_writes(monkeypatch)
+
+    def last_synced(force: bool, folder: bool) -> int:
+        log.clear()
+        if folder:
+            output.put_folder(tmp_path / "f", lambda path: write_json(path / "000000.png", 1), output.SAMPLES, force)
+        else:
+            output.put(tmp_path / "x.json", lambda path: write_json(path, 1), force)
+        assert log[-1][0] == "sync"
+        return log[-1][1]
+
+    here = tmp_path.stat().st_ino
+    assert last_synced(force=False, folder=False) == last_synced(force=True, folder=False) == here
+    assert last_synced(force=False, folder=True) == here
+    assert last_synced(force=True, folder=True) == (tmp_path / "f").stat().st_ino  # it has the names
+
+
 def test_a_fresh_name_is_over_nothing(tmp_path: Path) -> None:
     """The name itself while it is free, then -2, -3 ...; a file keeps its suffix, a folder its whole name."""
     for name, second in (("x.png", "x-2.png"), ("v.1", "v.1-2"), ("plain", "plain-2")):
@@ -174,7 +194,7 @@ def test_every_kind_of_output_can_be_read_again(tmp_path: Path, name: str) -> No
 
     out = tmp_path / name
     output.check(out, 3)
-    said = output.write(out, IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
+    said = output.write(out, Pictures((8, 8, 3)), IMAGES, np.array([0, 1, 1, 0, 2]), ("a", "b", "c"))
     assert str(out) in said and "5 samples of 8x8" in said
     if out.suffix.lower() == ".png":
         with Image.open(out) as grid:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import ignore
 
+from undiffuse.conditions import Labels
 from undiffuse.errors import UsageError
-from undiffuse.generate import Recipe, generate, generate_shared, sample, states, to_uint8
+from undiffuse.generate import Recipe, generate, generate_shared, sample, states
 from undiffuse.model import Model, load
 from undiffuse.sampling import GRIDS, SAMPLERS
 from undiffuse.training import train
@@ -28,7 +29,11 @@ def model(whole: Path) -> Model:
 
 
 def batch(model: Model, numbers: list[int], batch_size: int = 64, **recipe: Any) -> np.ndarray:
-    return np.concatenate(list(generate(model, Recipe(**{"steps": 6, **recipe}), numbers, batch_size=batch_size)))
+    return np.concatenate(
+        list(
+            generate(model, Recipe(**{"steps": 6, **recipe}), numbers, model.condition(numbers), batch_size=batch_size)
+        )
+    )
 
 
 def assert_same_picture(one: np.ndarray, other: np.ndarray) -> None:
@@ -58,12 +63,14 @@ def test_a_variance_that_was_not_learnt_is_refused(model: Model) -> None:
 def test_the_noise_of_a_sample_is_exactly_its_own(model: Model) -> None:
     """The start is equal to the last bit in any company, standard normal, and different for another seed."""
     recipe = Recipe(steps=2)
-    crowd = next(iter(states(model, recipe, range(64)))).x
-    alone = torch.cat([next(iter(states(model, recipe, [k]))).x for k in range(64)])
+    crowd = next(iter(states(model, recipe, range(64), model.condition(range(64))))).x
+    alone = torch.cat([next(iter(states(model, recipe, [k], model.condition([k])))).x for k in range(64)])
     assert torch.equal(crowd, alone)
     assert abs(crowd.mean()) < 4 / crowd.numel() ** 0.5
     assert abs(crowd.std() - 1) < 4 / (2 * crowd.numel()) ** 0.5
-    assert not torch.equal(next(iter(states(model, Recipe(steps=2, seed=1), range(64)))).x, crowd)
+    assert not torch.equal(
+        next(iter(states(model, Recipe(steps=2, seed=1), range(64), model.condition(range(64))))).x, crowd
+    )
 
 
 def test_samples_repeat_and_seeds_differ(model: Model) -> None:
@@ -86,11 +93,12 @@ def test_classes_come_in_their_share(model: Model) -> None:
     share = (0.7, 0.2, 0.1)
     model = dataclasses.replace(model, data=dataclasses.replace(model.data, class_share=share))
     for first, count in ((0, 1000), (123, 100), (7, 20)):
-        labels = model.labels(np.arange(first, first + count))
-        assert labels is not None
-        counts = np.bincount(labels.numpy(), minlength=3)
+        labels = model.condition(range(first, first + count))
+        assert isinstance(labels, Labels)
+        counts = np.bincount(labels.index.numpy(), minlength=3)
         assert np.abs(counts - np.array(share) * count).max() < 4
-        assert torch.equal(labels[5:6], model.labels(np.array([first + 5])))
+        one = model.condition([first + 5])
+        assert isinstance(one, Labels) and torch.equal(labels[5:6].index, one.index)
 
 
 def test_a_class_by_name_or_number(model: Model) -> None:
@@ -98,13 +106,13 @@ def test_a_class_by_name_or_number(model: Model) -> None:
     by_name = sample(model, 3, steps=4, class_name="Bright")
     for name in (2, "2", "bright"):
         assert np.array_equal(sample(model, 3, steps=4, class_name=name), by_name)
-    labelled = next(generate(model, Recipe(steps=4), range(3), labels=torch.full((3,), 2)))
+    labelled = next(generate(model, Recipe(steps=4), range(3), Labels(torch.full((3,), 2), 3)))
     assert np.array_equal(labelled, by_name)
     assert not np.array_equal(sample(model, 3, steps=4, class_name="dark"), by_name)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("brigth", "did you mean 'bright'"), ("qqq", "dark, grey"), (3, ""), (-1, "")]
+    ("name", "hint"), [("brigth", "did you mean bright"), ("qqq", "dark, grey"), (3, ""), (-1, "")]
 )
 def test_a_class_that_is_not_there(model: Model, name: str | int, hint: str) -> None:
     """The error has the nearest class, or all of them."""
@@ -168,9 +176,9 @@ def test_no_samples_is_a_usage_error_or_none(model: Model, count: int) -> None:
 def test_the_ticks_count_every_step(model: Model) -> None:
     """A progress bar of n x steps is full at the end."""
     ticks: list[int] = []
-    images, labels = generate_shared(model, Recipe(steps=4), 5, batch_size=2, tick=ticks.append)
-    assert images is not None and labels is not None
-    assert len(images) == len(labels) == 5
+    condition = model.condition(range(5))
+    images = generate_shared(model, Recipe(steps=4), 5, condition, batch_size=2, tick=ticks.append)
+    assert images is not None and len(images) == 5
     assert sum(ticks) == 5 * 4
 
 
@@ -190,27 +198,10 @@ class _Nan(torch.nn.Module):
         return x * torch.nan
 
 
-def test_uint8_and_back_is_exact() -> None:
-    """Every level survives the way to [-1, 1] and back; between levels the nearest wins; outside is clipped."""
-    levels = torch.arange(256, dtype=torch.float32)
-    x = (levels / 127.5 - 1).view(1, 1, 16, 16)
-    assert np.array_equal(to_uint8(x).ravel(), np.arange(256, dtype=np.uint8))
-    nudged = ((levels + 0.4).clamp(max=255) / 127.5 - 1).view(1, 1, 16, 16)
-    assert np.array_equal(to_uint8(nudged).ravel(), np.arange(256, dtype=np.uint8))
-    assert to_uint8(torch.tensor([-7.0, 7.0]).view(1, 1, 1, 2)).ravel().tolist() == [0, 255]
-
-
-def test_uint8_puts_channels_last() -> None:
-    """(B, C, H, W) becomes (B, H, W, C), every value in its place, from any floating dtype."""
-    x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) / 127.5 - 1
-    for dtype in (torch.float32, torch.float64):
-        expected = np.arange(120).reshape(2, 3, 4, 5).transpose(0, 2, 3, 1)
-        assert np.array_equal(to_uint8(x.to(dtype)), expected)
-
-
 def test_states_leave_the_callers_gradients_alone(model: Model) -> None:
     """Between two states the caller's own mode holds, and afterwards too; the states need no gradient."""
-    for one, _ in zip(states(model, Recipe(steps=2), [0]), states(model, Recipe(steps=3), [1]), strict=False):
+    both = [states(model, Recipe(steps=2 + k), [k], model.condition([k])) for k in (0, 1)]
+    for one, _ in zip(*both, strict=False):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         assert not one.x.requires_grad
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

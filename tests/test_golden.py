@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from undiffuse.conditions import Labels
 from undiffuse.generate import Recipe, states
 from undiffuse.likelihood.bound import Formula, bound, spread
 from undiffuse.model import Model, built_in, load
@@ -31,16 +32,16 @@ def pictures(model: Model) -> torch.Tensor:
 def said_by(name: str) -> dict[str, np.ndarray]:
     """Final states, float32, by recipe, and bounds in nats per dimension, float64."""
     model = load(name, "cpu")
-    labels = LABELS if model.data.classes else None
+    condition = Labels(LABELS, len(model.data.classes)) if model.data.classes else None
     said = {}
     for recipe in RECIPES:
-        *_, last = states(model, recipe, NUMBERS, labels)
+        *_, last = states(model, recipe, NUMBERS, condition)
         said[recipe.key] = last.x.numpy()
     x0 = pictures(model)
     draws = keyed_draws(0, NUMBERS)
     for steps, variance in ((None, "small"), (10, "large")):
         u = spread(torch.tensor(NUMBERS), 6)
-        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), draws, u, labels).total.numpy()
+        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), draws, u, condition).total.numpy()
     return said
 
 

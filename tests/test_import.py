@@ -16,12 +16,12 @@ from pipelines import diffusers, make_unet, save
 from safetensors.torch import load_file, save_file
 
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation import density, ode_density
+from undiffuse.evaluation.compare import compare
+from undiffuse.evaluation.density_report import sentence
 from undiffuse.explain import _data
 from undiffuse.interop.diffusers import import_diffusers
 from undiffuse.interop.weights import WEIGHTS
-from undiffuse.likelihood import density, ode_density
-from undiffuse.likelihood.report import sentence
-from undiffuse.metrics.compare import compare
 from undiffuse.model import load
 from undiffuse.training import train
 
@@ -143,7 +143,8 @@ def test_half_precision_alone(variant: str, dtype: torch.dtype, shards: str | No
     weights = load_file(tmp_path / "half" / "weights.safetensors")
     for name, tensor in network.state_dict().items():
         assert torch.equal(weights[name], tensor.to(dtype).float())
-    network.save_pretrained(folder / "unet")  # beside it, the full one
+    whole = {} if shards else {"max_shard_size": "10KB"}
+    network.save_pretrained(folder / "unet", **whole)  # beside it, the full one
     assert len(lines_of(folder, tmp_path / "full")) == 1
     weights = load_file(tmp_path / "full" / "weights.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())

@@ -179,7 +179,7 @@ def bound_terms(schedule: LogSNR, u: Tensor) -> tuple[Tensor, Tensor]:
     chance = (weights.repeat(3) * weights.repeat_interleave(3)) / weights.sum() ** 2
     count = len(u)
     term = continuous_bound(
-        denoiser, x0.repeat(count, 1), None, u.repeat_interleave(9), Given(noise.repeat(count, 1)), levels=None
+        denoiser, x0.repeat(count, 1), None, u.repeat_interleave(9), Given(noise.repeat(count, 1)), values=None
     ).view(count, 9)
     return term @ chance, (term**2 @ chance).sqrt()
 

@@ -12,11 +12,12 @@ from references import SCHEDULES, as64, gaussian_denoiser, levels
 from scipy import special
 from torch import Tensor
 
-from undiffuse.denoiser import LEVELS, SHARPEST, Denoiser, Prediction, level_logits
+from undiffuse.denoiser import LEVELS, Denoiser, Prediction
+from undiffuse.discretised import SHARPEST, value_log_prob, value_logits
 from undiffuse.likelihood import Formula, bound, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import times_of
 from undiffuse.objectives import continuous_bound, hybrid, variational_bound, weighted_error
-from undiffuse.objectives.bound import RECONSTRUCTION, level_log_prob, reconstruction_log_prob
+from undiffuse.objectives.bound import RECONSTRUCTION, reconstruction_log_prob
 from undiffuse.process import (
     EDM,
     VP,
@@ -169,7 +170,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
     halfway = []
     for schedule in SAME_ENDS.values():
         denoiser, (u, weights) = gaussian(schedule), panels(schedule, 24, 8)
-        found = bound(denoiser, X0, Formula(None, levels=None), lambda k: Given(NOISE), u.expand(4, -1))
+        found = bound(denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), u.expand(4, -1))
         torch.testing.assert_close(found.times[0], schedule.t_min + (1 - schedule.t_min) * u, rtol=0, atol=1e-14)
         torch.testing.assert_close(found.draws.mean(1), found.diffusion)
         diffusion = (found.draws.mean(0) @ weights).item()
@@ -179,7 +180,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
         gap = prior_gap(end.alpha.item(), end.sigma.item()) + 0.5 * math.log1p(math.exp(-FIRST) / STD**2)
         total = (found.prior + found.reconstruction).mean().item() + diffusion
         assert total - ENTROPY == pytest.approx(gap, abs=1e-11)
-        two = bound(denoiser, X0, Formula(None, levels=None), lambda k: Given(NOISE), as64(0.0, 0.5).expand(4, 2))
+        two = bound(denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), as64(0.0, 0.5).expand(4, 2))
         halfway.append(two.draws[:, 1].mean().item())
         slope = -schedule.log_snr_derivative(schedule.t_min).item() * (1 - schedule.t_min)
         first = 0.5 * slope / (1 + math.exp(-FIRST) / STD**2)
@@ -236,11 +237,11 @@ def test_odds_are_by_bayes_rule(log_snr: float) -> None:
     assert prediction.logits is not None
     level = process.level(t[0])
     alpha, sigma = level.alpha.item(), level.sigma.item()
-    ours = level_log_prob(x0, prediction.logits)
+    ours = value_log_prob(x0, prediction.logits)
     flat = reconstruction_log_prob(x0, x_t, level, None, 256)
     everywhere = torch.from_numpy(VALUES)[:, None, None].expand(256, channels, 2)
-    for logits in (prediction.logits, level_logits(x_t, level, as64(*[0.0] * 256))):
-        mass = level_log_prob(everywhere, logits[:1].expand(256, -1, -1, -1)).exp().sum(0)
+    for logits in (prediction.logits, value_logits(x_t, level, as64(*[0.0] * 256))):
+        mass = value_log_prob(everywhere, logits[:1].expand(256, -1, -1, -1)).exp().sum(0)
         torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0, atol=1e-12)
     for b, c, k in itertools.product(range(2), range(channels), range(2)):
         precision = (math.exp(min(sharp[b, c, k].item(), 6)) / sd) ** 2

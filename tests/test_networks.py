@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from undiffuse.build import make_network
+from undiffuse.conditions import Labels, label_encoder
 from undiffuse.config import make_config
 from undiffuse.networks import PixelUNet, current_name, unet
 
@@ -43,7 +44,7 @@ def test_fourier_features_are_vdms() -> None:
     """Sin and cos of 2^n pi z beside the input, z the data's own scale (Kingma et al. 2021, appendix C)."""
     settings = {"network.fourier": (7, 8), "network.patch": 1, "network.channels": (16,), "network.attention": ()}
     config = make_config({**settings, "denoiser.sigma_data": 0.3})
-    network, heard = make_network(config, 1, 0), []
+    network, heard = make_network(config, 1), []
     assert isinstance(network, unet.UNet)
     network.stem.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]))
     z = torch.rand(2, 1, 4, 4) * 2 - 1
@@ -56,7 +57,7 @@ def test_fourier_features_are_vdms() -> None:
 def test_sequences_go_through_the_same_network() -> None:
     """A 1-D U-Net is the 2-D one on pictures of one row: kernels' middle rows are its kernels, its patches are rows."""
     torch.manual_seed(0)
-    settings = {"patch": 1, "channels": (16, 32), "blocks": 2, "attention": (1,), "classes": 3}
+    settings = {"patch": 1, "channels": (16, 32), "blocks": 2, "attention": (1,), "encoders": label_encoder(3)}
     one, two = (unet.UNet(2, 3, dims=dims, **settings).double() for dims in (1, 2))  # type: ignore[arg-type]
     for parameter in one.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -67,7 +68,8 @@ def test_sequences_go_through_the_same_network() -> None:
             state[name][:, :, state[name].shape[2] // 2] = tensor
         else:
             state[name].copy_(tensor)
-    x, log_snr, labels = torch.randn(2, 2, 11, dtype=torch.float64), torch.tensor([-1.0, 3.0]), torch.tensor([0, 3])
+    x, log_snr = torch.randn(2, 2, 11, dtype=torch.float64), torch.tensor([-1.0, 3.0])
+    labels = Labels(torch.tensor([0, 3]), 3)
     expected = two(x[:, :, None], log_snr, labels)[:, :, 0]
     torch.testing.assert_close(one(x, log_snr, labels), expected, rtol=1e-11, atol=1e-11)
 

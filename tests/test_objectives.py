@@ -14,18 +14,21 @@ from references import EPS, FORMULAS, MODES, SCHEDULES, as64, gaussian_x0, level
 from scipy import special, stats
 from torch import Tensor
 
-from undiffuse.denoiser import TARGETS, Denoiser
+from undiffuse.denoiser import Denoiser
+from undiffuse.discretised import discretised_log_prob
 from undiffuse.networks import MLP
 from undiffuse.objectives import (
     DRAWS,
     TIME_SAMPLERS,
     WEIGHTINGS,
-    discretised_log_prob,
+    edm_loss,
+    l_simple,
     variational_bound,
     weighted_error,
 )
 from undiffuse.process import VP, GaussianProcess, Normal, Table, cosine, linear
 from undiffuse.randomness import Given
+from undiffuse.registry import TARGETS
 
 GRID = torch.arange(256, dtype=torch.float64) * 2 / 255 - 1  # the values of a data element
 
@@ -114,13 +117,35 @@ def test_simple_loss_is_the_error_in_eps(name: str) -> None:
     u = as64(0.12, 0.41, 0.83)
     denoiser = Denoiser(lambda x, log_snr, condition: torch.sin(x), process, "eps", sd)
     steps = SCHEDULES[name].steps
-    for k, loss in enumerate(weighted_error(denoiser, x0, None, u, Given(noise)).tolist()):
+    for k, loss in enumerate(l_simple(denoiser, x0, None, u, Given(noise)).tolist()):
         t = (math.floor(u[k] * steps) + 1) / steps if steps else 1e-3 + (1 - 1e-3) * u[k].item()
         if name == "edm":
             t = 0.002 / 80 + (1 - 0.002 / 80) * u[k].item()
         ((alpha, sigma),) = levels(process, as64(t))
         said = np.sin((alpha * x0[k] + sigma * noise[k]).numpy() / math.hypot(alpha * sd, sigma))
         assert loss == pytest.approx(np.mean((noise[k].numpy() - said) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "linear"])
+def test_edm_loss_is_that_of_the_paper(name: str) -> None:
+    """lambda(sigma) ||D(y + n; sigma) - y||^2 (Karras et al. 2022, eq. 2 and 8), D by eq. 7 and table 1, where ln sigma
+    is normal of mean -1.2 and deviation 1.2; a process that scales its data is that of y + n = x_t / alpha."""
+    process, sd = GaussianProcess(SCHEDULES[name]), 0.4
+    y, noise = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    u = as64(0.12, 0.41, 0.83)
+    denoiser = Denoiser(lambda x, log_snr, condition: torch.sin(x), process, "edm", sd)
+    for k, loss in enumerate(edm_loss(denoiser, y, None, u, Given(noise)).tolist()):
+        sigma = math.exp(-1.2 + 1.2 * stats.norm.ppf(u[k].item()))
+        if process.schedule.steps:  # a table has the noise level of the nearest of its steps, or of one between two
+            ((alpha, scaled),) = levels(process, process.schedule.time(as64(-2 * math.log(sigma))))
+            sigma = scaled / alpha
+        noisy = (y[k] + sigma * noise[k]).numpy()
+        c_skip = sd**2 / (sigma**2 + sd**2)
+        c_out = sigma * sd / math.sqrt(sigma**2 + sd**2)
+        c_in = 1 / math.sqrt(sigma**2 + sd**2)
+        denoised = c_skip * noisy + c_out * np.sin(c_in * noisy)
+        weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
+        assert loss == pytest.approx(weight * np.mean((denoised - y[k].numpy()) ** 2), rel=1e-9)
 
 
 def bound_times(process: GaussianProcess, steps: int) -> Tensor:
@@ -310,7 +335,7 @@ def test_level_probabilities_sum_to_one(mean: float, scale: float) -> None:
     assert (log_prob <= 0).all()
     assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
     five = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    log_prob = discretised_log_prob(five, Normal(torch.full_like(five, mean), as64(scale**2)[0]), levels=5)
+    log_prob = discretised_log_prob(five, Normal(torch.full_like(five, mean), as64(scale**2)[0]), values=5)
     assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import make_config, read_config
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, TARGETS, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.model import load, with_process
 from undiffuse.networks import UNet2D
@@ -32,6 +32,7 @@ from undiffuse.process import (
     sigmoid,
     zero_terminal_snr,
 )
+from undiffuse.registry import TARGETS
 from undiffuse.sampling import SAMPLERS, make_grid
 from undiffuse.targets import SCORE_OF_STATE
 
@@ -207,7 +208,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
     """A unet2d's own table, whatever process it is put on; 20 for the others."""
     settings = {"process.schedule": "linear", "network.kind": "unet2d", "network.patch": 1, "network.attention": ()}
     config = make_config({**settings, "network.channels": (32,), "denoiser.sigma_data": 0.5, "denoiser.target": "eps"})
-    network = make_network(config, 1, 0)
+    network = make_network(config, 1)
     assert isinstance(network, UNet2D)
     moved = make_config({"process.schedule": "cosine"}, config)
     for network_ in (network, torch.nn.DataParallel(network)):
@@ -216,7 +217,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000  # on its own table all is read as it was
     level = linear(1000).level(t)
     c = make_denoiser(config, network).coefficients(t)
-    assert torch.equal(c.p, 1 / level.alpha) and torch.equal(c.q, -level.sigma / level.alpha)
+    assert torch.equal(c.c_skip, 1 / level.alpha) and torch.equal(c.c_out, -level.sigma / level.alpha)
 
 
 def test_the_data_itself_is_not_asked_about() -> None:

@@ -49,7 +49,9 @@ def test_many_that_want_one_name_all_get_one(tmp_path: Path) -> None:
         return output.put(tmp_path / "x.json", lambda path: write_json(path, number))
 
     def folder(number: int) -> Path:
-        return output.put_folder(tmp_path / "x", lambda path: write_json(path / "n.json", number), output.SAMPLES)
+        return output.put_folder(
+            tmp_path / "x", lambda path: write_json(path / "n.json", number), output.names_of_samples(".png")
+        )
 
     with ThreadPoolExecutor(16) as pool:
         files, folders = list(pool.map(file, range(16))), list(pool.map(folder, range(16)))
@@ -89,7 +91,7 @@ def test_a_full_disk_leaves_nothing_and_names_the_output(tmp_path: Path) -> None
 
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "000001.png").write_text("mine")
-    folder = partial(output.put_folder, own=output.SAMPLES)
+    folder = partial(output.put_folder, own=output.names_of_samples(".png"))
     for put, name in ((output.put, "x.png"), (folder, "new"), (folder, "old")):
         with pytest.raises(UndiffuseError, match=rf"{name}: No space left") as raised:
             put(tmp_path / name, full, force=True)
@@ -239,21 +241,16 @@ def test_suggested_commands_can_be_pasted() -> None:
 
 
 def test_completions_are_the_names_there_are() -> None:
-    """The lists are written out, so that Tab needs no torch; these are the originals."""
+    """Of the registry; the data sets are written out, so that Tab loads nothing heavy."""
     from undiffuse.data.entries import OPENERS
-    from undiffuse.engines import ENGINES
-    from undiffuse.generate import THRESHOLDS
-    from undiffuse.metrics.features import CHOICES
     from undiffuse.metrics.measure import GROUPS
     from undiffuse.model import built_in
-    from undiffuse.sampling import GRIDS, SAMPLERS
+    from undiffuse.registry import GRIDS, SAMPLERS
 
-    assert set(complete.SAMPLERS) == {"auto", *SAMPLERS}
-    assert set(complete.GRIDS) == set(GRIDS)
-    assert set(complete.THRESHOLDS) == set(THRESHOLDS) and complete.ENGINES == ENGINES
-    assert set(complete.METRICS) == {"all", *GROUPS, "bpd", "ode"}
-    assert set(complete.DATA) == set(OPENERS)
-    assert all(name in CHOICES for name in complete.FEATURES)
+    assert set(complete.samplers("")) == {"auto", *SAMPLERS} and complete.samplers("he") == ["heun"]
+    assert set(complete.grids("")) == set(GRIDS)
+    assert set(complete.metrics("")) == {"all", *GROUPS, "bpd", "ode"}
+    assert set(complete.data("")) == set(OPENERS)
     assert set(built_in()) <= set(complete.models(""))
 
 

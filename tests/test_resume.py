@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from conftest import checkpoint_state, ignore, in_child, metrics, run_state, write_data
 from safetensors.torch import load_file
 
+from undiffuse import plots
 from undiffuse.cli.app import main
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
@@ -109,7 +111,7 @@ def _amid_a_metrics_row() -> None:
 
 
 def _amid_a_preview() -> None:
-    listeners.save_grid = _die
+    plots.save_grid = _die
 
 
 def _before_the_last_preview() -> None:
@@ -265,6 +267,21 @@ def test_a_damaged_checkpoint_is_named(tiny: Values, tmp_path: Path, file: str, 
     (newest / file).write_bytes(content)
     with pytest.raises(UndiffuseError, match=newest.name):
         train({}, tmp_path, resume=True, report=ignore)
+
+
+def test_damaged_rows_of_the_metrics_are_left_out_with_a_warning(
+    tiny: Values, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no text, and JSON that is no row; the others stay, and the run ends as the uninterrupted one."""
+    train({**tiny, "training.steps": 12}, tmp_path, report=ignore)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000012")
+    path = tmp_path / "metrics.jsonl"
+    rows = path.read_bytes().splitlines()
+    damaged = [b'{"step": 1, "loss": \xff}', b"[1]", b'{"step": "1"}', b'{"loss": 1.0}', b"", b"[" * 100_000]
+    path.write_bytes(b"\n".join([rows[0], *damaged, *rows[1:]]) + b'\n{"st\xff')
+    train({}, tmp_path, resume=True, report=ignore)
+    assert metrics(tmp_path) == metrics(whole)
+    assert "metrics.jsonl: 6 damaged rows are left out" in caplog.text
 
 
 def test_the_checkpoint_before_a_removed_one_gives_the_same_end(tiny: Values, whole: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from references import as64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.conditions import Labels, label_encoder
 from undiffuse.networks import MLP, UNet
 from undiffuse.networks.embedding import Conditioning
 from undiffuse.networks.unet import ResidualBlock
@@ -72,7 +73,8 @@ def conditioning_of(w: Weights, log_snr: Tensor, labels: Tensor | None, classes:
     angles = torch.stack([log_snr / 32 ** (k / 31) for k in range(32)], 1)
     vector = linear(silu(linear(torch.cat([angles.cos(), angles.sin()], 1), w, "layers.0")), w, "layers.2")
     if classes:
-        vector = vector + w["label.weight"][torch.full((len(vector),), classes) if labels is None else labels]
+        assert labels is not None
+        vector = vector + w["label.weight"][labels]
     return silu(vector)
 
 
@@ -129,11 +131,11 @@ LOG_SNR, LABELS = as64(-7.3, 0.4, 12.9), torch.tensor([2, 0, 3])
 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_the_noise_level_and_the_class_become_a_vector(classes: int) -> None:
-    network = Conditioning(12, classes)
+    network = Conditioning(12, label_encoder(classes))
     w = filled(network)
     assert set(w) >= {"layers.0.weight", "layers.2.bias"} and "frequencies" not in w
-    for labels in (None, LABELS) if classes else (None,):
-        expected = conditioning_of(w, LOG_SNR, labels, classes)
+    for labels in (Labels(LABELS, 3), Labels(LABELS, 3).dropped()) if classes else (None,):
+        expected = conditioning_of(w, LOG_SNR, labels and labels.index, classes)
         torch.testing.assert_close(network(LOG_SNR, labels), expected, rtol=0, atol=1e-5)  # frequencies are float32
 
 
@@ -148,19 +150,19 @@ def test_a_residual_block_scales_then_shifts(resample: str | None, outputs: int)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (10, 14)])
-@pytest.mark.parametrize("labels", [None, LABELS])
-def test_a_unet_is_what_is_written_here(labels: Tensor | None, size: tuple[int, int]) -> None:
-    network = UNet(2, 3, patch=2, channels=(16, 32), blocks=1, attention=(1,), classes=3)
+@pytest.mark.parametrize("labels", [torch.full((3,), 3), LABELS])
+def test_a_unet_is_what_is_written_here(labels: Tensor, size: tuple[int, int]) -> None:
+    network = UNet(2, 3, patch=2, channels=(16, 32), blocks=1, attention=(1,), encoders=label_encoder(3))
     w = filled(network)
     x = torch.randn(3, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ours, expected = network(x, LOG_SNR, labels), unet(w, x, LOG_SNR, labels)
+    ours, expected = network(x, LOG_SNR, Labels(labels, 3)), unet(w, x, LOG_SNR, labels)
     assert expected.std() > 0.1
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
 def test_an_mlp_is_what_is_written_here() -> None:
     """x + block(x + what the noise level adds), a block being layer norm, linear, SiLU, linear."""
-    network = MLP(3, 2, width=16, blocks=2, classes=3)
+    network = MLP(3, 2, width=16, blocks=2, encoders=label_encoder(3))
     w = filled(network)
     x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     vector = conditioning_of(under(w, "conditioning."), LOG_SNR, LABELS, 3)
@@ -169,7 +171,7 @@ def test_an_mlp_is_what_is_written_here() -> None:
         inner = normed((h + linear(vector, w, f"shifts.{k}"))[:, :, None, None], w, f"blocks.{k}.0", 1)[..., 0, 0]
         h = h + linear(silu(linear(inner, w, f"blocks.{k}.1")), w, f"blocks.{k}.3")
     expected = linear(silu(normed(h[:, :, None, None], w, "out.0", 1)[..., 0, 0]), w, "out.2")
-    torch.testing.assert_close(network(x, LOG_SNR, LABELS), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(x, LOG_SNR, Labels(LABELS, 3)), expected, rtol=0, atol=1e-5)
 
 
 # DDPM's network, whose conventions are those of diffusers' weights (held beside diffusers itself in test_diffusers.py).

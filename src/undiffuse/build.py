@@ -9,19 +9,20 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from undiffuse import process
+from undiffuse import discretised, process
+from undiffuse.card import ConditionFacts
+from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, Data, Network, Objective, Process
 from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVEL_OUTPUTS, LEVELS, LOG_SNR_LIMIT, VALUES, Denoiser
+from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault
-from undiffuse.networks import PixelUNet, UNet, UNet2D
+from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
+from undiffuse.objectives import Objective as Loss
 from undiffuse.objectives import (
-    TIME_SAMPLERS,
-    WEIGHTINGS,
     TimeSampler,
     continuous_bound,
     hybrid,
@@ -29,27 +30,13 @@ from undiffuse.objectives import (
     variational_bound,
     weighted_error,
 )
-from undiffuse.objectives import Objective as Loss
 from undiffuse.progress import Bar, no_bar
+from undiffuse.registry import CONDITIONS, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
 
 MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training holds four times that."""
-TABLES = {
-    "linear": process.linear,
-    "cosine": process.cosine,
-    "scaled-linear": process.scaled_linear,
-    "sigmoid": process.sigmoid,
-    "quadratic": process.quadratic,
-}
-CLOSED_FORMS = {
-    "vp": process.VP,
-    "sub-vp": process.SubVP,
-    "ve": process.VE,
-    "edm": process.EDM,
-    "flow": process.FlowMatching,
-}
 
 
 def make_data(config: Data, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -64,7 +51,7 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
     )
 
 
-def make_data_of(shape: tuple[int, int, int], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
+def make_data_of(shape: tuple[int, ...], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
     """A split brought to images of `shape` (H, W, C): any to a square, none to what is not one; UsageError else."""
     with bar(f"reading {config.source} ({split})", 0) as tick:
         images = make_data(config, split, tick)
@@ -94,14 +81,9 @@ def make_process(config: Process) -> process.GaussianProcess:
             )
     schedule: process.Schedule
     try:
-        if config.betas is not None:
-            schedule = process.Table(config.betas)
-        elif config.log_snrs is not None:
-            schedule = process.LogSNR(config.log_snrs, **config.options)
-        elif name in TABLES:
-            schedule = TABLES[name](config.steps, **config.options)
-        else:
-            schedule = CLOSED_FORMS[name](**config.options)
+        entry = SCHEDULES[name]
+        first = () if entry.first is None else (getattr(config, entry.first),)
+        schedule = entry(*first, **({} if name == "betas" else config.options))
     except TypeError as error:
         raise UsageError(f"process.options: the schedule {name} has no such number ({error})") from None
     except (ValueError, ArithmeticError) as error:
@@ -128,24 +110,34 @@ def _check_range(schedule: process.Schedule) -> None:
         )
 
 
-def default_network(config: Network, size: tuple[int, int]) -> Network:
-    """`config` with its Nones decided for images of `size` (height, width)."""
+def default_network(config: Network, size: tuple[int, ...]) -> Network:
+    """`config` with its Nones decided for data of `size`: (height, width) of pictures, (length,) of sequences, () of
+    points. Raises UsageError for what does not fit it."""
+    if config.kind not in ("unet", "unet2d", "mlp"):  # from outside: all but what it takes of these is its own matter
+        usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
+        return config.model_copy(update=usual)
+    if (config.kind == "mlp") != (not size):
+        raise UsageError(f"network.kind={config.kind} does not fit: mlp is the one for points, and for points alone")
+    if config.kind == "mlp":
+        return _default_mlp(config)
     small = min(size)
     unet2d = config.kind == "unet2d"
     patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) and not unet2d else 1)
     if any(side % patch for side in size):
-        raise UsageError(f"network.patch = {patch} does not divide images of {size[0]}x{size[1]}")
+        raise UsageError(f"network.patch = {patch} does not divide {_of_size(size)}")
     inner = small // patch
-    usual = (64, 128) if inner <= 16 else (64, 128, 192)
-    channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in usual)
+    widths = (64, 128) if inner <= 16 else (64, 128, 192)
+    channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in widths)
     if inner < 2 ** (len(channels) - 1):
-        raise UsageError(f"network.channels has {len(channels)} levels, too many for {size[0]}x{size[1]} pixels")
+        raise UsageError(f"network.channels has {len(channels)} levels, too many for {by(size)} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.
     attention = config.attention
     if attention is None:
         attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
     if any(level >= len(channels) for level in attention):
         raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
+    if len(size) != 2 and (unet2d or config.head or config.fourier or config.kernel or config.values):
+        raise UsageError("network.kind=unet2d and network.head, fourier, kernel and values are for pictures")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
     if config.kernel and config.kernel % 2 == 0:
         raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
@@ -157,8 +149,24 @@ def default_network(config: Network, size: tuple[int, int]) -> Network:
     return config.model_copy(update=decided)
 
 
+def _of_size(size: tuple[int, ...]) -> str:
+    return f"images of {by(size)}" if len(size) == 2 else f"sequences of {by(size)}"
+
+
+def _default_mlp(config: Network) -> Network:
+    """Of the settings, an MLP has `blocks`, and as its width the first of `channels`."""
+    if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
+        raise UsageError("network.patch, attention, head, fourier and kernel are not those of network.kind=mlp")
+    if config.values or config.options or config.dropout:
+        raise UsageError("network.values, options and dropout are not those of network.kind=mlp")
+    channels = config.channels or (max(16, 16 * round(config.width * 8)),)
+    if len(channels) != 1:
+        raise UsageError(f"network.channels = {channels}: an MLP has one width")
+    return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
+
+
 def _unet2d_options(
-    patch: int, channels: tuple[int, ...], size: tuple[int, int], given: dict[str, Any]
+    patch: int, channels: tuple[int, ...], size: tuple[int, ...], given: dict[str, Any]
 ) -> dict[str, Any]:
     """The options with the number of groups decided: 32 as DDPM has them, or groups of 4 channels or more."""
     if patch != 1:
@@ -167,7 +175,7 @@ def _unet2d_options(
     if any(side % factor for side in size):
         raise UsageError(
             f"network.channels: {len(channels)} levels of a unet2d need sides that are multiples of {factor}, "
-            f"and these are {size[0]}x{size[1]} pixels; give fewer levels or another data.size"
+            f"and these are {by(size)} pixels; give fewer levels or another data.size"
         )
     common = math.gcd(*channels)
     options = {"norm_num_groups": 32 if common % 32 == 0 else parts(common, 4), **given}
@@ -188,19 +196,21 @@ def make_options(given: dict[str, Any]) -> Options:
         raise UsageError(fault(error, "network.options")) from None
 
 
-def make_network(config: Config, channels: int, classes: int) -> nn.Module:
-    """The network for images of `channels`; `config.network` must be decided (`default_network`).
+def make_network(config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2) -> nn.Module:
+    """The network for data of `channels` over `dims` axes and a condition; `config.network` must be decided.
 
     Raises UsageError for settings that do not fit together, before anything is allocated.
     """
-    make = _network(config, channels, classes)
+    make = _network(config, channels, takes, dims)
     _shapes(make)
     return make()
 
 
-def network_shapes(config: Config, channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+def network_shapes(
+    config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2
+) -> dict[str, tuple[int, ...]]:
     """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
-    return _shapes(_network(config, channels, classes))
+    return _shapes(_network(config, channels, takes, dims))
 
 
 def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -209,6 +219,8 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
             shapes = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"network: {cut(str(error), 200)}") from None
     if (count := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
@@ -219,34 +231,56 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Module]:
+def make_encoders(takes: ConditionFacts | None) -> Encoders:
+    """What a network has for a condition. Raises UsageError for an unknown kind, and for facts that cannot be."""
+    if takes is None:
+        return {}
+    kind: type[Condition] = CONDITIONS.find(takes.kind)
+    try:
+        return kind.encoders(takes.facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the condition {cut(takes.kind)}: {type(error).__name__}: {cut(str(error), 200)}") from None
+
+
+def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: int) -> Callable[[], nn.Module]:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
     of_levels = config.denoiser.target == LEVELS
     if network.values and not of_levels:
         raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
-    outputs = channels * (LEVEL_OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
-    if network.kind == "unet2d":
-        return _unet2d(config.process, network, channels, outputs, classes)
+    outputs = channels * (discretised.OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
+    return partial(NETWORKS.find(network.kind), config, channels, outputs, takes, dims)
+
+
+def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=mlp."""
+    network = config.network
+    assert network.channels
+    encoders = make_encoders(takes)
+    return MLP(inputs, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
+
+
+def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=unet; where exact values matter, with what they need."""
+    network = config.network
     common: dict[str, Any] = {
         "patch": network.patch,
         "channels": network.channels,
         "blocks": network.blocks,
         "attention": network.attention,
-        "classes": classes,
+        "encoders": make_encoders(takes),
         "dropout": network.dropout,
     }
-    if not (of_levels or network.head or network.kernel or network.fourier):
-        return partial(UNet, channels, outputs, **common)
-    sigma_data = _sigma_data(config)
-    return partial(
-        PixelUNet,
-        channels,
+    if not (network.values or network.head or network.kernel or network.fourier):
+        return UNet(inputs, outputs, dims=dims, **common)
+    sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
+    return PixelUNet(
+        inputs,
         outputs,
         head=network.head,
         kernel=network.kernel,
-        values=VALUES if network.values else 0,
+        values=discretised.VALUES if network.values else 0,
         sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
@@ -254,23 +288,28 @@ def _network(config: Config, channels: int, classes: int) -> Callable[[], nn.Mod
     )
 
 
-def _unet2d(config: Process, network: Network, inputs: int, outputs: int, classes: int) -> Callable[[], nn.Module]:
+def make_unet2d(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """For network.kind=unet2d."""
+    network = config.network
     assert network.channels and network.attention is not None
-    schedule, options = make_process(config).schedule, make_options(network.options)
-    if schedule.steps is None:
-        raise UsageError(
-            f"network.kind=unet2d counts the steps of a table, and process.schedule={config.schedule} has none: "
-            "use linear or cosine"
-        )
-    return partial(
-        UNet2D,
+    with torch.device("cpu"):  # the table has numbers also where of the weights only the shapes are wanted
+        schedule, options = make_process(config.process).schedule, make_options(network.options)
+        if schedule.steps is None:
+            raise UsageError(
+                f"network.kind=unet2d counts the steps of a table, and process.schedule={config.process.schedule} has "
+                "none: use linear or cosine"
+            )
+        log_snrs = step_log_snrs(schedule)
+    if takes is not None and takes.kind != Labels.kind:
+        raise UsageError(f"network.kind=unet2d takes labels alone, not {cut(takes.kind)}: use network.kind=unet")
+    return UNet2D(
         inputs,
         outputs,
-        step_log_snrs(schedule),
+        log_snrs,
         channels=network.channels,
         blocks=network.blocks,
         attention=network.attention,
-        classes=classes,
+        classes=len(takes.facts["share"]) if takes else 0,
         dropout=network.dropout,
         options=options,
     )

@@ -6,13 +6,15 @@ Whatever `model.json` and `grids.json` hold is checked here, with types and boun
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse.config import Config, read_config
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 from undiffuse.names import cut, did_you_mean, fault, listed, shown
@@ -31,8 +33,28 @@ LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=Fa
 
 
 @dataclass(frozen=True)
+class ConditionFacts:
+    """What a model must know of the condition it takes: its `kind`, a name in `undiffuse.registry.CONDITIONS`, and what
+    that says of the rows that were learnt (`undiffuse.conditions.Condition.facts`)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    kind: Words
+    facts: dict[Words, Any]
+
+
+def label_facts(share: Sequence[float]) -> ConditionFacts:
+    """Of a model that takes labels, `share` being the classes' frequencies."""
+    return ConditionFacts("labels", {"share": list(share)})
+
+
+@dataclass(frozen=True)
 class DataFacts:
-    """What a model must know of the data it learnt: `shape` is (H, W, C), `class_share` the classes' frequencies.
+    """What a model must know of the data it learnt: `domain` is its kind (undiffuse.domains.DOMAINS; folders of before
+    there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the classes'
+    frequencies.
+
+    `condition` is that of a model which takes another kind than labels; those are the classes.
 
     A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
     Raises ValueError for facts that contradict each other.
@@ -41,22 +63,38 @@ class DataFacts:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: Words
-    shape: tuple[Side, Side, Side]
+    shape: Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
     count: Whole
     classes: tuple[Words, ...] = ()
     class_share: tuple[Share, ...] = ()
     licence: Words = ""
     fingerprint: Words = ""
+    domain: Words = "pictures"
+    condition: ConditionFacts | None = None
 
     def __post_init__(self) -> None:
-        if self.shape[2] not in (1, 3):
-            raise ValueError(f"images of {self.shape[2]} channels: 1 (grey) and 3 (colour) are known")
+        try:
+            domain = domain_of(self)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
         if math.prod(self.shape) > MOST_NUMBERS:
-            raise ValueError(f"images of {shown(self.shape)} are larger than any that a model is made for")
+            raise ValueError(f"{domain.noun} of {shown(self.shape)} are larger than any that a model is made for")
         if len(self.classes) != len(self.class_share):
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
             raise ValueError(f"class_share sums up to {sum(self.class_share):g}, not to 1")
+        if self.classes and self.condition:
+            raise ValueError(f"there are classes, and a condition {shown(self.condition.kind)} beside them")
+
+    @property
+    def takes(self) -> ConditionFacts | None:
+        """The condition that a model of this data takes; None: it takes none."""
+        return label_facts(self.class_share) if self.classes else self.condition
+
+    def to_json(self) -> dict[str, Any]:
+        """As model.json has it: without the condition where there is none but labels."""
+        facts = asdict(self)
+        return facts if self.condition else {key: value for key, value in facts.items() if key != "condition"}
 
     @property
     def learnt(self) -> tuple[str, ...]:

@@ -6,12 +6,14 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +26,16 @@ from pydantic import (
 
 from undiffuse.errors import UsageError
 from undiffuse.names import cut, did_you_mean, fault, shown
+from undiffuse.registry import (
+    DRAWS,
+    LOSSES,
+    NETWORKS,
+    SCHEDULES,
+    TARGETS,
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+    Registry,
+)
 
 PRESETS = Path(__file__).parent / "presets"
 MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
@@ -41,6 +53,41 @@ Option = (
     | Annotated[float, Field(ge=-MANY, le=MANY)]
     | None
 )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Says, in the type of a setting, which names it takes: of a registry, and `also` others."""
+
+    registry: Registry[Any]
+    also: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, those that were added too."""
+        return (*self.registry, *self.also)
+
+    def __call__(self, name: str) -> str:
+        return name if name in self.also else self.registry.check(name)
+
+
+def _choice(registry: Registry[Any], *also: str) -> Any:
+    choice = Choice(registry, also)
+    return Annotated[str, AfterValidator(choice), choice]
+
+
+if TYPE_CHECKING:
+    ScheduleName = str
+    TargetName = str
+    LossName = str
+    WeightingName = str
+    TimesName = str
+    DrawName = str
+    NetworkName = str
+else:
+    ScheduleName, TargetName, LossName = _choice(SCHEDULES), _choice(TARGETS, "levels"), _choice(LOSSES)
+    WeightingName, TimesName, DrawName = _choice(WEIGHTINGS), _choice(TIME_SAMPLERS), _choice(DRAWS)
+    NetworkName = _choice(NETWORKS)
 
 
 class _Section(BaseModel):
@@ -71,20 +118,7 @@ class Data(_Section):
 class Process(_Section):
     """The forward process."""
 
-    schedule: Literal[
-        "linear",
-        "cosine",
-        "scaled-linear",
-        "sigmoid",
-        "quadratic",
-        "betas",
-        "vp",
-        "sub-vp",
-        "ve",
-        "edm",
-        "flow",
-        "log-snr",
-    ] = Field("cosine", description="the noise schedule; the first six are tables of betas")
+    schedule: ScheduleName = Field("cosine", description="the noise schedule; the first six are tables of betas")
     steps: int = Field(1000, ge=1, le=1_000_000, description="T, for a table")
     betas: tuple[Number, ...] | None = Field(
         None, max_length=1_000_000, description="your own table, with schedule=betas"
@@ -101,9 +135,7 @@ class Process(_Section):
 class Denoiser(_Section):
     """What the network predicts."""
 
-    target: Literal["eps", "x0", "v", "score", "flow", "edm", "levels"] = Field(
-        "edm", description="the network's output; levels: the odds of a pixel's 256 values"
-    )
+    target: TargetName = Field("edm", description="the network's output; levels: the odds of a pixel's 256 values")
     sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
     score_scale: Literal["unit", "state"] = Field(
@@ -122,28 +154,24 @@ class Denoiser(_Section):
 class Objective(_Section):
     """The loss."""
 
-    loss: Literal["error", "bound", "hybrid", "continuous-bound"] = Field(
+    loss: LossName = Field(
         "error", description="weighted error; the variational bound in T steps or in continuous time; IDDPM's L_hybrid"
     )
-    weighting: Literal["simple", "x0", "v", "truncated-snr", "min-snr", "sigmoid", "flow", "edm"] = Field(
-        "edm", description="what an error costs at a noise level; simple is L_simple"
-    )
+    weighting: WeightingName = Field("edm", description="what an error costs at a noise level; simple is L_simple")
     gamma: float = Field(5.0, gt=0, le=1e6, description="of weighting=min-snr")
     bias: float = Field(2.0, ge=-100, le=100, description="of weighting=sigmoid")
     variance: Literal["small", "large", "learned"] = Field("small", description="reverse variance, for loss=bound")
-    times: Literal["uniform", "log-normal"] = Field("log-normal", description="how times are distributed")
+    times: TimesName = Field("log-normal", description="how times are distributed")
     mean: float = Field(-0.8, ge=-50, le=50, description="of ln(sigma / alpha), for times=log-normal")
     std: float = Field(1.2, gt=0, le=50, description="of ln(sigma / alpha), for times=log-normal")
-    draw: Literal["independent", "antithetic", "low-discrepancy"] = Field(
-        "low-discrepancy", description="how the times of one batch depend on each other"
-    )
+    draw: DrawName = Field("low-discrepancy", description="how the times of one batch depend on each other")
     importance: bool = Field(False, description="learn to draw each time as often as its losses vary")
 
 
 class Network(_Section):
     """The U-Net."""
 
-    kind: Literal["unet", "unet2d"] = Field("unet", description="unet2d is DDPM's network as diffusers has it")
+    kind: NetworkName = Field("unet", description="unet2d is DDPM's network as diffusers has it; mlp is for points")
     patch: int | None = Field(
         None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
     )
@@ -217,7 +245,9 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     """(section.key, type, default, description) of every setting."""
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
-            yield f"{section}.{key}", _kind(inner.annotation), inner.default, inner.description or ""
+            choice = next((one for one in inner.metadata if isinstance(one, Choice)), None)
+            kind = _either(choice.names) if choice else _kind(inner.annotation)
+            yield f"{section}.{key}", kind, inner.default, inner.description or ""
 
 
 def _kind(annotation: Any) -> str:
@@ -226,13 +256,17 @@ def _kind(annotation: Any) -> str:
     if origin is Annotated:
         return _kind(inner[0])
     if origin is Literal:
-        *names, last = map(str, inner)
-        return f"{', '.join(names)} or {last}" if names else last
+        return _either(map(str, inner))
     if origin in (Union, UnionType):
         return " or ".join(map(_kind, inner))
     if origin is not None:
         return f"{origin.__name__}[{', '.join(map(_kind, inner))}]"
     return {NoneType: "None", Ellipsis: "..."}.get(annotation) or annotation.__name__
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def written(value: Any) -> str:

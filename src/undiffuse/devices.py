@@ -1,9 +1,12 @@
 """What there is to know about where a process runs."""
 
 import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def shares_a_cpu() -> bool:
@@ -35,3 +38,22 @@ def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
     if torch.device(device).type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`; to a GPU from pinned memory, without waiting for it to arrive."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def conditions(*packages: str) -> dict[str, Any]:
+    """What figures measured here depend on, as JSON: the threads, the kind of machine, and the versions of undiffuse,
+    torch and `packages`, None of those that are not installed."""
+    versions: dict[str, str | None] = {"undiffuse": version("undiffuse"), "torch": torch.__version__}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {"threads": torch.get_num_threads(), "machine": platform.machine(), "versions": versions}

@@ -9,13 +9,14 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from undiffuse.data.cache import folder_for, locked, writing
+from undiffuse.cache import folder_for, locked, writing
+from undiffuse.conditions import Condition
 from undiffuse.errors import UsageError
-from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, open_session
+from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, onnx_takes, open_session
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
+from undiffuse.registry import ENGINES
 
-ENGINES = ("auto", "torch", "compile", "onnxruntime")
 FORMAT = 1
 WORTH = 30_000
 """How many evaluations of the network save what turning it into ONNX costs (once for a model, some seconds)."""
@@ -23,27 +24,29 @@ WORTH = 30_000
 
 def available() -> tuple[str, ...]:
     """The engines that can be asked for on this machine."""
-    return ENGINES[1:] if all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")) else ENGINES[1:3]
+    installed = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    return ENGINES if installed else tuple(name for name in ENGINES if name != "onnxruntime")
 
 
 def with_engine(model: Model, engine: str = "auto", evaluations: int | None = None, bar: Bar = no_bar) -> Model:
     """`model` with its network run by `engine`; its fingerprint, weights and parameters stay what they are.
 
     Args:
-        engine: a name in ENGINES. "auto": ONNX Runtime, where it is installed, the model is on the CPU, and it was
-            turned into ONNX before or will be evaluated often enough for that to pay; else PyTorch.
+        engine: a name in `undiffuse.registry.ENGINES`, or "auto": ONNX Runtime, where it is installed, the model is on
+            the CPU, and it was turned into ONNX before or will be evaluated often enough for that to pay; else PyTorch.
         evaluations: of the network at single images, how many are to come; None: many.
 
     Raises UsageError for an engine that is not there.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    if engine not in ("auto", *ENGINES):
+        raise UsageError(f"no engine {engine!r}: choose from auto, {', '.join(ENGINES)}")
     if model.engine == engine:
         return model
     folder = folder_for("onnx", [FORMAT, dataclasses.replace(model, grids={}).fingerprint, torch.__version__])
     if engine == "auto":
         pays = evaluations is None or evaluations >= WORTH or folder.exists()
         usable = model.device.type == "cpu" and model.engine == "torch" and "onnxruntime" in available()
+        usable = usable and onnx_takes(model)
         if not (pays and usable):
             return model
         engine = "onnxruntime"
@@ -75,6 +78,6 @@ class Compiled(nn.Module):
         cuda = next(module.parameters()).is_cuda
         self.run = torch.compile(module, mode="reduce-overhead" if cuda else "default")
 
-    def forward(self, *inputs: torch.Tensor | None) -> torch.Tensor:
-        output = self.run(*inputs)
+    def forward(self, x: torch.Tensor, log_snr: torch.Tensor, condition: Condition | None = None) -> torch.Tensor:
+        output = self.run(x, log_snr, condition)
         return output.clone()  # a CUDA graph writes every output to the same place

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.build import make_data
+from undiffuse.conditions import Condition
 from undiffuse.data import catalogue
-from undiffuse.errors import UndiffuseError
-from undiffuse.generate import Recipe, generate, states, to_uint8
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.generate import Recipe, generate, states
 from undiffuse.model import Model
 from undiffuse.plots import curves, strips
 from undiffuse.process import cosine, linear
@@ -34,7 +35,12 @@ def _at_most(model: Model, steps: int) -> int:
 
 
 def work(model: Model, count: int) -> int:
-    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to."""
+    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to.
+
+    Raises UsageError for a model of anything but pictures.
+    """
+    if model.data.domain != "pictures":
+        raise UsageError(f"{model.name} makes {model.domain.noun}, and the lecture is drawn of models of pictures")
     compared = sum(recipe.steps for recipe in _compared(model, 0))
     shared = _at_most(model, SHARED_STEPS)
     return 3 * _at_most(model, REVERSE_STEPS) + count * (compared + 2 * len(SWITCHES) * shared)
@@ -54,8 +60,10 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
     if (images := _data(model)) is not None:
         picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
-        picked, what = next(generate(model, Recipe(seed=seed), range(count))), "samples (the data is not here)"
-    return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1, what
+        condition = model.condition(range(count))
+        picked = next(generate(model, Recipe(seed=seed), range(count), condition))
+        what = "samples (the data is not here)"
+    return model.domain.encode(picked), what
 
 
 def _data(model: Model) -> np.ndarray | None:
@@ -75,7 +83,7 @@ def _forward(model: Model, out: Path, seed: int) -> Picture:
     x0, what = _examples(model, 4, seed)
     times = torch.linspace(0, 1, COLUMNS, dtype=torch.float64).tolist()
     draw = keyed_draws(seed, range(len(x0)))(0)
-    noisy = [to_uint8(process.corrupt(x0, t, draw)) for t in times]
+    noisy = [model.domain.decode(process.corrupt(x0, t, draw)) for t in times]
     rows = [(f"image {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
     path = out / "1-forward.png"
     strips(rows, [f"t={t:.2f}" for t in times], "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
@@ -108,15 +116,16 @@ def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
     steps = _at_most(model, REVERSE_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     seen = []
-    for state in states(model, recipe, range(3)):
+    for state in states(model, recipe, range(3), model.condition(range(3))):
         seen.append(state)
         tick(3 if state.x0 is not None else 0)
+    decode = model.domain.decode
     shown = np.linspace(1, steps, min(COLUMNS, steps)).round().astype(int)
     rows = []
     for k in range(3):
         previews = [seen[i].x0 for i in shown]
-        rows.append(("x_t", np.stack([to_uint8(seen[i].x)[k] for i in shown])))
-        rows.append(("predicted x_0", np.stack([to_uint8(x0)[k] for x0 in previews if x0 is not None])))
+        rows.append(("x_t", np.stack([decode(seen[i].x)[k] for i in shown])))
+        rows.append(("predicted x_0", np.stack([decode(x0)[k] for x0 in previews if x0 is not None])))
     path = out / "3-reverse.png"
     strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {steps} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."
@@ -132,7 +141,7 @@ def _compared(model: Model, seed: int) -> list[Recipe]:
 def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Picture:
     rows = []
     for recipe in _compared(model, seed):
-        images = next(generate(model, recipe, range(count), tick=tick))
+        images = next(generate(model, recipe, range(count), model.condition(range(count)), tick=tick))
         rows.append((f"{recipe.sampler.upper()}, {recipe.steps} steps", images))
     path = out / "4-ddim-against-ddpm.png"
     strips(rows, [f"{k}" for k in range(count)], "The same starting noise, column by column", path)
@@ -150,26 +159,26 @@ def with_switched_noise(
     then: Draws,
     switch: int,
     count: int,
-    labels: Tensor | None,
+    condition: Condition | None,
     tick: Callable[[], None],
 ) -> np.ndarray:
     """uint8 (B, H, W, C) samples whose steps before `switch` draw from `first`, the others from `then`.
 
-    Step 0 is the noise they start from. labels: int64 (B,), as many as samples; `tick` is called after every step.
+    Step 0 is the noise they start from. `condition` is as in `states`, of `count` samples; `tick` is called after
+    every step.
     """
     process = model.denoiser.process
-    denoise = recipe.denoise(model, None if labels is None else labels.to(model.device))
+    denoise = recipe.denoise(model, model.taken(condition, count))
 
     def draws(step: int) -> Draw:
         return (first if step < switch else then)(step)
 
-    height, width, channels = model.data.shape
-    start = process.prior(torch.empty(count, channels, height, width, device=model.device)).sample(draws(0))
+    start = process.prior(torch.empty(count, *model.domain.shape, device=model.device)).sample(draws(0))
     for state in trajectory(denoise, process, recipe.times(model), recipe.step, start, draws):
         last = state
         if state.x0 is not None:
             tick()
-    return to_uint8(last.x)
+    return model.domain.decode(last.x)
 
 
 def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
@@ -178,10 +187,10 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]
     common, own = keyed_draws(seed, [0] * count), keyed_draws(seed, range(1, count + 1))
-    labels = model.labels(np.zeros(count))
+    condition = model.condition([0] * count)
 
     def run(first: Draws, then: Draws, switch: int) -> np.ndarray:
-        return with_switched_noise(model, recipe, first, then, switch, count, labels, lambda: tick(count))
+        return with_switched_noise(model, recipe, first, then, switch, count, condition, lambda: tick(count))
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
     of = f"of {steps}"

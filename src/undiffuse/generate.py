@@ -1,4 +1,4 @@
-"""Samples from a model: uint8 images, each a pure function of (model, recipe, its number), however they are batched."""
+"""Samples from a model: rows of its domain, each a pure function of (model, recipe, its number), whatever the batch."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +11,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
-from undiffuse.guidance import clip, dynamic_threshold
 from undiffuse.model import Model, load
 from undiffuse.randomness import keyed_draws
+from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import (
-    GRIDS,
-    SAMPLERS,
     State,
     Step,
     at_log_snrs,
@@ -29,8 +28,6 @@ from undiffuse.sampling import (
     make_grid,
     trajectory,
 )
-
-THRESHOLDS = {"clip": clip, "dynamic": dynamic_threshold, "none": None}
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.sampler == "auto":
             object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
-        for what, name, known in (
-            ("sampler", self.sampler, SAMPLERS),
-            ("grid", self.grid or "trailing", GRIDS),
-            ("threshold", self.threshold, THRESHOLDS),
+        for name, registry in (
+            (self.sampler, SAMPLERS),
+            (self.grid or "trailing", GRIDS),
+            (self.threshold, THRESHOLDS),
         ):
-            if name not in known:
-                raise UsageError(f"no {what} {name!r}: choose from {', '.join(known)}")
+            registry.check(name)
         if not 0 <= self.eta <= 1:
             raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
         if self.eta and self.sampler != "ddim":
@@ -103,91 +99,87 @@ class Recipe:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def denoise(self, model: Model, labels: Tensor | None) -> Denoise:
-        """The model's denoiser for `labels`, thresholded."""
+    def denoise(self, model: Model, condition: Condition | None) -> Denoise:
+        """The model's denoiser for `condition`, thresholded."""
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
-        denoise, threshold = model.denoiser.bind(labels), THRESHOLDS[self.threshold]
-        return denoise if threshold is None else threshold(denoise, model.denoiser.process)
+        wrapped: Denoise = THRESHOLDS[self.threshold](model.denoiser.bind(condition), model.denoiser.process)
+        return wrapped
 
 
 @torch.no_grad()
 def states(
-    model: Model, recipe: Recipe, numbers: Sequence[int], labels: Tensor | None = None, grid: Tensor | None = None
+    model: Model,
+    recipe: Recipe,
+    numbers: Sequence[int],
+    condition: Condition | None = None,
+    grid: Tensor | None = None,
 ) -> Iterator[State]:
-    """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, C, H, W).
+    """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, *shape of x_0).
 
     Args:
-        labels: int64 (B,); None: those that belong to the numbers. One past the last class means no class.
+        condition: of the B samples, such as `model.condition(numbers)` or `model.unconditional(B)`; None for a model
+            that takes none.
         grid: the times to visit, instead of the recipe's own.
+
+    Raises UsageError for a condition that is missing, not taken, or of another number of samples.
     """
-    if labels is None:
-        labels = model.labels(np.asarray(numbers))
-    if labels is not None:
-        labels = labels.to(model.device)
-    height, width, channels = model.data.shape
+    condition = model.taken(condition, len(numbers))
     process, device = model.denoiser.process, model.device
     draws = keyed_draws(recipe.seed, numbers)
-    start = process.prior(torch.empty(len(numbers), channels, height, width, device=device)).sample(draws(0))
+    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
-    yield from trajectory(recipe.denoise(model, labels), process, grid, recipe.step, start, draws)
-
-
-def to_uint8(x: Tensor) -> np.ndarray:
-    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded to the nearest level."""
-    scaled = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+    yield from trajectory(recipe.denoise(model, condition), process, grid, recipe.step, start, draws)
 
 
 def generate(
     model: Model,
     recipe: Recipe,
     numbers: Sequence[int],
+    condition: Condition | None = None,
     *,
-    labels: Tensor | None = None,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of uint8 (B, H, W, C) images: the samples numbered `numbers`, in order; `labels` as in `states`.
+    """Batches of rows, uint8 (B, H, W, C) of pictures: the samples numbered so, in order; `condition` as in `states`.
 
     `tick` is told, after every step, how many samples took it.
     """
+    condition = model.taken(condition, len(numbers))
     for first in range(0, len(numbers), batch_size):
-        here = numbers[first : first + batch_size]
-        chosen = None if labels is None else labels[first : first + batch_size]
-        for state in states(model, recipe, here, chosen):
+        here = slice(first, first + batch_size)
+        for state in states(model, recipe, numbers[here], None if condition is None else condition[here]):
             last = state
             if tick and state.x0 is not None:
-                tick(len(here))
+                tick(len(last.x))
         if not last.x.isfinite().all():
             raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
-        yield to_uint8(last.x)
+        yield model.domain.decode(last.x)
 
 
 def generate_shared(
     model: Model,
     recipe: Recipe,
     n: int,
+    condition: Condition | None = None,
     *,
-    labels: Tensor | None = None,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """n images and their labels (None without classes), the work shared between the processes of a torchrun.
+) -> np.ndarray | None:
+    """n images, the work shared between the processes of a torchrun; `condition` as in `states`.
 
-    All of it comes back in the first process; the others get (None, None).
+    All of them come back in the first process; the others get None.
     """
     state = PartialState(cpu=shares_a_cpu())
     numbers = np.array_split(np.arange(n), state.num_processes)[state.process_index]
-    if labels is None:
-        labels = model.labels(np.arange(n))
-    mine = None if labels is None else labels[torch.from_numpy(numbers)]
-    parts = list(generate(model, recipe, numbers.tolist(), labels=mine, batch_size=batch_size, tick=tick))
+    condition = model.taken(condition, n)
+    mine = None if condition is None else condition[numbers]
+    parts = list(generate(model, recipe, numbers.tolist(), mine, batch_size=batch_size, tick=tick))
     if state.num_processes > 1:
         parts = gather_object(parts)
     if not state.is_main_process:
-        return None, None
-    return np.concatenate(parts), None if labels is None else labels.numpy()
+        return None
+    return np.concatenate(parts)
 
 
 def sample(
@@ -214,5 +206,5 @@ def sample(
     model = model if isinstance(model, Model) else load(model)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
     model = with_engine(model, engine, n * recipe.evaluations)
-    labels = None if class_name is None else torch.full((n,), model.label(class_name))
-    return np.concatenate(list(generate(model, recipe, range(n), labels=labels, batch_size=batch_size)))
+    condition = model.condition(range(n)) if class_name is None else model.of_class(class_name, n)
+    return np.concatenate(list(generate(model, recipe, range(n), condition, batch_size=batch_size)))

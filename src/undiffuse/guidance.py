@@ -25,3 +25,8 @@ def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: floa
         return prediction.with_x0(prediction.x0.clamp(-m, m) / m, x_t, process.level(t))
 
     return thresholded
+
+
+def unchanged(denoise: Denoise, process: GaussianProcess) -> Denoise:
+    """x_0 as it is predicted."""
+    return denoise

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,14 +33,17 @@ from undiffuse.card import (
     read_grids,
     recorded_source,
 )
+from undiffuse.conditions import Condition, Labels
 from undiffuse.config import Config, Data, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
+from undiffuse.domains import Domain, domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
+from undiffuse.registry import CONDITIONS
 from undiffuse.targets import SCORE_OF_STATE
-from undiffuse.weights import read_weights
+from undiffuse.weights import read_weights, sha256_of_weights
 
 __all__ = [
     "BUILT_IN",
@@ -53,7 +57,6 @@ __all__ = [
     "load",
     "read_card",
     "read_grids",
-    "sha256_of_weights",
     "with_process",
     "write_model",
 ]
@@ -80,6 +83,11 @@ class Model:
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
+
+    @cached_property
+    def domain(self) -> Domain:
+        """What its samples are."""
+        return domain_of(self.data)
 
     @property
     def network(self) -> nn.Module:
@@ -112,7 +120,11 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of all that its samples depend on: weights, configuration, class shares and grids."""
-        facts = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share, self.grids]
+        facts: list[Any] = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share, self.grids]
+        if self.data.condition:
+            facts.append(dataclasses.asdict(self.data.condition))
+        if self.data.domain != "pictures":  # those of pictures stay what they were
+            facts.append(self.data.domain)
         return hashlib.sha256(
             (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
         ).hexdigest()
@@ -135,26 +147,42 @@ class Model:
             )
         return label
 
-    def labels(self, samples: np.ndarray) -> Tensor | None:
-        """Labels for the samples numbered `samples`, in the data's proportions; None for a model without classes.
-
-        A pure function of the number: multiples of the golden ratio are as evenly spread as can be, however many.
-        """
-        if not self.data.classes:
+    def condition(self, numbers: Sequence[int] | np.ndarray) -> Condition | None:
+        """What the samples numbered `numbers` are where nothing is asked for: a pure function of the number,
+        distributed as in the data. On the model's device; None for a model that takes no condition."""
+        takes = self.data.takes
+        if takes is None:
             return None
-        u = np.modf((samples + 0.5) * 0.6180339887498949)[0]
-        labels = np.searchsorted(np.cumsum(self.data.class_share), u, side="right")
-        last = np.flatnonzero(self.data.class_share)[-1]  # where the sum of the shares is a little below 1
-        return torch.from_numpy(np.minimum(labels, last))
+        kind: type[Condition] = CONDITIONS.find(takes.kind)
+        return kind.for_samples(takes.facts, np.asarray(numbers, dtype=np.int64)).to(self.device)
 
+    def unconditional(self, count: int) -> Condition | None:
+        """The condition of `count` samples of which nothing is asked; None for a model that takes no condition."""
+        condition = self.condition(range(count))
+        return None if condition is None else condition.dropped()
 
-def sha256_of_weights(network: nn.Module) -> str:
-    """Of the names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    def of_class(self, name: str | int, count: int) -> Labels:
+        """The condition of `count` samples of the class `name`. Raises UsageError as `label` does."""
+        label = self.label(name)
+        return Labels(torch.full((count,), label, device=self.device), len(self.data.classes))
+
+    def taken(self, condition: Condition | None, count: int) -> Condition | None:
+        """`condition` on the model's device, for `count` samples.
+
+        Raises UsageError where the model takes one and there is none, where it takes none, and for another number.
+        """
+        if condition is None and self.data.takes is not None:
+            raise UsageError(
+                f"the model {self.name} takes a condition ({self.data.takes.kind}) and was given none: give "
+                "model.condition(numbers), or model.unconditional(count) to ask for nothing"
+            )
+        if condition is None:
+            return None
+        if self.data.takes is None:
+            raise UsageError(f"the model {self.name} takes no condition, and was given a {type(condition).__name__}")
+        if len(condition) != count:
+            raise UsageError(f"a condition of {len(condition)} samples was given for {count}")
+        return condition.to(self.device)
 
 
 def write_model(
@@ -165,7 +193,7 @@ def write_model(
     card = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
-        "data": dataclasses.asdict(data),
+        "data": data.to_json(),
         "training": training,
     }
     write_json(folder / "model.json", card)
@@ -180,14 +208,16 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     config, data, training, _ = read_card(folder)
     grids = read_grids(folder)
     try:
-        default_network(config.network, data.shape[:2])  # refuses one that is not for images of this shape
-        shapes = network_shapes(config, data.shape[2], len(data.classes))
+        domain = domain_of(data)
+        default_network(config.network, domain.shape[1:])  # refuses one that is not for data of this shape
+        dims = len(domain.shape) - 1
+        shapes = network_shapes(config, domain.shape[0], data.takes, dims)
         make_denoiser(config, nn.Identity())  # refuses a target that is not for the process
     except UndiffuseError as error:
         reason = cut(str(error), 250)
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {reason}") from error
     weights = read_weights(folder / "weights.safetensors", shapes)
-    network = make_network(config, data.shape[2], len(data.classes))
+    network = make_network(config, domain.shape[0], data.takes, dims)
     network.load_state_dict(weights)
     if device is None and "LOCAL_RANK" in os.environ:  # one of several processes: each has a GPU of its own
         device = PartialState(cpu=shares_a_cpu()).device

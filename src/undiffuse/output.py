@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from undiffuse.domains import Domain
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync
-from undiffuse.plots import save_grid, save_image
 
 MOST_IN_A_GRID = 4096
 SAMPLE_FILES = (".png", ".npz", ".npy")
-SAMPLES = re.compile(r"\d{6,}\.png")  # how `write` names samples in a folder
 
 
 def suffix_of(path: Path) -> str:
@@ -173,37 +172,46 @@ def check(out: Path, count: int, force: bool = False) -> None:
         claim_folder("--out", out, force)
 
 
-def write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False) -> str:
-    """Writes uint8 (N, H, W, C) images where `out` says, and returns a line that says what was written.
+def names_of_samples(suffix: str) -> re.Pattern[str]:
+    """How `write` names samples in a folder, each with the suffix of its domain."""
+    return re.compile(rf"\d{{6,}}{re.escape(suffix)}")
 
-    .npz holds `images` and, for a model with classes, `labels` and `classes`: what `undiffuse train` reads. In a
-    folder, `force` replaces all older samples (000000.png ...) and nothing else.
+
+def write(
+    out: Path, domain: Domain, rows: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False
+) -> str:
+    """Writes samples, rows of `domain`, where `out` says, and returns a line that says what was written.
+
+    .npz holds `images` (or what the domain calls them) and, for a model with classes, `labels` and `classes`: what
+    `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else.
     """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
 
     def folder(path: Path) -> None:
-        for number, image in enumerate(images):
-            save_image(image, path / f"{number:06d}.png")
+        path.mkdir()
+        for number, row in enumerate(rows):
+            domain.save(row, path / f"{number:06d}{domain.suffix}")
 
     def array(path: Path) -> None:
+        arrays = {domain.noun: rows}
+        if labels is not None:
+            arrays |= {"labels": labels, "classes": np.array(classes)}
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             if suffix == ".npy":
-                np.save(file, images)
-            elif labels is None:
-                np.savez_compressed(file, images=images)
+                np.save(file, rows)
             else:
-                np.savez_compressed(file, images=images, labels=labels, classes=np.array(classes))
+                np.savez_compressed(file, allow_pickle=False, **arrays)
 
     if not suffix:
-        place = put_folder(out, folder, SAMPLES, force)
+        place = put_folder(out, folder, names_of_samples(domain.suffix), force)
     elif suffix == ".png":
-        place = put(out, lambda path: save_grid(images, path), force)
+        place = put(out, lambda path: domain.show(rows, path), force)
     else:
         place = put(out, array, force)
-    return f"{len(images)} samples of {images.shape[1]}x{images.shape[2]}: {place}"
+    return f"{len(rows)} samples of {'x'.join(map(str, rows.shape[1:3]))}: {place}"
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:
-    """Raises UsageError where so many uint8 images of a shape (H, W, C) are more than this machine's memory."""
+    """Raises UsageError where so many uint8 images of a shape (H, W, C), say, are more than this machine's memory."""
     if hasattr(os, "sysconf") and count * math.prod(shape) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         raise UsageError(f"-n {count}: so many images do not fit in memory; draw fewer at a time, with other seeds")

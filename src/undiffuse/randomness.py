@@ -95,6 +95,26 @@ class Given:
         raise ValueError("only normal numbers were given")
 
 
+@dataclass(frozen=True)
+class BatchDraw:
+    """Random numbers for the rows at `positions` of a global batch of `size`, the same however it is shared out.
+
+    Each call draws for the whole batch, and so moves on.
+    """
+
+    random: np.random.Generator
+    size: int
+    positions: slice
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Uniform numbers in [0, 1), float64 (B, *shape)."""
+        return self.random.random((self.size, *shape))[self.positions]
+
+    def integers(self, count: int, *shape: int) -> np.ndarray:
+        """Whole numbers from 0 to count - 1, int64 (B, *shape)."""
+        return self.random.integers(0, count, (self.size, *shape))[self.positions]
+
+
 def keyed_draws(seed: int, samples: Iterable[int], purpose: Purpose = Purpose.SAMPLE) -> Callable[[int], KeyedDraw]:
     """step -> the numbers of the samples numbered `samples` at that step: pure functions of (seed, sample, step)."""
     samples = [int(sample) for sample in samples]

@@ -1,18 +1,22 @@
 """The names that people choose by, and where what they mean is defined. Imports no torch.
 
-To add one, write one file and one line here; or, outside of the package, `SAMPLERS.add("mine", Sampler("my.module:step"))`.
-Configuration, command line, help texts, completion and "did you mean" all read these lists. A name is only ever looked up
-here: nothing that a file contains is imported.
+To add one, write one file and one line here; or, outside of the package, call `add`, as docs/extending.md does.
+Configuration, command line, help texts, completion and "did you mean" all read these lists. A name is only ever looked
+up here: nothing that a file contains is imported.
 """
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from undiffuse.errors import UsageError
-from undiffuse.names import did_you_mean, listed, shown
+from undiffuse.names import did_you_mean, shown
 
 E = TypeVar("E")
+NAME = re.compile(r"[a-z][a-z0-9+-]{0,39}")  # what the command line and files hold without quotes
 
 
 def located(target: str) -> Any:
@@ -22,13 +26,23 @@ def located(target: str) -> Any:
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """Names of one kind of thing, in order, and an entry for each: "package.module:attribute", or what holds one."""
+    """Names of one kind of thing, in order. What a name stands for is imported when it is asked for.
 
-    def __init__(self, kind: str, entries: Mapping[str, E]):
+    Args:
+        kind: what one of them is called, for errors.
+        entries: for each name "package.module:attribute", or the thing itself.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, Any]):
         self.kind, self._entries = kind, dict(entries)
 
     def __getitem__(self, name: str) -> E:
-        return self._entries[name]
+        entry = self._entries[name]
+        thing: E = located(entry) if isinstance(entry, str) else entry
+        return thing
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -36,20 +50,186 @@ class Registry(Mapping[str, E], Generic[E]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, name: str, entry: E) -> None:
-        """Adds a name for this process. Raises ValueError where there is one already."""
+    def add(self, name: str, entry: Any) -> None:
+        """Adds a name for this process. Raises ValueError where there is one already, or it is no name."""
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{shown(name)} is no name: use a-z, 0-9, + and -, a letter first, 40 at most")
         if name in self._entries:
             raise ValueError(f"there is a {self.kind} {name!r} already")
         self._entries[name] = entry
 
     def check(self, name: str) -> str:
-        """`name`, if there is such a thing. Raises UsageError, naming the nearest, if not."""
+        """`name`, if there is such a thing. Raises UsageError, naming the nearest and all there are, if not."""
         if name not in self._entries:
-            hint = did_you_mean(str(name), self, "")
-            choices = f"choose from {listed(self)}" if not hint else f"{hint} There are {listed(self)}"
-            raise UsageError(f"no {self.kind} {shown(name)}: {choices}")
+            nearest = did_you_mean(str(name), self, "")
+            choices = f"choose from {', '.join(self)}"
+            raise UsageError(f"no {self.kind} {shown(name)}: {f'{nearest} Else {choices}' if nearest else choices}")
         return name
 
-    def find(self, name: str) -> Any:
-        """What an entry that is a place, "package.module:attribute", stands for. Raises UsageError as `check`."""
-        return located(str(self._entries[self.check(name)]))
+    def find(self, name: str) -> E:
+        """What `name` stands for. Raises UsageError as `check`."""
+        return self[self.check(name)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A function or class that gives an `undiffuse.process.Schedule`.
+
+    Attributes:
+        place: where it is.
+        first: the setting of `process` that is its first argument: "steps" for a table; None: it takes options alone.
+    """
+
+    place: str
+    first: str | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return located(self.place)(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A step rule (`undiffuse.sampling.Step`) and how it is used.
+
+    Attributes:
+        place: where the function is.
+        grid: the name of the grid it is used with unless another is asked for.
+        evaluations: of the network, in every step but the last, which takes one.
+        options: arguments that go with the name.
+        random: it draws noise in every step, so no grid can be searched for it.
+    """
+
+    place: str
+    grid: str
+    evaluations: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    random: bool = False
+
+    @property
+    def step(self) -> Any:
+        """The rule, its options bound."""
+        rule = located(self.place)
+        return partial(rule, **self.options) if self.options else rule
+
+
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule",
+    {
+        "linear": Schedule("undiffuse.process:linear", "steps"),
+        "cosine": Schedule("undiffuse.process:cosine", "steps"),
+        "scaled-linear": Schedule("undiffuse.process:scaled_linear", "steps"),
+        "sigmoid": Schedule("undiffuse.process:sigmoid", "steps"),
+        "quadratic": Schedule("undiffuse.process:quadratic", "steps"),
+        "betas": Schedule("undiffuse.process:Table", "betas"),
+        "vp": Schedule("undiffuse.process:VP"),
+        "sub-vp": Schedule("undiffuse.process:SubVP"),
+        "ve": Schedule("undiffuse.process:VE"),
+        "edm": Schedule("undiffuse.process:EDM"),
+        "flow": Schedule("undiffuse.process:FlowMatching"),
+        "log-snr": Schedule("undiffuse.process:LogSNR", "log_snrs"),
+    },
+)
+TARGETS: Registry[Any] = Registry(
+    "target",
+    {
+        "eps": "undiffuse.targets:eps",
+        "x0": "undiffuse.targets:x0",
+        "v": "undiffuse.targets:v",
+        "score": "undiffuse.targets:score",
+        "flow": "undiffuse.targets:flow",
+        "edm": "undiffuse.targets:edm",
+    },
+)
+"""Functions (level, sigma_data) -> `undiffuse.targets.Coefficients`."""
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    {
+        "error": "undiffuse.objectives:weighted_error",
+        "bound": "undiffuse.objectives:variational_bound",
+        "hybrid": "undiffuse.objectives:hybrid",
+        "continuous-bound": "undiffuse.objectives:continuous_bound",
+    },
+)
+WEIGHTINGS: Registry[Any] = Registry(
+    "weighting",
+    {
+        "simple": "undiffuse.objectives.weighting:simple",
+        "x0": "undiffuse.objectives.weighting:x0",
+        "v": "undiffuse.objectives.weighting:snr_plus_one",
+        "truncated-snr": "undiffuse.objectives.weighting:truncated_snr",
+        "min-snr": "undiffuse.objectives.weighting:min_snr",
+        "sigmoid": "undiffuse.objectives.weighting:sigmoid",
+        "flow": "undiffuse.objectives.weighting:flow",
+        "edm": "undiffuse.objectives.weighting:edm",
+    },
+)
+TIME_SAMPLERS: Registry[Any] = Registry(
+    "distribution of times",
+    {"uniform": "undiffuse.objectives.times:uniform", "log-normal": "undiffuse.objectives.times:log_normal"},
+)
+DRAWS: Registry[Any] = Registry(
+    "way to draw times",
+    {
+        "independent": "undiffuse.objectives.times:independent",
+        "antithetic": "undiffuse.objectives.times:antithetic",
+        "low-discrepancy": "undiffuse.objectives.times:low_discrepancy",
+    },
+)
+NETWORKS: Registry[Any] = Registry(
+    "network",
+    {
+        "unet": "undiffuse.build:make_unet",
+        "unet2d": "undiffuse.build:make_unet2d",
+        "mlp": "undiffuse.build:make_mlp",
+    },
+)
+"""Functions (config, inputs, outputs, takes, dims) -> network, as `undiffuse.build.make_network` calls them."""
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    {
+        "ddpm": Sampler("undiffuse.sampling:ancestral", "trailing", random=True),
+        "ddpm-large": Sampler("undiffuse.sampling:ancestral", "trailing", options={"variance": "large"}, random=True),
+        "ddpm-learned": Sampler(
+            "undiffuse.sampling:ancestral", "trailing", options={"variance": "learned"}, random=True
+        ),
+        "ddim": Sampler("undiffuse.sampling:ddim", "trailing"),
+        "euler": Sampler("undiffuse.sampling:ddim", "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
+        "heun": Sampler("undiffuse.sampling:heun", "karras", evaluations=2),
+        "dpm++2m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr"),
+        "dpm++3m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr", options={"order": 3}),
+        "unipc": Sampler("undiffuse.sampling:unipc", "log-snr"),
+        "unipc3": Sampler("undiffuse.sampling:unipc", "log-snr", options={"order": 3}),
+    },
+)
+GRIDS: Registry[Any] = Registry(
+    "grid",
+    {
+        "trailing": "undiffuse.sampling.grids:trailing",
+        "leading": "undiffuse.sampling.grids:leading",
+        "linspace": "undiffuse.sampling.grids:linspace",
+        "quadratic": "undiffuse.sampling.grids:quadratic",
+        "karras": "undiffuse.sampling.grids:karras",
+        "log-snr": "undiffuse.sampling.grids:log_snr",
+    },
+)
+THRESHOLDS: Registry[Any] = Registry(
+    "threshold",
+    {
+        "clip": "undiffuse.guidance:clip",
+        "dynamic": "undiffuse.guidance:dynamic_threshold",
+        "none": "undiffuse.guidance:unchanged",
+    },
+)
+"""Functions (denoise, process) -> denoise: a denoiser that wraps a denoiser."""
+DOMAINS: Registry[Any] = Registry(
+    "domain",
+    {"pictures": "undiffuse.domains.pictures:Pictures", "points": "undiffuse.domains.points:Points"},
+)
+"""Kinds of data (`undiffuse.domains.Domain`)."""
+CONDITIONS: Registry[Any] = Registry("condition", {"labels": "undiffuse.conditions.labels:Labels"})
+"""Kinds of condition (`undiffuse.conditions.Condition`)."""
+ENGINES = ("torch", "compile", "onnxruntime")
+FORMATS = ("diffusers", "onnx")
+FEATURES = ("efficientnet-lite0", "classifier", "inception")
+METRICS = ("frechet", "spatial", "kernel", "manifold", "scores", "classes", "copying")
+DENSITIES = ("bpd", "ode")

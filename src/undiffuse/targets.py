@@ -1,9 +1,9 @@
 """What a network may predict: combinations of the data and the noise, and the way back to x_0.
 
-    output = a x_0 + b eps,        x_0 = p x_t + q output.
+    output = a x_0 + b eps,        x_0 = c_skip x_t + c_out output      (Karras et al. 2022, eq. 7).
 
-a, b, q and r p, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt under one
-process it says under every other.
+a, b, c_out and r c_skip, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt
+under one process it says under every other.
 """
 
 from collections.abc import Callable
@@ -13,37 +13,41 @@ import torch
 from torch import Tensor
 
 from undiffuse.process import Level
+from undiffuse.registry import TARGETS
+
+Target = Callable[[Level, float], "Coefficients"]
+"""(noise level, sigma_data) -> the coefficients: a name in TARGETS stands for one."""
 
 
 class Coefficients(NamedTuple):
-    """output = a x_0 + b eps and x_0 = p x_t + q output: float64, shaped like the level."""
+    """output = a x_0 + b eps and x_0 = c_skip x_t + c_out output: float64, shaped like the noise level."""
 
     a: Tensor
     b: Tensor
-    p: Tensor
-    q: Tensor
+    c_skip: Tensor
+    c_out: Tensor
 
 
-def _eps(level: Level, sigma_data: float) -> Coefficients:
+def eps(level: Level, sigma_data: float) -> Coefficients:
     """The noise (Ho et al. 2020)."""
     _needs_signal(level, "eps")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, zero + 1, 1 / level.alpha, -level.sigma / level.alpha)
 
 
-def _x0(level: Level, sigma_data: float) -> Coefficients:
+def x0(level: Level, sigma_data: float) -> Coefficients:
     """The data."""
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero + 1, zero, zero, zero + 1)
 
 
-def _v(level: Level, sigma_data: float) -> Coefficients:
+def v(level: Level, sigma_data: float) -> Coefficients:
     """v = alpha eps - sigma x_0 (Salimans & Ho 2022), with x_t first scaled to alpha^2 + sigma^2 = 1."""
     r = (level.alpha**2 + level.sigma**2).sqrt()
     return Coefficients(-level.sigma / r, level.alpha / r, level.alpha / r**2, -level.sigma / r)
 
 
-def _score(level: Level, sigma_data: float) -> Coefficients:
+def score(level: Level, sigma_data: float) -> Coefficients:
     """The score -r eps / sigma of x_t / r, which is x_t where the process preserves variance (Song et al. 2021)."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
@@ -51,42 +55,39 @@ def _score(level: Level, sigma_data: float) -> Coefficients:
     return Coefficients(zero, -r / level.sigma, 1 / level.alpha, level.sigma**2 / (level.alpha * r))
 
 
-def _score_of_state(level: Level, sigma_data: float) -> Coefficients:
+def score_of_state(level: Level, sigma_data: float) -> Coefficients:
     """The score -eps / sigma of x_t itself, which depends on the process's scale and so belongs to one process."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
 
 
-def _flow(level: Level, sigma_data: float) -> Coefficients:
+def flow(level: Level, sigma_data: float) -> Coefficients:
     """The velocity eps - x_0 of the straight path (Lipman et al. 2023)."""
     total = level.alpha + level.sigma
     one = torch.ones_like(total)
     return Coefficients(-one, one, 1 / total, -level.sigma / total)
 
 
-def _edm(level: Level, sigma_data: float) -> Coefficients:
+def edm(level: Level, sigma_data: float) -> Coefficients:
     """F in x_0 = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), for any alpha."""
     variance = level.sigma**2 + (level.alpha * sigma_data) ** 2
     return Coefficients(
         a=level.sigma / (sigma_data * variance.sqrt()),
         b=-level.alpha * sigma_data / variance.sqrt(),
-        p=level.alpha * sigma_data**2 / variance,
-        q=level.sigma * sigma_data / variance.sqrt(),
+        c_skip=level.alpha * sigma_data**2 / variance,
+        c_out=level.sigma * sigma_data / variance.sqrt(),
     )
 
 
-TARGETS: dict[str, Callable[[Level, float], Coefficients]] = {
-    "eps": _eps,
-    "x0": _x0,
-    "v": _v,
-    "score": _score,
-    "flow": _flow,
-    "edm": _edm,
-}
 SCORE_OF_STATE = "score-of-state"
 """What "score" once meant under every process, and still does for models saved then (denoiser.score_scale=state)."""
-KNOWN = {**TARGETS, SCORE_OF_STATE: _score_of_state}
+
+
+def coefficients(target: str, level: Level, sigma_data: float) -> Coefficients:
+    """Those of a target by name, at a noise level. Raises UsageError for a target that there is not."""
+    function: Target = score_of_state if target == SCORE_OF_STATE else TARGETS.find(target)
+    return function(level, sigma_data)
 
 
 def _needs_signal(level: Level, target: str) -> None:

@@ -5,8 +5,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
@@ -41,23 +39,21 @@ def tune(
         raise UsageError(f"{folder} is not yours to write to, and the times are kept there: copy it and tune the copy")
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
-        if recipe.sampler.startswith("ddpm"):
+        if SAMPLERS[recipe.sampler].random:
             raise UsageError(f"{recipe.sampler} is random: grids are searched for ddim, euler, heun, dpm++ and unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)
+    condition = model.condition(numbers)
     with bar("a fine trajectory", samples * FINE.steps) as tick:
-        trajectory = states(model, FINE, numbers)
+        trajectory = states(model, FINE, numbers, condition)
         start = target = next(trajectory).x
         for state in trajectory:
             target = state.x
             tick(samples)
     process = model.denoiser.process
-    labels = model.labels(np.arange(samples))
-    if labels is not None:
-        labels = labels.to(model.device)
     found: dict[str, Any] = {}
     for recipe in recipes:
-        denoise = recipe.denoise(model, labels)
+        denoise = recipe.denoise(model, condition)
         grid = dataclasses.replace(recipe, grid=SAMPLERS[recipe.sampler].grid).times(model)
         trials = TRIALS * recipe.steps
         with bar(f"searching {recipe.sampler} in {recipe.steps} steps", trials) as tick:

@@ -1,15 +1,17 @@
 """Tensors in files: safetensors alone, and nothing is read before names, shapes and types are those expected."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from undiffuse.errors import UndiffuseError
 from undiffuse.names import cut, listed
-from undiffuse.networks import current_name
+from undiffuse.networks import current_name, first_name
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -53,6 +55,15 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[st
                 f"{path} does not hold this model's weights: {name} is of shape {found[name]}, not {tuple(shape)}"
             )
     return read_tensors(path)
+
+
+def sha256_of_weights(network: nn.Module) -> str:
+    """Of the (first) names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((first_name(name), tensor) for name, tensor in network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -43,11 +43,11 @@ def compare(
       undiffuse compare fashion-mnist others.npz --data fashion-mnist --figure trilemma.png
     """
     from undiffuse import output
+    from undiffuse.evaluation.compare import compare as measured
+    from undiffuse.evaluation.compare import draw_trilemma, rows, to_json
+    from undiffuse.evaluation.report import conditions_line, notes
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
-    from undiffuse.metrics.compare import compare as measured
-    from undiffuse.metrics.compare import draw_trilemma, rows, to_json
-    from undiffuse.metrics.report import conditions_line, notes
 
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")

@@ -1,23 +1,14 @@
-"""What the shell offers when Tab is pressed: names alone. Where none fits, the shell completes file names itself.
-
-Nothing heavy is imported, so the names are written out here; a test holds them to those there are.
-"""
+"""What the shell offers when Tab is pressed: names alone. Where none fits, the shell completes file names itself."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from undiffuse.registry import DENSITIES, ENGINES, FEATURES, FORMATS, GRIDS, METRICS, SAMPLERS, THRESHOLDS
+
 Completion = Callable[[str], list[str]]
 
-DDPM = ("ddpm", "ddpm-large", "ddpm-learned")
-SAMPLERS = ("auto", *DDPM, "ddim", "euler", "heun", "dpm++2m", "dpm++3m", "unipc", "unipc3")
-GRIDS = ("trailing", "leading", "linspace", "quadratic", "karras", "log-snr")
-THRESHOLDS = ("clip", "dynamic", "none")
-ENGINES = ("auto", "torch", "compile", "onnxruntime")
-FEATURES = ("auto", "efficientnet-lite0", "classifier", "inception")
-METRICS = ("all", "frechet", "spatial", "kernel", "manifold", "scores", "classes", "copying", "bpd", "ode")
 SPLITS = ("test", "train", "all")
-DATA = ("emoji", "digits", "fashion-mnist", "mnist")
-FORMATS = ("diffusers", "onnx")
+DATA = ("emoji", "digits", "fashion-mnist", "mnist")  # a test holds them to those there are
 
 
 def _of(names: Iterable[str]) -> Completion:
@@ -34,5 +25,6 @@ def models(incomplete: str) -> list[str]:
     return _of(sorted(built_in) + sorted(runs))(incomplete)
 
 
-samplers, grids, thresholds, engines = map(_of, (SAMPLERS, GRIDS, THRESHOLDS, ENGINES))
-features, metrics, splits, data, formats = map(_of, (FEATURES, METRICS, SPLITS, DATA, FORMATS))
+samplers, grids, thresholds = _of(("auto", *SAMPLERS)), _of(GRIDS), _of(THRESHOLDS)
+engines, features = _of(("auto", *ENGINES)), _of(("auto", *FEATURES))
+metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES)), _of(SPLITS), _of(DATA), _of(FORMATS)

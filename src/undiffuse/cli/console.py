@@ -10,9 +10,10 @@ from typing import NoReturn
 import typer
 
 from undiffuse.errors import UsageError
+from undiffuse.registry import ENGINES
 
 FORCE: bool = typer.Option(False, "--force", help="Write over what is there already.")
-ENGINE_HELP = "auto, torch, compile or onnxruntime [the last where it is installed and pays]."
+ENGINE_HELP = f"auto, {', '.join(ENGINES)} [the last where it is installed and pays]."
 
 
 def say(message: str) -> None:

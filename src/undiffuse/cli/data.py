@@ -57,7 +57,8 @@ def show(
     import numpy as np
 
     from undiffuse import output
-    from undiffuse.data import load
+    from undiffuse.data import by, load
+    from undiffuse.domains import domain_of
     from undiffuse.plots import save_grid
 
     output.claim({"--out": out}, force, {"--out": [".png"]})
@@ -66,8 +67,8 @@ def show(
 
     with bar("reading") as tick:
         data = load(name, split, size=size, skip_corrupt=skip_corrupt, progress=tick)
-    height, width, channels = data.shape
-    say(f"{data.name} ({data.split}): {len(data)} images of {height}x{width}x{channels}; licence: {data.licence}")
+    domain = domain_of(data)
+    say(f"{data.name} ({data.split}): {len(data)} {domain.noun} of {by(data.shape)}; licence: {data.licence}")
     say(f"fingerprint {data.fingerprint[:16]}")
     columns = 16
     if data.labels is not None and data.classes:

@@ -43,8 +43,9 @@ def demo(
         raise typer.Exit(outcome.exit_code)
     model, recipe = load(run), Recipe()
     with bar("sampling", 64 * recipe.steps) as tick:
-        images, _ = generate_shared(model, recipe, 64, tick=tick)
-    built_in, _ = generate_shared(load("emoji"), recipe, 64)
+        images = generate_shared(model, recipe, 64, model.condition(range(64)), tick=tick)
+    reference = load("emoji")
+    built_in = generate_shared(reference, recipe, 64, reference.condition(range(64)))
     if images is None or built_in is None:  # another process of a torchrun tells
         return
     save_grid(load_data("emoji").images[::27], data)

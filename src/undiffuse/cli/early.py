@@ -1,22 +1,22 @@
 """What a command can refuse before it loads torch, which takes seconds: models and names that there are not."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
-CHOICES = {
-    "sampler": (
-        *("auto", "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "heun"),
-        *("dpm++2m", "dpm++3m", "unipc", "unipc3"),
-    ),
-    "grid": ("trailing", "leading", "linspace", "quadratic", "karras", "log-snr"),
-    "threshold": ("clip", "dynamic", "none"),
-    "engine": ("auto", "torch", "compile", "onnxruntime"),
-    "format": ("diffusers", "onnx"),
+from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS
+
+CHOICES: dict[str, Iterable[str]] = {
+    "sampler": ("auto", *SAMPLERS),
+    "grid": GRIDS,
+    "threshold": THRESHOLDS,
+    "engine": ("auto", *ENGINES),
+    "format": FORMATS,
 }
-"""Option -> the names it takes, written out here because what they name needs torch; a test holds them to those."""
+"""Option -> the names it takes."""
 
 
 class EarlyCommand(TyperCommand):
@@ -35,7 +35,7 @@ class EarlyCommand(TyperCommand):
         return super().invoke(ctx)
 
 
-def _check_name(what: str, name: str, names: tuple[str, ...]) -> None:
+def _check_name(what: str, name: str, names: Iterable[str]) -> None:
     from undiffuse.errors import UsageError
     from undiffuse.names import nearest, shown
 

@@ -11,9 +11,10 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, FORCE, numbers, say, table
 from undiffuse.progress import bar
+from undiffuse.registry import FEATURES
 
 SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
-FEATURES_HELP = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function."
+FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
 N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
 METRICS_HELP = (
     "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
@@ -77,11 +78,11 @@ def evaluate(
     """
     from undiffuse import output
     from undiffuse.errors import UsageError
+    from undiffuse.evaluation import evaluate as measured
+    from undiffuse.evaluation.report import conditions_line, headings, notes, rows, write_report
     from undiffuse.files import write_json
     from undiffuse.generate import Recipe
-    from undiffuse.metrics import evaluate as measured
     from undiffuse.metrics.measure import parse_groups
-    from undiffuse.metrics.report import conditions_line, headings, notes, rows, write_report
 
     output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -149,9 +150,9 @@ def _refuse(context: typer.Context, metrics: str) -> None:
 def _density(metric: str, given: dict[str, Any]) -> None:
     """Bits per dimension: a table, and a page with the terms over time. `given`: the options that have a value."""
     from undiffuse import output
+    from undiffuse.evaluation import density, ode_density
+    from undiffuse.evaluation.density_report import HEADINGS, rows, sentence, write_report
     from undiffuse.files import write_json
-    from undiffuse.likelihood import density, ode_density
-    from undiffuse.likelihood.report import HEADINGS, rows, sentence, write_report
     from undiffuse.model import load
 
     if given["bound"].isdecimal():

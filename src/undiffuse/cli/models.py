@@ -15,6 +15,8 @@ def models() -> None:
     from rich.table import Table
 
     from undiffuse.card import BUILT_IN, built_in, read_card
+    from undiffuse.data import by
+    from undiffuse.domains import domain_of
     from undiffuse.names import listed
 
     table = Table("name", "learnt", "classes", "size", "trained")
@@ -23,13 +25,12 @@ def models() -> None:
         folder = BUILT_IN / name
         _, data, training, measured = read_card(folder)
         size = (folder / "weights.safetensors").stat().st_size / 1e6
-        height, width, channels = data.shape
         told = f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}"
         if measured:
             told += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
         table.add_row(
             name,
-            f"{data.count} images of {height}x{width}x{channels} ({data.licence})",
+            f"{data.count} {domain_of(data).noun} of {by(data.shape)} ({data.licence})",
             listed(data.learnt),
             f"{size:.1f} MB",
             told,

@@ -9,6 +9,7 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, FORCE, say
 from undiffuse.progress import bar
+from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
 
 def sample(
@@ -18,18 +19,18 @@ def sample(
     n: int = typer.Option(64, "-n", min=1, help="How many."),
     sampler: str = typer.Option(
         "auto",
-        help="auto (by the steps), ddpm, ddpm-large, ddpm-learned, ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3.",
+        help=f"auto (by the steps), {', '.join(SAMPLERS)}.",
         autocompletion=complete.samplers,
     ),
     steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
     eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
     grid: str = typer.Option(
         None,
-        help="trailing, leading, linspace, quadratic, karras, log-snr [the sampler's own].",
+        help=f"{', '.join(GRIDS)} [the sampler's own].",
         autocompletion=complete.grids,
     ),
     threshold: str = typer.Option(
-        "clip", help="Of predicted images: clip, dynamic or none.", autocompletion=complete.thresholds
+        "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
     class_name: str = typer.Option(None, "--class", help="All of one class (a name or a number)."),
     seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),
@@ -60,8 +61,7 @@ def sample(
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
     output.check(out, n, force)
 
-    import torch
-
+    from undiffuse.conditions import Labels
     from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
     from undiffuse.model import load
@@ -69,10 +69,11 @@ def sample(
     loaded = load(model, device)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
-    labels = None if class_name is None else torch.full((n,), loaded.label(class_name))
+    condition = loaded.condition(range(n)) if class_name is None else loaded.of_class(class_name, n)
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
-        images, all_labels = generate_shared(loaded, recipe, n, labels=labels, batch_size=batch_size, tick=tick)
+        images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick)
     if images is not None:
-        written = output.write(out, images, all_labels, loaded.data.classes, force)
+        labels = condition.index.cpu().numpy() if isinstance(condition, Labels) else None
+        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force)
         say(f"{written} ({recipe.evaluations} evaluations of the network each, by {loaded.engine})")

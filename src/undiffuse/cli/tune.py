@@ -5,6 +5,9 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
 from undiffuse.progress import bar
+from undiffuse.registry import SAMPLERS
+
+DETERMINISTIC = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.random)
 
 
 def tune(
@@ -13,7 +16,7 @@ def tune(
     ),
     sampler: str = typer.Option(
         "auto",
-        help="auto (by the steps), ddim, euler, heun, dpm++2m, dpm++3m, unipc, unipc3.",
+        help=f"auto (by the steps), {DETERMINISTIC}.",
         autocompletion=complete.samplers,
     ),
     steps: str = typer.Option("5,8,10", help="The numbers of steps to find times for."),

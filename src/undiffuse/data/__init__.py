@@ -1,8 +1,7 @@
 """Data sets in, memory-mapped uint8 images out."""
 
-from undiffuse.data.cache import cache_dir
 from undiffuse.data.entries import Entry, catalogue
 from undiffuse.data.imageset import ImageSet, MixedSizes, by
 from undiffuse.data.loading import load, stored_sizes
 
-__all__ = ["Entry", "ImageSet", "MixedSizes", "by", "cache_dir", "catalogue", "load", "stored_sizes"]
+__all__ = ["Entry", "ImageSet", "MixedSizes", "by", "catalogue", "load", "stored_sizes"]

@@ -12,9 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from undiffuse.data import cache, policy
+from undiffuse.cache import writing
+from undiffuse.data import policy
 from undiffuse.data.imageset import MixedSizes, by
 from undiffuse.data.source import Content, Header
+from undiffuse.data.stored import finish
 from undiffuse.errors import UndiffuseError
 
 SHOWN = 10
@@ -39,7 +41,7 @@ def build(
     UndiffuseError with one report of every image that cannot be read, in either split, unless `skip_corrupt` leaves
     them out, and when none remain.
     """
-    with _quiet_pillow(), cache.writing(folder) as temporary:
+    with _quiet_pillow(), writing(folder) as temporary:
         size, channels = _decide(content, size, channels)
         good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
         skipped, remarks = len(reasons), list(content.remarks)
@@ -63,7 +65,7 @@ def build(
             "skipped": skipped,
             "remarks": remarks,
         }
-        cache.finish(temporary, labels, facts)
+        finish(temporary, labels, facts)
 
 
 @contextlib.contextmanager

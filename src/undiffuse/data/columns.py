@@ -18,20 +18,25 @@ CLASS_WORDS = (
 
 
 def image_column(name: str, schema: "Schema") -> str:
-    """The one image column: by its type, else one that stores encoded files (bytes, or bytes with a path)."""
-    from pyarrow import types
+    """The one image column: by its type, else one that stores encoded files (bytes, or bytes with a path).
 
-    def of_files(kind: "DataType") -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    Bytes in a column that is called one of CLASS_WORDS are the classes' names if another can be the images.
+    """
+    from pyarrow import types
 
     def storable(kind: "DataType") -> bool:
         if types.is_struct(kind):
-            return any(part.name == "bytes" and of_files(part.type) for part in map(kind.field, range(kind.num_fields)))
-        return of_files(kind)
+            return any(
+                part.name == "bytes" and is_binary(part.type) for part in map(kind.field, range(kind.num_fields))
+            )
+        return is_binary(kind)
 
+    if twice := sorted({column for column in schema.names if schema.names.count(column) > 1}):
+        raise UsageError(f"{name}: several columns are called {some(twice)}; rename them")
     stored = [column.name for column in schema if storable(column.type)]
     typed = [column for column, feature in features(schema).items() if feature.get("_type") == "Image"]
-    found = [column for column in stored if column in typed] or stored
+    others = [column for column in stored if not any(column.lower() in words for words in CLASS_WORDS)]
+    found = [column for column in stored if column in typed] or others or stored
     if len(found) != 1:
         columns = [f"{column.name} ({_short(column.type)})" for column in schema]
         raise UsageError(
@@ -42,18 +47,32 @@ def image_column(name: str, schema: "Schema") -> str:
     return found[0]
 
 
-def class_columns(schema: "Schema") -> list[str]:
-    """The columns that could each hold the classes: those of type ClassLabel, else by name, else the categorical ones.
+def is_binary(kind: "DataType") -> bool:
+    """Whether an Arrow type is of bytes, each value of its own length."""
+    from pyarrow import types
 
-    Only one alone is certain.
+    return any(is_one(kind) for is_one in (types.is_binary, types.is_large_binary, types.is_binary_view))
+
+
+def is_text(kind: "DataType") -> bool:
+    """Whether an Arrow type is of texts."""
+    from pyarrow import types
+
+    return any(is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view))
+
+
+def class_columns(schema: "Schema", image: str) -> list[str]:
+    """The columns, other than `image`, that could each hold the classes; only one alone is certain.
+
+    They are those of type ClassLabel, else by name, else the categorical ones.
     """
     from pyarrow import types
 
     def usable(column: str) -> bool:
         kind = schema.field(column).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
-        return any(is_one(kind) for is_one in kinds)
+        kinds = (types.is_integer, types.is_floating, types.is_boolean, is_text, is_binary)
+        return column != image and any(is_one(kind) for is_one in kinds)
 
     def called(words: Sequence[str]) -> list[str]:
         return [column for column in schema.names if column.lower() in words and usable(column)]

@@ -1,23 +1,29 @@
-"""What a data set is to the rest of the package: images, and what is known about them."""
+"""What a data set is to the rest of the package: its rows, pictures mostly, and what is known about them."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undiffuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from undiffuse.conditions import Condition
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """One split of a data set, ready to train on.
 
-    images       uint8 (N, H, W, C), C in {1, 3}; a read-only memory map
+    images       rows of the domain, a read-only memory map: of pictures, uint8 (N, H, W, C) with C in {1, 3}
     labels       int64 (N,), each an index into `classes`; None when unlabelled
     classes      class names, () when unlabelled
     names        one name per image, () when there are none
     licence      as its publisher states it, "not stated" otherwise
     fingerprint  sha256 over images, labels and classes: what a model card and reference statistics quote
     skipped      how many unreadable images `skip_corrupt` left out
+    domain       what the rows are: a name in undiffuse.domains.DOMAINS
     """
 
     name: str
@@ -29,15 +35,26 @@ class ImageSet:
     licence: str
     fingerprint: str
     skipped: int = 0
+    domain: str = "pictures"
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def condition(self) -> "Condition | None":
+        """What models are told of each image, one row per image: its label, where there are classes."""
+        import torch  # which reading data does without
+
+        from undiffuse.conditions import Labels
+
+        if self.labels is None or not self.classes:
+            return None
+        return Labels(torch.tensor(self.labels, dtype=torch.int64), len(self.classes))
+
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
+    def shape(self) -> tuple[int, ...]:
+        """Of a row: (H, W, C) of pictures."""
+        return self.images.shape[1:]
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -10,8 +10,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from undiffuse.cache import cache_dir
 from undiffuse.data import idx
-from undiffuse.data.cache import cache_dir
 from undiffuse.data.source import Source
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file

@@ -26,6 +26,7 @@ def plain(where: str, labels: np.ndarray, count: int) -> np.ndarray:
     if labels.dtype.kind == "S":
         labels = texts(where, labels)
     if labels.dtype.kind == "f" and labels.ndim == 1:
+        labels = labels.astype(np.float64)  # the bound below is none of float16
         whole = np.isfinite(labels) & (labels == np.rint(labels)) & (np.abs(labels) < 2**53)
         if not whole.all():
             raise UsageError(f"{where}: {np.count_nonzero(~whole):,} of {labels.size:,} are not whole numbers")

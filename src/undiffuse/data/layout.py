@@ -17,6 +17,7 @@ SPLIT = re.compile(
     r"[-_ ]*(?:set|data|split|images?|imgs?|(?:19|20)\d\d)?",
     re.IGNORECASE,
 )
+HELD_OUT = ("test", "val")  # which of them is taken where there are both
 NO_CLASS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "data"})
 
 
@@ -40,18 +41,34 @@ def role(name: str) -> str | None:
     return found.lastgroup if found else None
 
 
+def _hints(name: str) -> set[str]:
+    """The splits that a name of another meaning speaks of: trainA, test.v1, train_cat."""
+    words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    return {split for word in words if word and (split := role(word))}
+
+
 def arrange(root: Path, found: Found) -> Layout:
     """Splits and classes of the pictures under `root`. Raises UsageError where they would be a guess."""
     place = readable(str(root))
     seen = [*found.pictures, *found.unread]
     depth, remarks = _unwrap(place, seen)
     roles = {top: role(top) for top in sorted(_tops(seen, depth))}
-    trains, held_out = ([top for top in roles if roles[top] in kind] for kind in (("train",), ("test", "val")))
+    trains, held_out = ([top for top in roles if roles[top] in kind] for kind in (("train",), HELD_OUT))
     if trains and held_out:
         return _split(place, found, depth, roles, remarks)
     if trains or held_out:
         remarks.append(_no_split(place, found.pictures, depth, roles))
+    elif _are_both({role(part) for part in _tops(seen, depth + 1)}):
+        return _split_in_classes(place, found, depth, remarks)
+    else:
+        remarks += _like_splits(place, list(roles))
+    remarks += _without_pictures(place, found, depth)
     return Layout(found.pictures, _classes(place, found, depth), None, remarks)
+
+
+def _are_both(kinds_of_split: set[str | None]) -> bool:
+    """Whether there is a split to train on and one to hold out."""
+    return "train" in kinds_of_split and not kinds_of_split.isdisjoint(HELD_OUT)
 
 
 def _tops(files: Sequence[PurePosixPath], depth: int) -> set[str]:
@@ -67,16 +84,16 @@ def _loose(files: Sequence[PurePosixPath], depth: int) -> list[PurePosixPath]:
 def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
     """How many levels of folders only wrap the others, and what to say of it.
 
-    A folder that holds all pictures, none of them directly, is a wrapper. So is a lone train/ or test/. But where a
-    chain of wrappers ends in one folder, there is one class, and it has the name of the first.
+    A folder that holds all pictures, none of them directly, is a wrapper. So is a lone train/, test/ or images/. But
+    where a chain of wrappers ends in one folder, there is one class, and it has the name of the first.
     """
     depth = settled = 0
     remarks = []
     while len(tops := _tops(files, depth)) == 1 and not _loose(files, depth):
         only = tops.pop()
-        if role(only):
+        if role(only) or only.lower() in NO_CLASS:
             settled = depth + 1
-            if role(only) != "train":
+            if role(only) in HELD_OUT:
                 remarks.append(f"{place}: there is {readable(only)}/ and no train/: its pictures are all there are")
         elif _loose(files, depth + 1):
             break
@@ -97,11 +114,43 @@ def _no_split(place: str, pictures: list[PurePosixPath], depth: int, roles: dict
     return f"{place}: {some(named)} is taken for a class, like {some(others)}; splits are train/ with test/ (or val/)"
 
 
+def _like_splits(place: str, names: list[str]) -> list[str]:
+    """A remark on classes called much like splits (trainA, testA). Raises UsageError where all of them are."""
+    hints = {name: found for name in names if (found := _hints(name))}
+    if not _are_both({hint for found in hints.values() for hint in found}):
+        return []
+    if len(hints) == len(names):
+        raise UsageError(
+            f"{place}: {some(hints)} may be splits or classes. Splits are train/ with test/ (or val/): rename them so, "
+            "or give one of them; or name classes otherwise."
+        )
+    return [f"{place}: {some(hints)} are taken for classes; splits are train/ with test/ (or val/)"]
+
+
+def _split_in_classes(place: str, found: Found, depth: int, remarks: list[str]) -> Layout:
+    """The pictures of cat/train/ and cat/test/, of which cat is the class; all must be in such folders."""
+    roles = {
+        file: role(file.parts[depth + 1]) if len(file.parts) > depth + 2 else None
+        for file in [*found.pictures, *found.unread]
+    }
+    if others := [file for file, split in roles.items() if split is None]:
+        raise UsageError(
+            f"{place}: classes have train/ and test/ (or val/) in them, but {len(others)} pictures are in neither "
+            f"({some(others[:1])}). Move them, or make train/ and test/ the first level."
+        )
+    test = next(kind for kind in HELD_OUT if kind in roles.values())
+    files = [file for file in found.pictures if roles[file] in ("train", test)]
+    if unused := len(found.pictures) - len(files):
+        remarks.append(f"{place}: {unused} pictures are in neither split and not used: validation beside test")
+    classes = _classes(place, Found(files, found.unread, [], []), depth)
+    return Layout(files, classes, [roles[file] == test for file in files], remarks)
+
+
 def _split(place: str, found: Found, depth: int, roles: dict[str, str | None], remarks: list[str]) -> Layout:
     """The pictures of train/ and of test/ or, failing that, val/; what is beside them is left out, with a remark."""
     train = _the("train", place, roles)
     test = _the("test" if "test" in roles.values() else "val", place, roles)
-    used = {train: _part(place, found, depth, train), test: _part(place, found, depth, test)}
+    used = {top: _part(place, found, depth, top, remarks) for top in (train, test)}
     unused = Counter(file.parts[depth] for file in found.pictures if not any(file in part for part in used.values()))
     if unused:
         counts = [f"{name}/ ({count})" if name in roles else name for name, count in sorted(unused.items())]
@@ -129,12 +178,12 @@ def _the(kind: str, place: str, roles: dict[str, str | None]) -> str:
     return names[0]
 
 
-def _part(place: str, found: Found, depth: int, top: str) -> dict[PurePosixPath, str | None]:
+def _part(place: str, found: Found, depth: int, top: str, remarks: list[str]) -> dict[PurePosixPath, str | None]:
     """The pictures of one split, and the class of each."""
     place = f"{place}/{readable(top)}"
-    pictures, unread = (
+    pictures, unread, bare = (
         [file for file in files if len(file.parts) > depth + 1 and file.parts[depth] == top]
-        for files in (found.pictures, found.unread)
+        for files in (found.pictures, found.unread, found.bare)
     )
     if not pictures:
         raise UsageError(
@@ -144,11 +193,23 @@ def _part(place: str, found: Found, depth: int, top: str) -> dict[PurePosixPath,
     while (
         len(tops := _tops(pictures, level)) == 1
         and not _loose(pictures, level)
-        and not _loose(pictures, level + 1)
         and (role(top := tops.pop()) or top.lower() in NO_CLASS)
     ):
         level += 1
-    return dict(zip(pictures, _classes(place, Found(pictures, unread, []), level), strict=True))
+    part = Found(pictures, unread, bare, [])
+    remarks += _without_pictures(place, part, level)
+    return dict(zip(pictures, _classes(place, part, level), strict=True))
+
+
+def _without_pictures(place: str, found: Found, depth: int) -> list[str]:
+    """A remark on folders beside those of the classes that hold no picture, and on empty splits."""
+    labelled = bool(_tops(found.pictures, depth))
+    bare = [
+        one
+        for one in found.bare
+        if len(one.parts) <= depth + 1 and (role(one.name) or (labelled and len(one.parts) == depth + 1))
+    ]
+    return [f"{place}: no pictures in {some(bare)}: no classes, nor splits"] if bare else []
 
 
 def _classes(place: str, found: Found, depth: int) -> list[str | None]:

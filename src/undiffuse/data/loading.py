@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from undiffuse.data import arrays, cache, idx, splits
+from undiffuse.cache import folder_for, locked
+from undiffuse.data import arrays, idx, splits
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.imageset import ImageSet
 from undiffuse.data.remarks import readable, some, warn
 from undiffuse.data.source import Source
+from undiffuse.data.stored import FORMAT, Stored, read
 from undiffuse.errors import UsageError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
@@ -59,11 +61,11 @@ def load(
         raise UsageError(f"the path {readable(name)} is not plain UTF-8 text: rename it, or link to it by another name")
     opened = _source(name)
     kept = ["keep_size"] if keep_size and size is None else []
-    folder = cache.folder_for("data", [cache.FORMAT, [opened.identity, split, size, channels, skip_corrupt, *kept]])
-    stored = cache.read(folder)
+    folder = folder_for("data", [FORMAT, [opened.identity, split, size, channels, skip_corrupt, *kept]])
+    stored = read(folder)
     if stored is None:
-        with cache.locked(folder):
-            stored = cache.read(folder)  # another process may have built it meanwhile
+        with locked(folder):
+            stored = read(folder)  # another process may have built it meanwhile
             if stored is None:
                 stored = _build(opened, folder, split, size, channels, skip_corrupt, bool(kept), progress)
     for remark in (*stored.remarks, *_unlearnable(stored, split)):
@@ -97,18 +99,18 @@ def _build(
     skip_corrupt: bool,
     keep_size: bool,
     progress: Callable[[int, int], None] | None,
-) -> cache.Stored:
+) -> Stored:
     from undiffuse.data.build import build, of_own_size  # Pillow is only needed when the cache has nothing
 
     content = of_own_size(source.open()) if keep_size else source.open()
     test = splits.held_out(content.count, content.labels) if content.test is None else content.test
     build(content, splits.select(test, split), folder, size, channels, skip_corrupt, progress)
-    stored = cache.read(folder)
+    stored = read(folder)
     assert stored is not None, "what was just written can be read"
     return stored
 
 
-def _unlearnable(stored: cache.Stored, split: str) -> list[str]:
+def _unlearnable(stored: Stored, split: str) -> list[str]:
     """A remark on the classes that the training images leave without a single one."""
     if split != "train" or stored.labels is None:
         return []

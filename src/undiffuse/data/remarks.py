@@ -47,4 +47,6 @@ def some(names: Iterable[object]) -> str:
 def kinds(files: Sequence[PurePosixPath]) -> str:
     """How many files there are of each kind, the commonest first: 12 .heic, 1 .jxl."""
     counts = Counter(file.suffix.lower() for file in files)
-    return ", ".join(f"{count} {readable(kind) or 'without an ending'}" for kind, count in counts.most_common(SHOWN))
+    shown = [f"{count} {readable(kind) or 'without an ending'}" for kind, count in counts.most_common(SHOWN)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(SHOWN))
+    return ", ".join([*shown, *([f"{rest} of other kinds"] if rest else [])])

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from undiffuse.data.layout import role as split_of
 from undiffuse.data.reading import reading
-from undiffuse.data.remarks import some
+from undiffuse.data.remarks import some, warn
 from undiffuse.data.source import Content, Source
 from undiffuse.data.tables import Group, Table, content
-from undiffuse.data.walk import READ
+from undiffuse.data.walk import NO_DATA, READ, WRITTEN_BY_A_RUN, is_run
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 
@@ -33,8 +33,8 @@ def open_table(path: Path) -> Source:
 def open_tables(folder: Path) -> Source | None:
     """Source over a folder of parquet or Arrow files, or one of `save_to_disk`; None for a folder without such.
 
-    A folder with pictures is one of pictures, whatever else is in it. Raises UsageError where it is not clear which
-    files are which split, or where some of a split's are missing.
+    A folder with pictures is one of pictures, and a remark names the tables in it. Raises UsageError where both may be
+    the data, where it is not clear which files are which split, or where some of a split's are missing.
     """
     if (folder / "dataset_dict.json").is_file():
         with reading(str(folder / "dataset_dict.json")):
@@ -42,8 +42,15 @@ def open_tables(folder: Path) -> Source | None:
         return _source(str(folder), {split.name: _saved(split) for split in splits})
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _source(str(folder), {"": _saved(folder)})
-    files = _files(folder)
-    return _source(str(folder), _by_split(folder, files)) if files else None
+    files, picture = _files(folder)
+    if not files or not picture:
+        return _source(str(folder), _by_split(folder, files)) if files else None
+    if any(SHARD.fullmatch(file.stem) or _word(file.stem) for file in files):
+        raise UsageError(
+            f"{folder} holds tables ({some(files)}) and pictures ({some([picture])}): give the folder of one of them"
+        )
+    warn(f"{folder}: tables are not used where there are pictures: {some(files)}")
+    return None
 
 
 def needs(package: str, what: str) -> None:
@@ -84,16 +91,20 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _files(root: Path) -> list[PurePosixPath]:
-    """The tables under `root`, relative to it, sorted; none where there are pictures; hidden ones are left out."""
-    tables = []
+def _files(root: Path) -> tuple[list[PurePosixPath], PurePosixPath | None]:
+    """The tables under `root`, relative to it, sorted, and the first picture found; hidden files are left out."""
+    tables, picture = [], None
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if is_run(subfolders, files):
+            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN if Path(folder) == root else []
+            files = files if Path(folder) == root else []
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name.lower() not in NO_DATA]
         seen = [name for name in files if not name.startswith(".")]
-        if any(PurePosixPath(name).suffix.lower() in READ for name in seen):
-            return []
-        tables += [Path(folder, name).relative_to(root) for name in seen if name.lower().endswith(SUFFIXES)]
-    return sorted(PurePosixPath(table.as_posix()) for table in tables)
+        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        pictures = (here / name for name in seen if PurePosixPath(name).suffix.lower() in READ)
+        picture = picture or next(pictures, None)
+        tables += [here / name for name in seen if name.lower().endswith(SUFFIXES)]
+    return sorted(tables), picture
 
 
 def _by_split(root: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from undiffuse.data import labels, policy
-from undiffuse.data.columns import class_columns, class_names, image_column
+from undiffuse.data.columns import class_columns, class_names, image_column, is_binary, is_text
 from undiffuse.data.layout import role as split_of
 from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content
@@ -62,7 +62,7 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
     if not split_of(train) and train:
         remarks.append(f"the only split, {train}, is the one to train on")
     image = image_column(name, schema)
-    label, why_not = _class_column(name, tables[train])
+    label, why_not = _class_column(name, tables[train], image)
     remarks += why_not
     for split in held_out:
         if missing := [column for column in (image, label) if column and column not in tables[split].schema.names]:
@@ -102,14 +102,14 @@ class Known(NamedTuple):
     values: np.ndarray
 
 
-def _class_column(name: str, train: Table) -> tuple[str | None, list[str]]:
+def _class_column(name: str, train: Table, image: str) -> tuple[str | None, list[str]]:
     """The column of classes, if one alone can be it and every row has one; else a remark on why there is none."""
-    found = class_columns(train.schema)
+    found = class_columns(train.schema, image)
     if len(found) > 1:
         return None, [f"no classes: {some(found)} could each be their column; leave only one in the data"]
     if not found:
         return None, []
-    values = _values(train, found[0])
+    values = _values(name, train, found[0])
     if values.dtype.kind == "f" and (np.isfinite(values) & (values != np.rint(values))).any():
         return None, [f"no classes: column {found[0]} holds fractions"]
     without = np.count_nonzero(~_known(name, train, found[0]).has)
@@ -118,19 +118,28 @@ def _class_column(name: str, train: Table) -> tuple[str | None, list[str]]:
     return found[0], []
 
 
-def _values(table: Table, column: str) -> np.ndarray:
-    """The values of a column, (rows,), dictionaries (pandas' categories) unfolded; None or NaN where it is null."""
+def _values(name: str, table: Table, column: str) -> np.ndarray:
+    """The values of a column, (rows,), dictionaries (pandas' categories) unfolded; None or NaN where it is null.
+
+    Bytes become texts. Raises UsageError where they are not UTF-8, and where one file has texts, another numbers.
+    """
     import pyarrow
     from pyarrow import types
 
     chunks = [chunk for group in table.groups for chunk in group.column(column).chunks]
     chunks = [chunk.dictionary_decode() if types.is_dictionary(chunk.type) else chunk for chunk in chunks]
-    return pyarrow.chunked_array(chunks).to_numpy()
+    try:
+        chunks = [chunk.cast(pyarrow.large_string()) if is_binary(chunk.type) else chunk for chunk in chunks]
+    except pyarrow.ArrowInvalid as error:
+        raise UsageError(f"{name}: column {column} holds bytes that are not UTF-8; decode them first") from error
+    if len({is_text(chunk.type) for chunk in chunks}) > 1:
+        raise UsageError(f"{name}: column {column} holds texts in one file and numbers in another")
+    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
 def _known(name: str, table: Table, column: str) -> Known:
     """A row has no class where it is null, NaN or negative (-1 is the convention of test splits without labels)."""
-    stored = _values(table, column)
+    stored = _values(name, table, column)
     texts = stored.dtype == object
     has = np.array([value is not None for value in stored]) if texts else np.isfinite(stored)
     values = np.array(stored[has].tolist()) if texts else stored[has]

@@ -22,7 +22,7 @@ READ = _endings(
 UNREAD = _endings(
     "heic heif hif jxl jxr hdp wdp flif bpg exr hdr psd psb xcf kra ora svg svgz ai eps emf wmf raw cr2 cr3 crw nef "
     "nrw dng arw srf sr2 orf rw2 raf pef ptx srw x3f 3fr fff iiq erf kdc dcr mrw mos rwl gpr dcm dicom dds icns cur "
-    "fits fit fts xpm xbm ras rgb rgba bw pic djvu cin dpx"
+    "fits fit fts xpm xbm ras rgb rgba bw pic djvu cin dpx heics heifs avci avcs jls jpeg2000 jph jhc pgx wbmp pam ktx"
 )
 NO_PICTURE = _endings(  # not worth opening to see
     "txt json jsonl csv tsv xml yaml yml toml cfg ini md rst html htm log lock db py ipynb npy npz mat h5 pt pth pkl "
@@ -36,7 +36,10 @@ NO_DATA = frozenset(
     }
 )
 WRITTEN_BY_A_RUN = frozenset({"checkpoints", "previews", "tensorboard"})
-BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+BEGINNINGS: tuple[bytes, ...] = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+BEGINNINGS += (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n")  # JPEG 2000
+UNREAD_BEGINNINGS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"8BPS\x00\x01")  # JPEG XL, Photoshop
+BRANDS = {b"avif": True, b"avis": True} | dict.fromkeys(b"heic heix heim heis hevc hevx mif1 msf1".split(), False)
 
 KIND = "pictures of kinds that are not read; convert them to PNG first"
 NAME = "pictures by their content but not by their name; give them an ending such as .png or .jpg"
@@ -47,10 +50,16 @@ LEAVINGS = "thumbnails or deleted files, by the folder's name; rename it if it i
 
 @dataclass(frozen=True)
 class Found:
-    """Paths relative to the folder, sorted: pictures to read, pictures of kinds that are not read; and remarks."""
+    """Paths relative to the folder, sorted, and remarks.
+
+    pictures  files to read
+    unread    pictures of kinds that are not read
+    bare      folders with neither of them in it, at any depth
+    """
 
     pictures: list[PurePosixPath]
     unread: list[PurePosixPath]
+    bare: list[PurePosixPath]
     remarks: list[str]
 
 
@@ -64,7 +73,9 @@ def walk(root: Path) -> Found:
     pictures: list[PurePosixPath] = []
     left_out: dict[str, list[PurePosixPath]] = defaultdict(list)
     twice: list[tuple[PurePosixPath, PurePosixPath]] = []
+    folders = set()
     for folder, names in _folders(root, left_out, twice):
+        folders.add(folder)
         for name in names:
             reason = None if name.startswith(".") else _reason(root / folder / name)
             if reason == "":
@@ -81,7 +92,9 @@ def walk(root: Path) -> Found:
     for reason, files in left_out.items():
         counts = f"{len(files)} files ({kinds(files)})" if reason in (KIND, NAME) else f"{len(files)}"
         remarks.append(f"{readable(str(root))}: left out {counts}: {reason}: {some(sorted(files))}")
-    return Found(sorted(pictures), sorted(left_out.get(KIND, ())), remarks)
+    unread = sorted(left_out.get(KIND, ()))
+    bare = folders.difference(*(file.parents for file in [*pictures, *unread]))
+    return Found(sorted(pictures), unread, sorted(bare), remarks)
 
 
 def _folders(
@@ -100,7 +113,7 @@ def _folders(
             twice.append((visited[real], here))
             subfolders.clear()
             continue
-        if _is_run(subfolders, files):
+        if is_run(subfolders, files):
             left_out[RUN].append(here)
             if here != PurePosixPath():
                 subfolders.clear()
@@ -118,7 +131,7 @@ def _refuse(error: OSError) -> None:
     raise UndiffuseError(f"cannot read the folder {readable(str(error.filename))}: {error.strerror}") from error
 
 
-def _is_run(subfolders: list[str], files: list[str]) -> bool:
+def is_run(subfolders: list[str], files: list[str]) -> bool:
     """Whether a folder of these holds a run or a model of undiffuse."""
     run = "run.json" in files and ("metrics.jsonl" in files or not WRITTEN_BY_A_RUN.isdisjoint(subfolders))
     return run or {"model.json", "weights.safetensors"} <= set(files)
@@ -144,6 +157,7 @@ def _reason(path: Path) -> str | None:
             begins = file.read(16)
     except OSError:
         return LINK if path.is_symlink() else ""  # reading it as a picture says what is wrong
-    if begins.startswith(BEGINNINGS) or (begins[:4], begins[8:12]) == (b"RIFF", b"WEBP"):
+    brand = begins[8:12] if begins[4:8] == b"ftyp" else b""
+    if begins.startswith(BEGINNINGS) or (begins[:4], begins[8:12]) == (b"RIFF", b"WEBP") or BRANDS.get(brand):
         return NAME if kind else ""
-    return None
+    return KIND if begins.startswith(UNREAD_BEGINNINGS) or brand in BRANDS else None

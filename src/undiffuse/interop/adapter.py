@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from undiffuse.build import make_denoiser, make_network
+from undiffuse.card import label_facts
+from undiffuse.conditions import Condition, Labels
 from undiffuse.config import read_config
 from undiffuse.errors import UsageError
+from undiffuse.networks import current_name
 from undiffuse.process import expand
 
 try:
@@ -56,7 +59,9 @@ class Adapter(ModelMixin, ConfigMixin):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)  # from_pretrained makes it a half, and buffers are not read from files
         try:
-            self.network = make_network(config, in_channels, len(card["data"]["classes"]))
+            share = card["data"]["class_share"]
+            self.classes = len(share)
+            self.network = make_network(config, in_channels, label_facts(share) if share else None)
             self.denoiser = make_denoiser(config, self._output)
         finally:
             torch.set_default_dtype(default)
@@ -73,24 +78,36 @@ class Adapter(ModelMixin, ConfigMixin):
                 tensor.data = old.to(tensor.device, torch.float32)
         return self
 
-    def _output(self, x: Tensor, log_snr: Tensor, labels: Tensor | None) -> Tensor:
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
+        """Diffusers' place for names that have changed: those of adapters exported by version 0.1."""
+        for name in [name for name in state_dict if current_name(name) != name]:
+            state_dict[current_name(name)] = state_dict.pop(name)
+
+    def _output(self, x: Tensor, log_snr: Tensor, condition: Condition | None) -> Tensor:
         """What the network says, in the type of x, whatever its own is."""
         half = next(self.network.parameters()).dtype
         with torch.autocast(x.device.type, half if half in HALVES else torch.bfloat16, enabled=half in HALVES):
-            output = self.network(x, log_snr, labels)
+            output = self.network(x, log_snr, condition)
         if half is torch.float16 and not output.isfinite().all():  # some networks go beyond the 65504 of float16
             weights = {name: parameter.to(x.dtype) for name, parameter in self.network.named_parameters()}
-            output = functional_call(self.network, weights, (x, log_snr, labels))
+            output = functional_call(self.network, weights, (x, log_snr, condition))
         return output.to(x.dtype)
+
+    def _condition(self, labels: Tensor | None, count: int, device: torch.device) -> Labels | None:
+        if labels is not None:
+            return Labels(labels, self.classes)
+        return Labels(torch.full((count,), self.classes, device=device), self.classes) if self.classes else None
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
-        """v at the timestep, one for the batch or one per sample; `class_labels` int64 (B,), None for no class."""
+        """v at the timestep, one for the batch or one per sample; `class_labels` int64 (B,), None for any class.
+
+        Raises ValueError for labels of a model without classes."""
         process = self.denoiser.process
         t = process.schedule.time_of(torch.as_tensor(timestep, device="cpu").double() + 1)
         x_t = sample.float() if sample.dtype in HALVES else sample
-        prediction, level = self.denoiser(x_t, t, class_labels), process.level(t)
+        prediction, level = self.denoiser(x_t, t, self._condition(class_labels, len(x_t), x_t.device)), process.level(t)
         v = expand(level.alpha, x_t) * prediction.eps - expand(level.sigma, x_t) * prediction.x0
         v = v.to(sample.dtype)
         return UNet2DOutput(sample=v) if return_dict else (v,)

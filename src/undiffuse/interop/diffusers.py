@@ -4,7 +4,6 @@ Its timestep k is our step k + 1, time (k + 1) / T. Where a network of ours is n
 as `undiffuse.interop.adapter.Adapter`, which diffusers' pipelines run where undiffuse is installed too.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,8 +89,8 @@ def import_diffusers(
     held = read_headers(path)
     config, data = _config(folder.resolve().name, home, content, found.settings, len(held))
     default_network(config.network, data.shape[:2])  # refuse a size that its levels cannot halve
-    check_shapes(home, network_shapes(config, data.shape[2], len(data.classes)), held)  # before anything is allocated
-    network = make_network(config, data.shape[2], len(data.classes))
+    check_shapes(home, network_shapes(config, data.shape[2], data.takes), held)  # before anything is allocated
+    network = make_network(config, data.shape[2], data.takes)
     network.load_state_dict(read_weights(held))
     make_denoiser(config, network)  # refuse what does not go together
     training = {
@@ -115,7 +114,7 @@ def _found(folder: Path, home: Path, scheduler: Scheduler, weights: Path, kinds:
         yield f"{home}: the averaged weights (EMA)" + f"; the last ones are in {last}" * last.is_dir()
     elif average.is_dir():
         yield f"{home}: the weights that model_index.json names; averaged ones (EMA) are in {average}"
-    if weights.name != WEIGHTS or kinds != {"float32"}:
+    if weights.name not in (WEIGHTS, f"{WEIGHTS}.index.json") or kinds != {"float32"}:
         yield f"{weights}: {' and '.join(sorted(kinds))}" + ", kept as float32" * (kinds != {"float32"})
     yield f"{scheduler.path}: {scheduler}"
     if scheduler.of_sampling:
@@ -243,6 +242,10 @@ def export_diffusers(model: Model, out: str | Path) -> Path:
     out, adapted, network = _new(out), needs_adapter(model) is not None, model.network
     if not isinstance(model.denoiser.process.schedule, Table):
         model = with_process(model, schedule="cosine")  # its network is told the log-SNR, whatever the process
+    if model.data.condition is not None:
+        raise UsageError(
+            f"diffusers has labels alone for conditions, and {model.name} takes {model.data.condition.kind}"
+        )
     table = model.denoiser.process.schedule
     assert isinstance(table, Table)
     if isinstance(network, UNet2D) and not torch.equal(network.log_snr.cpu(), step_log_snrs(table)):
@@ -291,6 +294,8 @@ def _named(table: Table) -> dict[str, Any]:
 
 def _unet_config(model: Model, adapted: bool) -> dict[str, Any]:
     """What `UNet2DModel`, or the adapter, is constructed from."""
+    if model.data.domain != "pictures":
+        raise UsageError(f"{model.name} makes {model.domain.noun}: diffusers has a place for models of pictures alone")
     height, width, channels = model.data.shape
     network = model.config.network
     shared = {
@@ -301,9 +306,7 @@ def _unet_config(model: Model, adapted: bool) -> dict[str, Any]:
         "out_channels": channels * (2 if model.config.denoiser.learned_variance and not adapted else 1),
     }
     if adapted:
-        return shared | {
-            "card": {"config": model.config.model_dump(mode="json"), "data": dataclasses.asdict(model.data)}
-        }
+        return shared | {"card": {"config": model.config.model_dump(mode="json"), "data": model.data.to_json()}}
     assert network.channels and network.attention is not None
     kinds = [
         "AttnDownBlock2D" if level in network.attention else "DownBlock2D" for level in range(len(network.channels))

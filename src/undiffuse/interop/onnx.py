@@ -1,8 +1,8 @@
 """A network as an ONNX file: what other engines, languages and browsers run.
 
 The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model of
-classes, `labels` (B,) int64 (one past the last: no class) in, `output` (B, C', H, W) out, for any B. How x follows from
-x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration that says which way.
+classes, `labels` (B,) int64 (one past the last: any class) in, `output` (B, C', H, W) out, for any B. How x follows
+from x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration that says how.
 """
 
 import json
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.conditions import Condition, Labels, check_given
+from undiffuse.conditions.labels import index_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
 from undiffuse.model import Model
@@ -27,10 +29,9 @@ MISSING = 'needs onnx and onnxruntime: pip install "undiffuse[onnx]"'
 
 def inputs(model: Model, batch: int) -> dict[str, Tensor]:
     """Made-up inputs of the network, by name, in the order that it takes them."""
-    height, width, channels = model.data.shape
     generator = torch.Generator().manual_seed(batch)
     made = {
-        "x": torch.randn(batch, channels, height, width, generator=generator),
+        "x": torch.randn(batch, *model.domain.shape, generator=generator),
         "log_snr": 4 * torch.randn(batch, generator=generator),
     }
     if isinstance(model.network, UNet2D):  # between the steps of its table, it multiplies the rounding of a log-SNR
@@ -41,6 +42,22 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
     return made
 
 
+def onnx_takes(model: Model) -> bool:
+    """Whether what the model takes, labels or nothing, can be an input of the file."""
+    return bool(model.data.classes) or model.data.takes is None
+
+
+class Plain(nn.Module):
+    """`network` with the labels as a plain tensor, which is all that the file's inputs can be."""
+
+    def __init__(self, network: nn.Module, classes: int):
+        super().__init__()
+        self.network, self.classes = network, classes
+
+    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.network(x, log_snr, None if labels is None else Labels(labels, self.classes))
+
+
 def write_onnx(model: Model, path: Path) -> None:
     """The network of `model`, which is on the CPU, as `path`. Raises UsageError where the exporter is missing."""
     try:
@@ -48,6 +65,8 @@ def write_onnx(model: Model, path: Path) -> None:
         import onnxscript  # noqa: F401  (what the exporter of PyTorch is written with)
     except ImportError:
         raise UsageError(f"the ONNX format {MISSING}") from None
+    if not onnx_takes(model):
+        raise UsageError(f"an ONNX file takes labels alone: the condition of {model.name} is of another kind")
     made = inputs(model, 2)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     level = (log := logging.getLogger("torch.onnx")).level
@@ -56,7 +75,7 @@ def write_onnx(model: Model, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model.network,
+                Plain(model.network, len(model.data.classes)),
                 tuple(made.values()),
                 dynamo=True,
                 dynamic_shapes=tuple({0: batch} for _ in made),
@@ -98,7 +117,7 @@ def largest_difference(model: Model, session: Any) -> float:
     for batch in (1, 2, 5):
         made = inputs(model, batch)
         with torch.inference_mode():
-            expected = model.network(*made.values())
+            expected = Plain(model.network, len(model.data.classes))(*made.values())
         (found,) = session.run(None, {name: value.numpy() for name, value in made.items()})
         difference = (torch.from_numpy(found) - expected).abs().max() / expected.square().mean().sqrt()
         worst = max(worst, difference.item())
@@ -129,8 +148,9 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.module, self.session, self.classes = module, session, classes
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        check_given(condition, bool(self.classes))
         feed = {"x": x.float().numpy(), "log_snr": log_snr.numpy()}
-        if self.classes:
-            feed["labels"] = (torch.full((len(x),), self.classes) if labels is None else labels).numpy()
+        if condition is not None:
+            feed["labels"] = index_of(condition, self.classes).numpy()
         return torch.from_numpy(self.session.run(None, feed)[0])

@@ -6,12 +6,12 @@ The steps' terms are estimates from the objectives that training uses (`undiffus
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
 from undiffuse.process import GaussianProcess
@@ -25,19 +25,19 @@ class Formula:
     Attributes:
         steps: T of the discrete bound (Ho et al. 2020, eq. 5), None for the continuous one (Kingma et al. 2021).
         variance: of p(x_s | x_t) in the discrete one: "small", "large", "learned", or (T,) numbers, one per step.
-        levels: how many values an element takes, evenly spaced on [-1, 1]; None: data is continuous.
+        values: how many values an element takes, evenly spaced on [-1, 1]; None: data is continuous.
     """
 
     steps: int | None
     variance: str | Tensor = "small"
-    levels: int | None = 256
+    values: int | None = 256
 
     @property
     def objective(self) -> Objective:
         """The term of the bound that a u in [0, 1) means, scaled to estimate all but the prior's."""
         if self.steps is None:
-            return partial(continuous_bound, levels=self.levels)
-        return partial(variational_bound, variance=self.variance, steps=self.steps, levels=self.levels)
+            return partial(continuous_bound, values=self.values)
+        return partial(variational_bound, variance=self.variance, steps=self.steps, values=self.values)
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def bound(
     formula: Formula,
     draws: Callable[[int], Draw],
     u: Tensor,
-    condition: Any = None,
+    condition: Condition | None = None,
 ) -> Bound:
     """The bound of every image of a batch.
 
     Args:
-        x0: data (B, ...), of `formula.levels` values on [-1, 1] where it is discrete.
+        x0: data (B, ...), of `formula.values` values on [-1, 1] where it is discrete.
         draws: number of the estimate -> its random numbers; 0 is the reconstruction's.
         u: where in the process the draws are, float64 (B, K) in [0, 1): `spread` or `every_step`.
     """
@@ -89,7 +89,7 @@ def bound(
         (1 - share) * objective(denoiser, x0, condition, inside[:, k], draws(k + 1)).cpu().double()
         for k in range(u.shape[1])
     ]
-    exact = x0.cpu().double()  # not every device has float64
+    exact = x0.cpu().double() if x0.is_floating_point() else x0.cpu()  # not every device has float64
     prior = process.marginal(exact, 1.0).kl(process.prior(exact)).flatten(1).mean(1)
     terms = torch.stack(estimates, 1) if estimates else torch.zeros(len(x0), 0, dtype=torch.float64)  # T = 1 has none
     diffusion = terms.sum(1) / max(len(estimates), 1)
@@ -120,7 +120,12 @@ def every_step(count: int, steps: int) -> Tensor:
 
 @torch.no_grad()
 def squared_errors(
-    denoiser: Denoiser, x0: Tensor, steps: int, draws: Callable[[int], Draw], u: Tensor, condition: Any = None
+    denoiser: Denoiser,
+    x0: Tensor,
+    steps: int,
+    draws: Callable[[int], Draw],
+    u: Tensor,
+    condition: Condition | None = None,
 ) -> Tensor:
     """What the predicted x_0 misses at each of T steps: the sum of mean squares, and of how many, float64 (2, T).
 

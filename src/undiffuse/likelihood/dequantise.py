@@ -1,6 +1,6 @@
 """From the density of a continuous variable to the probability of pixels: dequantisation.
 
-Pixels are levels k = 0 .. L - 1, which data have at x = 2 k / (L - 1) - 1. With u in [0, 1) for each, the points
+Pixels are values k = 0 .. L - 1, which data have at x = 2 k / (L - 1) - 1. With u in [0, 1) for each, the points
 
     y = 2 (k + u) / L - 1
 
@@ -44,23 +44,23 @@ def uniform(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return v, v.new_zeros(len(v))
 
 
-def dequantised(x: Tensor, u: Tensor, levels: int = 256) -> Tensor:
+def dequantised(x: Tensor, u: Tensor, values: int = 256) -> Tensor:
     """y in [-1, 1), float64, for data x: exact where L is a power of 2, so that floor((y + 1) L / 2) is k again."""
-    k = ((x.double() + 1) * (0.5 * (levels - 1))).round()
-    return 2 * (k + u.double()) / levels - 1
+    k = ((x.double() + 1) * (0.5 * (values - 1))).round()
+    return 2 * (k + u.double()) / values - 1
 
 
-def offset_bits(levels: int = 256) -> float:
-    """log2(L / 2), in bits per element: what bins of width 2 / L add to -log2 p(y). Exactly 7 for 256 levels."""
-    return math.log2(levels) - 1
+def offset_bits(values: int = 256) -> float:
+    """log2(L / 2), in bits per element: what bins of width 2 / L add to -log2 p(y). Exactly 7 for 256 values."""
+    return math.log2(values) - 1
 
 
-def bits_per_dim(log_prob: Tensor, elements: int, levels: int = 256) -> Tensor:
+def bits_per_dim(log_prob: Tensor, elements: int, values: int = 256) -> Tensor:
     """-log2 P(k) / D, or a bound on it, in bits per element: like `log_prob`, ln p(y) - ln q(u | x) in nats per sample.
 
     `elements` is D.
     """
-    return offset_bits(levels) - log_prob / (elements * math.log(2))
+    return offset_bits(values) - log_prob / (elements * math.log(2))
 
 
 class LogisticDequantiser(nn.Module):
@@ -104,7 +104,7 @@ def log_slope(a: Tensor) -> Tensor:
 
 
 def dequantiser_loss(
-    dequantiser: Dequantiser, log_prob: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, levels: int = 256
+    dequantiser: Dequantiser, log_prob: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, values: int = 256
 ) -> Tensor:
     """The bound on -log2 P(k) with `dequantiser`, in bits per element: its mean over the batch, to be minimised.
 
@@ -114,5 +114,5 @@ def dequantiser_loss(
             the network, the ODE a hundred.
     """
     u, log_q = dequantiser(x, v)
-    y = dequantised(x, u, levels).to(x.dtype)
-    return bits_per_dim(log_prob(y) - log_q, x[0].numel(), levels).mean()
+    y = dequantised(x, u, values).to(x.dtype)
+    return bits_per_dim(log_prob(y) - log_q, x[0].numel(), values).mean()

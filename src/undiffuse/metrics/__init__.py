@@ -1,6 +1,6 @@
-"""Quality, diversity and copying, measured with intervals, a floor and their conditions."""
+"""Features of images, and what is measured in them: distances, manifolds, scores, copying, with their intervals."""
 
-from undiffuse.metrics.evaluate import Evaluation, evaluate
 from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.measure import GROUPS, METRICS, measure
 
-__all__ = ["Evaluation", "Measure", "evaluate"]
+__all__ = ["GROUPS", "METRICS", "Measure", "measure"]

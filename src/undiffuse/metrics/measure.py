@@ -9,13 +9,12 @@ import numpy as np
 
 from undiffuse.errors import UsageError
 from undiffuse.metrics.blocks import pick
-from undiffuse.metrics.features import Extractor
+from undiffuse.metrics.features import Extracted, Extractor
 from undiffuse.metrics.frechet import measure_frechet
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.kernel import measure_kernel
 from undiffuse.metrics.manifold import measure_copying, measure_manifold, nearest
 from undiffuse.metrics.scores import class_entropy, inception_score, recognised
-from undiffuse.metrics.store import Extracted
 
 Better = Literal["lower", "higher", None]
 FEWEST = 2  # of samples; what needs more is left out
@@ -133,7 +132,7 @@ GROUPS: dict[str, Callable[[Subject, Reference, Extractor], Values]] = {
 }
 GROUP_HELP = (
     "frechet (FID with inception), spatial (sFID), kernel (KID), manifold (precision, recall, density, coverage), "
-    "scores (Inception score), classes (entropy, recognised), copying"
+    "scores (Inception score), classes (entropy, recognised), copying; or bpd, ode (of a model, not of samples)"
 )
 
 

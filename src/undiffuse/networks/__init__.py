@@ -1,4 +1,4 @@
-"""Networks. They know nothing of diffusion: a tensor, a log-SNR and labels in, a tensor out.
+"""Networks. They know nothing of diffusion: a tensor, a log-SNR and a condition in, a tensor out.
 
 `network.matrices()` names the weights that Muon takes: those that are matrices mixing features.
 """
@@ -7,6 +7,6 @@ from undiffuse.networks.mlp import MLP
 from undiffuse.networks.pixels import PixelUNet
 from undiffuse.networks.unet import UNet
 from undiffuse.networks.unet2d import UNet2D
-from undiffuse.networks.values import current_name
+from undiffuse.networks.values import current_name, first_name
 
-__all__ = ["MLP", "PixelUNet", "UNet", "UNet2D", "current_name"]
+__all__ = ["MLP", "PixelUNet", "UNet", "UNet2D", "current_name", "first_name"]

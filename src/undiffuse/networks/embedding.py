@@ -1,33 +1,36 @@
-"""How networks are told the noise level and the class."""
+"""How networks are told the noise level and the condition."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from undiffuse.conditions import Condition, Encoders, check_given
+
 
 class Conditioning(nn.Module):
-    """The log-SNR (B,) float32 and labels (B,) int64 as one vector (B, width).
+    """The log-SNR (B,) float32 and the condition of B samples as one vector (B, width).
 
-    Sinusoids of the log-SNR from one radian per unit down to one per 32 units, then two layers; the class adds an
-    embedding. Label `classes` (one past the last) means no class, as does `labels=None`.
+    Sinusoids of the log-SNR from one radian per unit down to one per 32 units, then two layers; what each of `encoders`
+    makes of the condition is added.
     """
 
-    def __init__(self, width: int, classes: int = 0, frequencies: int = 32):
+    def __init__(self, width: int, encoders: Encoders | None = None, frequencies: int = 32):
         super().__init__()
-        self.classes = classes
         self.register_buffer("frequencies", torch.logspace(0, -math.log10(32), frequencies), persistent=False)
         self.frequencies: Tensor
         self.layers = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.encoders = tuple(encoders or ())  # their names: the weights in a model's folder go by them
+        for name, encoder in (encoders or {}).items():
+            self.add_module(name, encoder(width))
 
-    def forward(self, log_snr: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, log_snr: Tensor, condition: Condition | None) -> Tensor:
+        """Raises ValueError for a condition that is missing or not taken."""
+        check_given(condition, bool(self.encoders))
         angles = log_snr[:, None] * self.frequencies
         vector = self.layers(torch.cat([angles.cos(), angles.sin()], 1))
-        if self.label is not None:
-            if labels is None:
-                labels = torch.full((len(log_snr),), self.classes, device=log_snr.device)
-            vector = vector + self.label(labels)
+        for name in self.encoders:
+            vector = vector + self.get_submodule(name)(condition)
         return nn.functional.silu(vector)
 
 

@@ -2,18 +2,21 @@
 
 from torch import Tensor, nn
 
+from undiffuse.conditions import Condition, Encoders
 from undiffuse.networks.embedding import Conditioning, zero_
 
 
 class MLP(nn.Module):
-    """Residual layers, each conditioned on the noise level and the class: (B, inputs) -> (B, outputs).
+    """Residual layers, each conditioned on the noise level and the condition: (B, inputs) -> (B, outputs).
 
     The arguments of `forward` are those of `UNet`.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, width: int = 128, blocks: int = 3, classes: int = 0):
+    def __init__(
+        self, inputs: int, outputs: int, *, width: int = 128, blocks: int = 3, encoders: Encoders | None = None
+    ):
         super().__init__()
-        self.conditioning = Conditioning(width, classes)
+        self.conditioning = Conditioning(width, encoders)
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -24,8 +27,8 @@ class MLP(nn.Module):
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_(nn.Linear(width, outputs)))
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
-        conditioning = self.conditioning(log_snr, labels)
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        conditioning = self.conditioning(log_snr, condition)
         x = self.stem(x)
         for block, shift in zip(self.blocks, self.shifts, strict=True):
             x = x + block(x + shift(conditioning))

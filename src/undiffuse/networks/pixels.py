@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.conditions import Condition, Encoders
 from undiffuse.networks.embedding import zero_
 from undiffuse.networks.unet import UNet, norm
 from undiffuse.networks.values import Values
 
 
 class PixelUNet(UNet):
-    """x (B, inputs, H, W), log-SNR (B,), labels (B,) int64 or None -> (B, outputs, H, W).
+    """x (B, inputs, H, W), log-SNR (B,), condition or None -> (B, outputs, H, W).
 
     Args:
         head: channels at full resolution, per pixel, of a layer before the output; 0 for none.
@@ -38,7 +39,7 @@ class PixelUNet(UNet):
         channels: tuple[int, ...] = (64, 128),
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
-        classes: int = 0,
+        encoders: Encoders | None = None,
         dropout: float = 0.0,
         head: int = 0,
         fourier: tuple[float, ...] = (),
@@ -56,7 +57,7 @@ class PixelUNet(UNet):
             channels=channels,
             blocks=blocks,
             attention=attention,
-            classes=classes,
+            encoders=encoders,
             dropout=dropout,
         )
         self.inputs, self.outputs, self.fourier, self.kernel, self.values = inputs, outputs, fourier, kernel, read
@@ -66,8 +67,8 @@ class PixelUNet(UNet):
             self.out.reset_parameters()  # the head's last layer is what begins at zero
             self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, made, 1)))
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
-        conditioning = self.conditioning(log_snr, labels)
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        conditioning = self.conditioning(log_snr, condition)
         seen = [x, *(wave(frequency * x) for frequency in self.fourier for wave in (torch.sin, torch.cos))]
         if self.values:
             with torch.autocast(x.device.type, enabled=False):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.conditions import Condition, Encoders
 from undiffuse.networks.embedding import Conditioning, zero_
 
 Resample = Literal["down", "up"] | None
@@ -124,7 +125,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """x (B, inputs, H, W) or (B, inputs, L), log-SNR (B,), labels (B,) int64 or None -> (B, outputs, ...).
+    """x (B, inputs, H, W) or (B, inputs, L), log-SNR (B,), condition or None -> (B, outputs, ...).
 
     Args:
         inputs, outputs: channels of the data and of the output.
@@ -133,7 +134,7 @@ class UNet(nn.Module):
         channels: the width at each resolution, each half of the one before.
         blocks: residual blocks per resolution, on the way down and on the way up.
         attention: the resolutions with attention after each block (0 is the first).
-        classes: how many classes there are; 0 for none.
+        encoders: of the condition that it takes; None: it takes none.
     """
 
     def __init__(
@@ -146,13 +147,13 @@ class UNet(nn.Module):
         channels: tuple[int, ...] = (64, 128),
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
-        classes: int = 0,
+        encoders: Encoders | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.patch, conv = patch, CONVOLUTION[dims]
         width = 4 * channels[0]
-        self.conditioning = Conditioning(width, classes)
+        self.conditioning = Conditioning(width, encoders)
         self.stem = conv(inputs * patch**dims, channels[0], 3, padding=1)
 
         def stage(index: int, before: int, resample: Resample = None) -> Stage:
@@ -175,8 +176,8 @@ class UNet(nn.Module):
         self.norm = norm(now)
         self.out = zero_(conv(now, outputs * patch**dims, 3, padding=1))
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.body(x, self.conditioning(log_snr, labels))
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.body(x, self.conditioning(log_snr, condition))
 
     def body(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """The U itself, for a conditioning vector (B, width)."""

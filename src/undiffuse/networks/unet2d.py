@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.conditions import Condition, check_given
+from undiffuse.conditions.labels import index_of
 from undiffuse.networks.embedding import zero_
 from undiffuse.networks.unet import convolution_weights
 
@@ -177,15 +179,16 @@ class Up(Level):
 
 
 class UNet2D(nn.Module):
-    """(B, inputs, H, W), log-SNR (B,), labels (B,) int64 or None -> (B, outputs, H, W).
+    """(B, inputs, H, W), log-SNR (B,), `Labels` or None -> (B, outputs, H, W).
 
-    H and W must be multiples of 2^(levels - 1). Label `classes` (one past the last) means no class, as None does: no
-    class embedding is added then.
+    H and W must be multiples of 2^(levels - 1). To a sample of any class no class embedding is added; without classes
+    the network takes no condition, None.
 
     Args:
         inputs, outputs: channels of the image and of the output.
         log_snr: (T + 1,), falling: the log-SNRs at the steps 0 .. T of the table it learns on; 0 is the data.
-        channels, blocks, attention, classes, dropout: as `UNet` has them.
+        channels, blocks, attention, dropout: as `UNet` has them.
+        classes: how many classes there are; 0 for none.
         options: the rest.
 
     Raises ValueError where the options do not fit the channels.
@@ -271,11 +274,13 @@ class UNet2D(nn.Module):
         waves = torch.cat(parts[::-1] if self.options.flip_sin_to_cos else parts, 1)
         return functional.pad(waves, (0, self.width % 2))
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        check_given(condition, self.class_embedding is not None)
         if self.options.center_input_sample:
             x = 2 * x - 1
         embedding = self.time_embedding(self.sinusoids(self.timestep(log_snr)).to(x.dtype))
-        if self.class_embedding is not None and labels is not None:
+        if self.class_embedding is not None and condition is not None:
+            labels = index_of(condition, self.classes)
             known = (labels < self.classes)[:, None]
             embedding = embedding + known * self.class_embedding(labels.clamp(max=self.classes - 1))
         x = self.conv_in(x)

@@ -27,7 +27,16 @@ OLD_NAMES = {
 
 def current_name(name: str) -> str:
     """The name of a weight today, from the one that a model folder has it under."""
-    return re.sub(rf"(?<=\bvalues\.)({'|'.join(OLD_NAMES)})\b", lambda match: OLD_NAMES[match[1]], name)
+    return _renamed(name, OLD_NAMES)
+
+
+def first_name(name: str) -> str:
+    """The name that a weight had first, from today's: fingerprints are taken under it, and so stay what they were."""
+    return _renamed(name, {new: old for old, new in OLD_NAMES.items()})
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    return re.sub(rf"(?<=\bvalues\.)({'|'.join(names)})\b", lambda match: names[match[1]], name)
 
 
 class Values(nn.Module):

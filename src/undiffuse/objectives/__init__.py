@@ -2,16 +2,16 @@
 
 from undiffuse.objectives.bound import (
     continuous_bound,
-    discretised_log_prob,
     first_share,
     hybrid,
     step_times,
     variational_bound,
 )
 from undiffuse.objectives.importance import Importance
-from undiffuse.objectives.losses import Objective, weighted_error
-from undiffuse.objectives.times import DRAWS, TIME_SAMPLERS, TimeSampler, log_normal
-from undiffuse.objectives.weighting import WEIGHTINGS, Weighting
+from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
+from undiffuse.objectives.times import TimeSampler, log_normal
+from undiffuse.objectives.weighting import Weighting
+from undiffuse.registry import DRAWS, TIME_SAMPLERS, WEIGHTINGS
 
 __all__ = [
     "DRAWS",
@@ -22,9 +22,10 @@ __all__ = [
     "TimeSampler",
     "Weighting",
     "continuous_bound",
-    "discretised_log_prob",
+    "edm_loss",
     "first_share",
     "hybrid",
+    "l_simple",
     "log_normal",
     "step_times",
     "variational_bound",

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undiffuse.denoiser import Denoiser, level_logits
+from undiffuse.conditions import Condition
+from undiffuse.denoiser import Denoiser
+from undiffuse.discretised import discretised_log_prob, value_log_prob, value_logits
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import (
-    Categorical,
     Level,
     Normal,
     Prediction,
@@ -47,12 +48,12 @@ def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
 def variational_bound(
     denoiser: Denoiser,
     x0: Tensor,
-    condition: Any,
+    condition: Condition | None,
     u: Tensor,
     draw: Draw,
     variance: str | Tensor = "small",
     steps: int | None = None,
-    levels: int | None = 256,
+    values: int | None = 256,
 ) -> Tensor:
     """T times the term floor(u T) of L_0 + ... + L_{T-1}, in nats/dimension.
 
@@ -64,17 +65,19 @@ def variational_bound(
             beta_1 unless it is given (the code of Ho et al. 2020 takes the posterior's at the second step instead); a
             denoiser of the target "levels" is its own decoder.
         steps: T; by default the schedule's own, or 1000 for a continuous one.
-        levels: how many values a data element takes, evenly spaced on [-1, 1]; None: data is continuous.
+        values: how many values a data element takes, evenly spaced on [-1, 1]; None: data is continuous.
     """
     times = step_times(denoiser.process.schedule, steps)
     index = _index(u, len(times) - 1)
     t = times[index + 1]
     x_t = denoiser.process.corrupt(x0, t, draw)
     prediction = denoiser(x_t, t, condition)
-    return (len(times) - 1) * _terms(denoiser.process, prediction, x0, x_t, times, index, variance, levels)
+    return (len(times) - 1) * _terms(denoiser.process, prediction, x0, x_t, times, index, variance, values)
 
 
-def hybrid(denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, steps: int | None = None) -> Tensor:
+def hybrid(
+    denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, steps: int | None = None
+) -> Tensor:
     """L_simple + 0.001 L_vlb, where the bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
 
     The bound is in nats/dimension; its gradient does not reach the mean.
@@ -91,7 +94,7 @@ def hybrid(denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw
 
 
 def continuous_bound(
-    denoiser: Denoiser, x0: Tensor, condition: Any, u: Tensor, draw: Draw, levels: int | None = 256
+    denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, values: int | None = 256
 ) -> Tensor:
     """The reconstruction term, or the integrand of the diffusion term, of the bound with T -> infinity, nats/dimension.
 
@@ -111,7 +114,7 @@ def continuous_bound(
         at = first.nonzero().flatten().to(x0.device)
         logits = None if prediction.logits is None else prediction.logits[at]
         level = denoiser.process.level(schedule.t_min)
-        reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, logits, levels)
+        reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, logits, values)
         bound = bound.index_copy(0, at, reconstruction.flatten(1).mean(1) / RECONSTRUCTION)
     return bound
 
@@ -140,7 +143,7 @@ def _terms(
     times: Tensor,
     index: Tensor,
     variance: str | Tensor,
-    levels: int | None,
+    values: int | None,
 ) -> Tensor:
     """L_index of each sample, index 0 .. T - 1, nats/dimension: (B,)."""
     steps, first = (index > 0).nonzero().flatten(), (index == 0).nonzero().flatten()
@@ -154,7 +157,7 @@ def _terms(
     if len(first):
         at = first.to(x0.device)
         width = variance[0] if isinstance(variance, Tensor) else None
-        terms.append(-first_log_prob(process, prediction.rows(at), x0[at], times[1], width, levels))
+        terms.append(-first_log_prob(process, prediction.rows(at), x0[at], x_t[at], times[1], width, values))
     means = torch.cat([term.flatten(1).mean(1).to(x0.device) for term in terms])
     ordered = means[torch.cat([steps, first]).argsort().to(x0.device)]
     return ordered.to(x_t.dtype) if x_t.is_floating_point() else ordered
@@ -165,61 +168,30 @@ def _double(x: Tensor) -> Tensor:
 
 
 def first_log_prob(
-    process: Process, prediction: Any, x0: Tensor, t: Time, variance: Tensor | None, levels: int | None
+    process: Process, prediction: Any, x0: Tensor, x_t: Tensor, t: Time, variance: Tensor | None, values: int | None
 ) -> Tensor:
     """ln p(x_0 | x_t) of every element, in nats, where x_t is the least noisy state: -L_0.
 
-    A prediction of probabilities is its own decoder; else it is a normal law, of beta_1 unless a `variance` is given.
+    That of the law which `reverse` gives at s = 0; but a Gaussian process has a point there, and so a decoder: the
+    prediction's own probabilities of values, else a normal law, of variance beta_1 unless a `variance` is given.
     """
-    if isinstance(prediction, Categorical):
-        return prediction.log_prob(x0)
+    if not isinstance(prediction, Prediction):
+        return process.reverse(prediction, x_t, 0.0, t).log_prob(x0)
     if prediction.logits is not None:
-        return level_log_prob(x0, prediction.logits)
+        return value_log_prob(x0, prediction.logits)
     if variance is None:
         variance = process.schedule.level(t).sigma ** 2
     decoder = Normal(prediction.x0, variance)
-    return decoder.log_prob(x0) if levels is None else discretised_log_prob(x0, decoder, levels)
+    return decoder.log_prob(x0) if values is None else discretised_log_prob(x0, decoder, values)
 
 
-def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, levels: int | None) -> Tensor:
+def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, values: int | None) -> Tensor:
     """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
 
-    Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the levels or, with None, over the line.
+    Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the values or, with None, over the line.
     """
     if logits is not None:
-        return level_log_prob(x0, logits)
-    if levels is None:
+        return value_log_prob(x0, logits)
+    if values is None:
         return Normal(x_t / level.alpha, (level.sigma / level.alpha) ** 2).log_prob(x0)
-    return level_log_prob(x0, level_logits(x_t, level, torch.zeros(levels, device=x0.device, dtype=x0.dtype)))
-
-
-def level_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
-    """The log-probability that logits (B, C, ..., levels) give to the level of each element of x0 (B, C, ...)."""
-    index = ((x0 + 1) * ((logits.shape[-1] - 1) / 2)).round().long()
-    return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def discretised_log_prob(x: Tensor, normal: Normal, levels: int = 256) -> Tensor:
-    """The log-probability `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
-
-    x takes `levels` values evenly spaced on [-1, 1]; the intervals at the ends reach to infinity, so the probabilities
-    sum to one. Exact in the tails: the difference of distribution functions is taken on the side where both are small.
-    """
-    scale = expand(normal.variance.sqrt(), x)
-    half = 1 / (levels - 1)
-    offset = x - normal.mean
-    infinity = torch.full_like(x, torch.inf)
-    upper = torch.where(x > 1 - half, infinity, (offset + half) / scale)
-    lower = torch.where(x < -1 + half, -infinity, (offset - half) / scale)
-    flip = offset > 0  # P(l < z < u) = P(-u < z < -l)
-    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_high = _log_ndtr(high)
-    # An open interval has low = -inf; until the last line it gets finite numbers, or its gradient would be 0 * inf.
-    open_below = low == -torch.inf
-    log_low = _log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
-    gap = torch.where(open_below, torch.full_like(low, -1.0), log_low - log_high)
-    return log_high + torch.where(open_below, torch.zeros_like(low), torch.log1p(-gap.exp()))
-
-
-def _log_ndtr(z: Tensor) -> Tensor:
-    return torch.special.log_ndtr(float64_device(z)).to(z.device)  # MPS lacks it too
+    return value_log_prob(x0, value_logits(x_t, level, torch.zeros(values, device=x0.device, dtype=x0.dtype)))

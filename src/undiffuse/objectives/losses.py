@@ -6,36 +6,50 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
-from undiffuse.objectives.times import TimeSampler, uniform
-from undiffuse.objectives.weighting import Weighting, simple
+from undiffuse.objectives.times import TimeSampler, log_normal, uniform
+from undiffuse.objectives.weighting import Weighting, edm, simple
 from undiffuse.process import expand
 from undiffuse.randomness import Draw
 
-Objective = Callable[[Denoiser, Tensor, Any, Tensor, Draw], Tensor]
+Objective = Callable[[Denoiser, Tensor, Condition | None, Tensor, Draw], Tensor]
 
 
 def weighted_error(
     denoiser: Denoiser,
     x0: Tensor,
-    condition: Any,
+    condition: Condition | None,
     u: Tensor,
     draw: Draw,
     times: TimeSampler = uniform,
     weighting: Weighting = simple,
 ) -> Tensor:
-    """weighting(log-SNR) ||x_0 - x_0_hat||^2, the mean over elements; by default L_simple (Ho et al. 2020, eq. 14).
+    """weighting(log-SNR) ||x_0 - x_0_hat||^2, the mean over elements, at the time that u means.
 
-    Computed where the network speaks: x_0_hat = p x_t + q output, so an error in the output is q times that in x_0.
+    Computed from the output: x_0_hat = c_skip x_t + c_out output, so an error e in the output is c_out e in x_0.
     """
     schedule = denoiser.process.schedule
     t = times(schedule, u)
     noise = draw.normal(x0)
     output, _ = denoiser.output(denoiser.process.marginal(x0, t).at(noise), t, condition)
     error = (output.to(x0.dtype) - denoiser.target_of(x0, noise, t)) ** 2
-    weight = weighting(schedule.log_snr(t)) * denoiser.coefficients(t).q ** 2
+    weight = weighting(schedule.log_snr(t)) * denoiser.coefficients(t).c_out ** 2
     return expand(weight, error).flatten() * error.flatten(1).mean(1)
+
+
+def l_simple(denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
+    """L_simple = ||eps - eps_theta(x_t, t)||^2, t even (Ho et al. 2020, eq. 14): an error in x_0 weighs SNR(t)."""
+    return weighted_error(denoiser, x0, condition, u, draw, times=uniform, weighting=simple)
+
+
+def edm_loss(denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
+    """EDM's ||F - (x_0 - c_skip x_t) / c_out||^2 at log-normal noise levels (Karras et al. 2022, eq. 8 and table 1): an
+    error in x_0 weighs lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / sigma_data^2 + SNR.
+    """
+    weighting = partial(edm, sigma_data=denoiser.sigma_data)
+    return weighted_error(denoiser, x0, condition, u, draw, times=log_normal, weighting=weighting)

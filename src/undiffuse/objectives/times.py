@@ -46,11 +46,3 @@ def low_discrepancy(count: int, generator: torch.Generator) -> Tensor:
     shift = torch.rand((), generator=generator, dtype=torch.float64)
     u = torch.frac((shift + torch.arange(count, dtype=torch.float64)) / count)
     return u[torch.randperm(count, generator=generator)]
-
-
-TIME_SAMPLERS: dict[str, TimeSampler] = {"uniform": uniform, "log-normal": log_normal}
-DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    "independent": independent,
-    "antithetic": antithetic,
-    "low-discrepancy": low_discrepancy,
-}

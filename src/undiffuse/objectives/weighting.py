@@ -54,15 +54,3 @@ def flow(log_snr: Tensor) -> Tensor:
 def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
     """The squared error in F: 1 / sigma_data^2 + SNR (Karras et al. 2022, table 1)."""
     return 1 / sigma_data**2 + log_snr.exp()
-
-
-WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
-    "simple": simple,
-    "x0": x0,
-    "v": snr_plus_one,
-    "truncated-snr": truncated_snr,
-    "min-snr": min_snr,
-    "sigmoid": sigmoid,
-    "flow": flow,
-    "edm": edm,
-}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.process import Schedule, float64
+from undiffuse.registry import GRIDS
 from undiffuse.sampling.steps import PURE_NOISE
 
 Grid = Callable[[Schedule, int], Tensor]
@@ -60,23 +61,14 @@ def log_snr(schedule: Schedule, steps: int) -> Tensor:
     return _with_ends(schedule.time(torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64))))
 
 
-GRIDS: dict[str, Grid] = {
-    "trailing": trailing,
-    "leading": leading,
-    "linspace": linspace,
-    "quadratic": quadratic,
-    "karras": karras,
-    "log-snr": log_snr,
-}
-
-
 def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
     """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T where it is by index)."""
-    if name not in GRIDS:
-        raise ValueError(f"no grid {name!r}: choose from {', '.join(GRIDS)}")
-    grid = GRIDS[name](schedule, _checked(steps))
+    grid = GRIDS.find(name)(schedule, _checked(steps))
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
-        raise ValueError(f"{steps} steps are too many for the grid {name}: its times are no longer distinct")
+        raise ValueError(
+            f"{steps} steps are too many for the grid {name} on this schedule, whose times are no longer distinct: "
+            "take fewer (1 always goes)"
+        )
     return grid
 
 

@@ -1,38 +1,12 @@
 """The loop: a generator of states. Progress bars, previews, early stops and streaming are the caller's business."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from undiffuse.process import Denoise, Process
 from undiffuse.randomness import Draw
-from undiffuse.sampling.solvers import dpm_solver_pp, unipc
-from undiffuse.sampling.steps import State, Step, ancestral, ddim, heun
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A step rule, the grid it is used with unless another is asked for, and its evaluations per step but the last."""
-
-    step: Step
-    grid: str
-    evaluations: int = 1
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(ancestral, "trailing"),
-    "ddpm-large": Sampler(partial(ancestral, variance="large"), "trailing"),
-    "ddpm-learned": Sampler(partial(ancestral, variance="learned"), "trailing"),
-    "ddim": Sampler(ddim, "trailing"),
-    "euler": Sampler(ddim, "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
-    "heun": Sampler(heun, "karras", evaluations=2),
-    "dpm++2m": Sampler(dpm_solver_pp, "log-snr"),
-    "dpm++3m": Sampler(partial(dpm_solver_pp, order=3), "log-snr"),
-    "unipc": Sampler(unipc, "log-snr"),
-    "unipc3": Sampler(partial(unipc, order=3), "log-snr"),
-}
+from undiffuse.sampling.steps import State, Step
 
 
 def default_sampler(steps: int) -> str:

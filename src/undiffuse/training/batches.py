@@ -14,18 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.conditions import Condition
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.devices import sent
+from undiffuse.domains import domain_of
 from undiffuse.objectives import DRAWS
-from undiffuse.randomness import Given, Purpose, normal, stream, torch_generator
+from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0 and noise float32 (B, C, H, W), data in [-1, 1]; labels int64 (B,) or None; u float64 (B,) in [0, 1)."""
+    """x0, in [-1, 1], and noise float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1)."""
 
     x0: Tensor
-    labels: Tensor | None
+    condition: Condition | None
     u: Tensor
     noise: Tensor
 
@@ -36,11 +39,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, without waiting for it to arrive; u, from which the float64 levels follow, stays."""
-
-        def moved(z: Tensor) -> Tensor:
-            return z.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else z.to(device)
-
-        return Batch(moved(self.x0), None if self.labels is None else moved(self.labels), self.u, moved(self.noise))
+        condition = None if self.condition is None else self.condition.to(device)
+        return Batch(sent(self.x0, device), condition, self.u, sent(self.noise, device))
 
 
 def batches(
@@ -82,27 +82,13 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     training = config.training
     seed, size = training.seed, training.batch_size
     items = order(seed, step, size, len(data))[positions]
-    images = np.asarray(data.images[items])
-    images = _augment(images, config, stream(seed, Purpose.AUGMENT, step), positions)
-    x0 = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(torch.float32) / 127.5 - 1
-    labels = None
-    if data.labels is not None and data.classes and training.conditional:
+    domain = domain_of(data)
+    draw = BatchDraw(stream(seed, Purpose.AUGMENT, step), size, positions)
+    x0 = domain.encode(domain.augment(np.asarray(data.images[items]), config.data, draw))
+    condition = data.condition if training.conditional else None
+    if condition is not None:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
-        labels = torch.from_numpy(np.where(dropped, len(data.classes), data.labels[items]))
+        condition = condition[items].dropped(torch.from_numpy(dropped))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
-    return Batch(x0, labels, u, noise)
-
-
-def _augment(images: np.ndarray, config: Config, random: np.random.Generator, positions: slice) -> np.ndarray:
-    """Mirrors and shifts uint8 (B, H, W, C) images. Draws for the whole batch, so that positions agree."""
-    size, shift = config.training.batch_size, config.data.shift
-    mirrored = random.random(size)[positions] < 0.5
-    if config.data.flip:
-        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    if shift:
-        offsets = random.integers(0, 2 * shift + 1, (size, 2))[positions]
-        height, width = images.shape[1:3]
-        padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-        images = np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
-    return images
+    return Batch(x0, condition, u, noise)

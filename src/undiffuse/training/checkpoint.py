@@ -4,65 +4,25 @@ RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json tr
 """
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from undiffuse.config import Config
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
 from undiffuse.names import cut, fault
-from undiffuse.objectives import Importance
-from undiffuse.training.ema import EMA
+from undiffuse.training.state import Learner, Progress
 from undiffuse.weights import read_tensors, read_weights
 
-Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-
-
-@dataclass
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        step: how many were taken.
-        seconds: how long that took.
-        total: how many there will be; None until a wall-clock budget has decided.
-        pending: losses of the steps since the last row of the metrics.
-    """
-
-    step: Count = 0
-    seconds: Annotated[Finite, Field(ge=0, le=1e15)] = 0.0
-    total: Count | None = None
-    pending: list[Finite] = field(default_factory=list)
-
-
 _PROGRESS = TypeAdapter(Progress)
-
-
-@dataclass
-class Learner:
-    """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and what is
-    known of the losses' sizes where that decides the times."""
-
-    network: nn.Module
-    ema: EMA
-    optimizer: torch.optim.Optimizer
-    scaler: Any | None
-    progress: Progress
-    importance: Importance | None = None
-
-    @property
-    def named(self) -> list[tuple[str, Tensor]]:
-        """The parameters by name, in the order of the average."""
-        return list(self.network.named_parameters())
 
 
 def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: dict[str, Any], keep: int) -> Path:
@@ -90,6 +50,12 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
     for old in checkpoints(run)[:-keep]:  # renamed first: half-removed, it would still look like a checkpoint
         shutil.rmtree(old.replace(old.with_name(f".tmp-{old.name}")), ignore_errors=True)
     return folder
+
+
+def last_good(run: Path) -> str:
+    """For errors: what a run can go on from."""
+    saved = checkpoints(run)
+    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def sweep(run: Path) -> None:

@@ -1,12 +1,17 @@
-"""Which folder under runs/ a run lives in, where nobody has said."""
+"""Which folder under runs/ a run lives in, where nobody has said; and how it is held for one process."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from undiffuse.card import recorded_source
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import FILES
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.training.checkpoint import last_good
 from undiffuse.training.record import located, read_record
 
 RUNS = Path("runs")
@@ -44,3 +49,24 @@ def _learns(run: Path, source: str) -> bool:
     if known and os.path.isabs(asked):
         return os.path.samefile(known, asked)
     return record is not None and record["config"]["data"]["source"] == source
+
+
+@contextlib.contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Holds the run folder for this process. Raises UndiffuseError when another is training in it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".lock", blocking=False):
+            try:
+                yield
+            finally:
+                (run / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a run that could not even begin leaves nothing
+                    run.rmdir()
+    except Timeout:
+        raise UndiffuseError(f"another process is training in {run}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UndiffuseError(
+            f"cannot write to {run}: {error.strerror or error}; {last_good(run)}. "
+            "Free some space or choose a writable folder."
+        ) from error

@@ -18,9 +18,8 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
-from undiffuse.plots import save_grid
-from undiffuse.training.checkpoint import Learner
 from undiffuse.training.loop import Step
+from undiffuse.training.state import Learner
 
 PREVIEWS = 16
 REPORT_EVERY = 30.0  # seconds between lines where no bar can be drawn
@@ -112,9 +111,9 @@ class Listeners:
                 shown.copy_(average)
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
-        images = next(generate(model, recipe, range(PREVIEWS)))
-        save_grid(images, self.run / "previews" / f"step-{step:08d}.png")
-        if self._board:
+        images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
+        model.domain.show(images, self.run / "previews" / f"step-{step:08d}.png")
+        if self._board and images.ndim == 4:
             self._board.add_images("preview", images, step, dataformats="NHWC")
 
     def close(self) -> None:
@@ -141,19 +140,25 @@ def _clock(seconds: float) -> str:
 
 
 def _open_metrics(path: Path, step: int) -> TextIO:
-    """The metrics file for appending, without the rows beyond `step` that a killed run left."""
+    """The metrics file for appending, without the rows beyond `step` that a killed run left and damaged ones."""
     try:
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            rows = [(line, _step_of(line)) for line in path.read_bytes().split(b"\n")]
+            damaged = sum(at is None for line, at in rows[:-1])  # the last is empty, or what a killed run wrote half of
+            if damaged:
+                logger.warning("%s: %d damaged rows are left out", path, damaged)
             with atomic_file(path) as temporary:
-                temporary.write_text("".join(row + "\n" for row in rows))
+                temporary.write_bytes(b"".join(line + b"\n" for line, at in rows if at is not None and at <= step))
         return path.open("a")
     except OSError as error:
         raise UndiffuseError(f"cannot write {path}: {error.strerror}. Choose a writable folder.") from error
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> int | None:
+    """The step of a row of the metrics; None of what is none."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the half-written last line of a killed run
-        return float("inf")
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None

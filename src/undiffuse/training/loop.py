@@ -15,7 +15,7 @@ from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Purpose, torch_generator
 from undiffuse.training.batches import batches
-from undiffuse.training.checkpoint import Learner
+from undiffuse.training.state import Learner
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
             last = share is shares[-1]
             with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                 u, weight = (batch.u, None) if importance is None else importance.warp(batch.u)
-                losses = objective(denoiser, batch.x0, batch.labels, u, batch.draw)
+                losses = objective(denoiser, batch.x0, batch.condition, u, batch.draw)
                 weighted = losses if weight is None else losses * weight.to(losses)
                 loss = weighted.mean() / len(shares)
                 accelerator.backward(loss)

@@ -4,7 +4,6 @@ The content of the data decides whether a run can go on with it, not how its nam
 another way, from another working directory, or have moved.
 """
 
-import dataclasses
 import json
 import os
 import shlex
@@ -108,6 +107,6 @@ def write_record(run: Path, values: dict[str, Any], config: Config, facts: DataF
     old = read_record(run)
     record = dict(old or {"settings": values, "config": config.model_dump(mode="json")})
     record["config"] = {**record["config"], "data": config.data.model_dump(mode="json")}
-    record["data"] = {**dataclasses.asdict(facts), "source": source}
+    record["data"] = {**facts.to_json(), "source": source}
     if json.loads(json.dumps(record)) != old:
         write_json(run / NAME, record)

@@ -3,42 +3,38 @@
 import contextlib
 import math
 import os
-import platform
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
-from filelock import FileLock, Timeout
 
-from undiffuse import data as datasets
-from undiffuse.build import default_network, make_data, make_denoiser, make_network, make_objective, make_process
+from undiffuse.build import make_data, make_denoiser, make_objective, make_process
 from undiffuse.config import Config
-from undiffuse.denoiser import LEVELS, VALUES
-from undiffuse.devices import has_bf16, placed, shares_a_cpu
+from undiffuse.data import ImageSet, by
+from undiffuse.devices import conditions, shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
-from undiffuse.networks import PixelUNet
-from undiffuse.objectives import Importance
 from undiffuse.objectives.bound import RECONSTRUCTION
 from undiffuse.process import LogSNR
 from undiffuse.progress import bar
 from undiffuse.training import checkpoint
-from undiffuse.training.checkpoint import Learner, Progress
-from undiffuse.training.ema import EMA
+from undiffuse.training.checkpoint import last_good
+from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import Step, positions, training_steps
-from undiffuse.training.muon import make_optimizer
 from undiffuse.training.record import check_data, configuration, data_source, write_record
+from undiffuse.training.settings import decided, decided_precision
+from undiffuse.training.signals import Caught, caught
+from undiffuse.training.state import Learner, make_learner
+from undiffuse.training.statistics import data_facts
 
 DEFAULT_STEPS = 20_000
 AGREE_EVERY = 10  # steps between the moments at which several processes agree on clock and signals
@@ -69,6 +65,7 @@ def train(
     values: dict[str, Any],
     out: str | os.PathLike[str],
     *,
+    data: ImageSet | None = None,
     resume: bool = False,
     report: Callable[[str], None] = print,
     progress_bar: bool = False,
@@ -77,6 +74,7 @@ def train(
 
     Args:
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 5.0}.
+        data: learn this, and not what `data.source` names; a resumed run must be given it again.
         resume: go on with the run in `out`; settings may then repeat what it has, or change how it is run.
         report: gets the few lines a person should read.
         progress_bar: draw one on the terminal.
@@ -84,45 +82,27 @@ def train(
     Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
     """
     run = Path(out)
+    if data is not None:
+        values = {"data.source": data.name, **values}
     config = configuration(values, run, resume)
     source = data_source(run, config, given=values.get("data.source") is not None)
-    precision = _precision(config.training.precision)
+    precision = decided_precision(config.training.precision)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=shares_a_cpu())
     positions(config.training, accelerator)  # refuse before the work begins
     # One process decodes the data, the others find it cached.
-    with accelerator.main_process_first(), bar("reading the data") as tick:
-        data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
+    if data is None:
+        with accelerator.main_process_first(), bar("reading the data") as tick:
+            data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
     check_data(run, config, data)
-    config = _decided(config, data, precision)
-    facts = _data_facts(config, data)
-    learner = _learner(config, data, facts, accelerator)
+    config = decided(config, data, precision)
+    facts = data_facts(config, data)
+    learner = make_learner(config, data, facts, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
-    with _alone(run) if accelerator.is_main_process else contextlib.nullcontext():
+    with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)
         )
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Holds the run folder for this process. Raises UndiffuseError when another is training in it."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with FileLock(run / ".lock", blocking=False):
-            try:
-                yield
-            finally:
-                (run / ".lock").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # a run that could not even begin leaves nothing
-                    run.rmdir()
-    except Timeout:
-        raise UndiffuseError(f"another process is training in {run}: wait for it, or choose another --out") from None
-    except OSError as error:
-        raise UndiffuseError(
-            f"cannot write to {run}: {error.strerror or error}; {_last_good(run)}. "
-            "Free some space or choose a writable folder."
-        ) from error
 
 
 @dataclass
@@ -131,12 +111,12 @@ class _Run:
 
     run: Path
     config: Config
-    data: datasets.ImageSet
+    data: ImageSet
     facts: DataFacts
     learner: Learner
     accelerator: Accelerator
     report: Callable[[str], None]
-    _signal: int = 0
+    _caught: Caught = field(default_factory=Caught)
     _planned: int = 0
     _recent: list[Step] = field(default_factory=list)
 
@@ -170,14 +150,13 @@ class _Run:
             if main:
                 self.report(f"already finished at step {progress.step}")
             return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True, main)
-        previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            previous = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-        listeners = None
-        try:
+        # torchrun repeats the terminal's signals by itself, so there a second one says nothing.
+        with caught(insist=self.accelerator.num_processes == 1) as self._caught, contextlib.ExitStack() as open_files:
             self.accelerator.wait_for_everyone()  # before the first file says that it has begun, all can be signalled
+            listeners = None
             if main:
                 listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report)
+                open_files.callback(listeners.close)
             began = time.monotonic() - progress.seconds
             for step in training_steps(self.config, self.data, self.learner, self.accelerator):
                 progress.seconds = time.monotonic() - began
@@ -200,22 +179,10 @@ class _Run:
                     self._save()
                 if stop:
                     break
-        finally:
-            if listeners:
-                listeners.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         if main and not finished:
             name = signal.Signals(agreed).name
             self.report(f"{name}: stopped at step {step.number} with a checkpoint; --resume goes on from it")
         return Outcome(self.run, checkpoints(self.run)[-1], step.number, finished, main, 0 if finished else agreed)
-
-    def _caught(self, number: int, frame: Any) -> None:
-        # A second one does not wait for the checkpoint; but torchrun repeats the terminal's by itself.
-        if self._signal and self.accelerator.num_processes == 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._signal = number
 
     def _agree(self, step: int) -> int:
         """The signal to stop for, the same in every process; a time budget decides here how many steps to take."""
@@ -223,7 +190,7 @@ class _Run:
         several = self.accelerator.num_processes > 1
         if several and step % AGREE_EVERY:
             return 0
-        stop = self._signal
+        stop = self._caught.signal
         if several:
             stop = int(gather(torch.tensor([stop], device=self.accelerator.device)).max())
         if training.minutes is not None and progress.total is None:
@@ -250,7 +217,7 @@ class _Run:
             for what, value in (("loss", loss), ("norm of the gradient", norm)):
                 if not math.isfinite(value):
                     raise UndiffuseError(
-                        f"the {what} is {value} at step {step.number}; {_last_good(self.run)}. "
+                        f"the {what} is {value} at step {step.number}; {last_good(self.run)}. "
                         "Lower training.learning_rate, or look at the data, and begin a new run."
                     )
             self.learner.progress.pending.append(loss)
@@ -280,90 +247,21 @@ class _Run:
             "seconds": round(progress.seconds, 1),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "versions": {"undiffuse": version("undiffuse"), "torch": torch.__version__},
+            **conditions(),
         }
-
-
-def _last_good(run: Path) -> str:
-    saved = checkpoints(run)
-    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-
-
-def _precision(asked: str) -> str:
-    if asked == "auto":
-        return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
-    if asked == "fp16" and not torch.cuda.is_available():
-        raise UsageError("training.precision=fp16 needs a GPU; on this machine use fp32 or bf16")
-    return asked
-
-
-def _decided(config: Config, data: datasets.ImageSet, precision: str) -> Config:
-    """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
-    sigma_data = config.denoiser.sigma_data
-    height, width, _ = data.shape
-    if config.data.shift >= min(height, width):
-        raise UsageError(f"data.shift = {config.data.shift} leaves nothing of images of {height}x{width} pixels")
-    if sigma_data is None:
-        some = _some(data) / 127.5 - 1
-        sigma_data = round(float(np.sqrt((some**2).mean())), 3) or 1.0
-    return config.model_copy(
-        update={
-            "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, (height, width)),
-            "training": config.training.model_copy(update={"precision": precision}),
-        }
-    )
-
-
-def _some(images: datasets.ImageSet) -> np.ndarray:
-    """About 2000 of them, from all over the set."""
-    return np.asarray(images.images[:: max(1, len(images) // 2000)])
-
-
-def _log_prior(images: datasets.ImageSet) -> torch.Tensor:
-    """ln of how often each value is seen, float64 (VALUES,)."""
-    seen = np.bincount(_some(images).ravel(), minlength=VALUES) + 1.0
-    return torch.from_numpy(np.log(seen / seen.sum()))
-
-
-def _data_facts(config: Config, data: datasets.ImageSet) -> DataFacts:
-    share: tuple[float, ...] = ()
-    if data.labels is not None and data.classes and config.training.conditional:
-        counts = np.bincount(data.labels, minlength=len(data.classes))
-        share = tuple((counts / counts.sum()).tolist())
-    return DataFacts(
-        config.data.source, data.shape, len(data), data.classes if share else (), share, data.licence, data.fingerprint
-    )
 
 
 def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
-    height, width, channels = data.shape
     parameters = sum(p.numel() for _, p in learner.named) / 1e6
     classes = f", {len(data.classes)} classes" if data.classes else ""
     training = config.training
     budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
     return (
-        f"{data.name}: {data.count} images of {height}x{width}x{channels}{classes}; "
-        f"U-Net {config.network.channels} of {parameters:.2f}M parameters; {budget} "
+        f"{data.name}: {data.count} {domain_of(data).noun} of {by(data.shape)}{classes}; "
+        f"{_network_name(config)} of {parameters:.2f}M parameters; {budget} "
         f"on {accelerator.num_processes} x {accelerator.device.type}"
     )
 
 
-def _learner(config: Config, images: datasets.ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-        torch.manual_seed(config.training.seed)
-        network = placed(make_network(config, data.shape[2], len(data.classes)), accelerator.device)
-    if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
-        network.set_value_prior(_log_prior(images))
-    if config.training.compile:
-        network.compile()
-    return Learner(
-        network,
-        EMA(list(network.parameters()), config.training.ema),
-        make_optimizer(config.training, network),
-        accelerator.scaler,
-        Progress(),
-        Importance() if config.objective.importance else None,
-    )
+def _network_name(config: Config) -> str:
+    return "MLP" if config.network.kind == "mlp" else f"U-Net {config.network.channels}"

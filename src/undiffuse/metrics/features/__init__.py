@@ -6,12 +6,13 @@ import numpy as np
 
 from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
-from undiffuse.metrics.features.extractor import Extractor, Features
+from undiffuse.metrics.features.extractor import Extracted, Extractor, Features
+from undiffuse.registry import FEATURES
 
-__all__ = ["CHOICES", "Extractor", "Features", "find_extractor"]
+__all__ = ["CHOICES", "Extracted", "Extractor", "Features", "find_extractor"]
 
 LEAST_OF_A_CLASS = 10
-CHOICES = "auto, efficientnet-lite0, classifier, inception, inception:FILE or package.module:function"
+CHOICES = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function"
 
 
 def find_extractor(

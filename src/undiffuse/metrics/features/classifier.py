@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.cache import folder_for, locked, writing
 from undiffuse.data import ImageSet
-from undiffuse.data.cache import folder_for, locked, writing
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats
-from undiffuse.model import sha256_of_weights
 from undiffuse.randomness import Purpose, stream, torch_generator
+from undiffuse.weights import sha256_of_weights
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "classifiers"
@@ -91,7 +91,7 @@ def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int]
     return Extractor(name, extract, facts, train.classes, batch_size=250)
 
 
-def _size(shape: tuple[int, int, int]) -> int | None:
+def _size(shape: tuple[int, ...]) -> int | None:
     return LARGEST if max(shape[:2]) > LARGEST else None
 
 

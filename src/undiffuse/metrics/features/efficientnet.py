@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats
-from undiffuse.model import sha256_of_weights
+from undiffuse.weights import sha256_of_weights
 
 SIZE = 224  # what the network was trained at
 MIDDLE = 10  # the last block at 14 x 14, 112 channels

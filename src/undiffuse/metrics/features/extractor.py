@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,6 +15,19 @@ class Features(NamedTuple):
     pooled: Tensor
     spatial: Tensor | None = None
     logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Images uint8 (N, H, W, C) and their features, float32 memory maps of N rows as in `Features`."""
+
+    images: np.ndarray
+    pooled: np.ndarray
+    spatial: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.metrics.features.extractor import Extractor, Features, to_floats
-from undiffuse.model import sha256_of_weights
+from undiffuse.weights import sha256_of_weights
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"

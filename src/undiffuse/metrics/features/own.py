@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from undiffuse.errors import UsageError
 from undiffuse.metrics.features.extractor import Extractor, Features
-from undiffuse.model import sha256_of_weights
+from undiffuse.weights import sha256_of_weights
 
 
 def own(name: str) -> Extractor:

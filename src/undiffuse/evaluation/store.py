@@ -15,30 +15,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from undiffuse.data.cache import fingerprint, folder_for, locked, writing
+from undiffuse.cache import folder_for, locked, writing
+from undiffuse.data.stored import fingerprint
 from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.features.extractor import Extractor
+from undiffuse.metrics.features.extractor import Extracted, Extractor
 from undiffuse.model import Model
 
 FORMAT = 2
 SHARD = 64
 Tick = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """Images uint8 (N, H, W, C) and their features, float32 memory maps of N rows as in `Features`."""
-
-    images: np.ndarray
-    pooled: np.ndarray
-    spatial: np.ndarray | None = None
-    logits: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def features_of(images: np.ndarray, extractor: Extractor, tick: Tick | None = None) -> Extracted:
@@ -133,7 +121,7 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
             if tick:
                 tick(len(numbers) * recipe.steps)
             continue
-        (images,) = generate(model, recipe, numbers, batch_size=SHARD, tick=tick)
+        (images,) = generate(model, recipe, numbers, model.condition(numbers), batch_size=SHARD, tick=tick)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, images=images)
     state.wait_for_everyone()

@@ -1,15 +1,14 @@
-"""A density as a page of HTML: its parts, the terms over time as IDDPM draws them, the most and least likely images."""
+"""A density as lines and a page of HTML: its parts, the terms over time as IDDPM draws them, the extreme images."""
 
-import html
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from undiffuse.likelihood.density import RAW, Density
-from undiffuse.metrics.report import OTHER_DATA, html_table, inline, write_page
+from undiffuse.evaluation.density import RAW, Density
+from undiffuse.evaluation.page import Page, write_page
+from undiffuse.evaluation.report import OTHER_DATA
 from undiffuse.plots import save_figure, strips
 
 SHOWN = 12
@@ -59,7 +58,6 @@ def counted(count: int, what: str) -> str:
 
 def write_report(density: Density, path: Path) -> None:
     """Writes the page."""
-    told = {key: value for key, value in density.to_json().items() if key != "per_image"}  # too many to read
     with tempfile.TemporaryDirectory() as folder:
         terms, images = Path(folder) / "terms.png", Path(folder) / "images.png"
         if density.curve:
@@ -77,18 +75,18 @@ def write_report(density: Density, path: Path) -> None:
             + " ...",
             images,
         )
-        body = [
-            f"<h1>Density of {html.escape(density.name)} on {html.escape(density.conditions['data'])}</h1>",
-            *(f"<p>{html.escape(line)}</p>" for line in sentence(density).splitlines()),
-            html_table([HEADINGS, *rows(density)]),
-            f"<figure><img src='{inline(terms)}'><figcaption>{caption(density)}</figcaption></figure>"
-            if density.curve
-            else "",
-            f"<figure><img src='{inline(images)}'></figure>",
-            "<h2>Conditions</h2>",
-            f"<pre>{html.escape(json.dumps(told, indent=1))}</pre>",
-        ]
-    write_page(f"{density.name}: density", body, path)
+        facts = {key: value for key, value in density.to_json().items() if key != "per_image"}  # too many to read
+        page = Page(
+            title=f"{density.name}: density",
+            heading=f"Density of {density.name} on {density.conditions['data']}",
+            summary=sentence(density).splitlines(),
+            headings=HEADINGS,
+            rows=rows(density),
+            notes=[],
+            figures=[*([(terms, caption(density))] if density.curve else []), (images, "")],
+            conditions=facts,
+        )
+        write_page(page, path)
 
 
 def caption(density: Density) -> str:
@@ -96,7 +94,7 @@ def caption(density: Density) -> str:
     if density.conditions["bound"] == "continuous":
         return "The integrand over the log-SNR, with two standard errors: under the curve lies the diffusion term."
     return (
-        "The terms L_t of the bound, with two standard errors, both axes logarithmic (Nichol &amp; Dhariwal 2021, "
+        "The terms L_t of the bound, with two standard errors, both axes logarithmic (Nichol & Dhariwal 2021, "
         "figure 2); L_0 is the first."
     )
 

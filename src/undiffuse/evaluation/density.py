@@ -16,6 +16,7 @@ from undiffuse.build import make_data_of
 from undiffuse.config import Data
 from undiffuse.data import ImageSet
 from undiffuse.devices import shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
 from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread, squared_errors
 from undiffuse.likelihood.bound import bound as bound_of
@@ -137,7 +138,8 @@ def density(
         x0 = pixels(images, numbers).to(model.device)
         every = steps is not None and draws == steps - 1
         u = every_step(len(x0), draws + 1) if every else spread(torch.from_numpy(numbers), draws)
-        return bound_of(model.denoiser, x0, formula, keyed_draws(seed, numbers, Purpose.BOUND), u)
+        draws_of = keyed_draws(seed, numbers, Purpose.BOUND)
+        return bound_of(model.denoiser, x0, formula, draws_of, u, model.unconditional(len(x0)))
 
     parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
     conditions = facts | {
@@ -161,7 +163,7 @@ def count_of(images: ImageSet, n: int | None, default: int) -> int:
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
     """What every density was measured on, as JSON. Raises UsageError for a model that was never without a class."""
-    if model.data.classes and ("imported" in model.training or not model.config.training.label_dropout):
+    if model.data.takes and ("imported" in model.training or not model.config.training.label_dropout):
         raise UsageError(
             f"{model.name} never learnt without being told the class, so it has no density of images alone: train with "
             "training.label_dropout above 0"
@@ -219,13 +221,14 @@ def _binned(at: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.n
 
 def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
     """The images numbered `numbers` as a model has them: float32 (B, C, H, W) in [-1, 1]."""
-    chosen = np.ascontiguousarray(np.asarray(images.images[numbers]).transpose(0, 3, 1, 2))
-    return torch.from_numpy(chosen).float() / 127.5 - 1
+    return domain_of(images).encode(np.asarray(images.images[numbers]))
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
     config = model.learnt
+    if model.domain.values != 256:
+        raise UsageError(f"{model.name}: bits per dimension are of 256 values, which {model.domain.noun} do not have")
     if data is not None:
         config = Data.model_validate({"source": data, "channels": model.data.shape[2]})
     if config is None:
@@ -289,7 +292,8 @@ def _tuned(model: Model, images: ImageSet, numbers: np.ndarray, steps: int, seed
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)
         u = spread(torch.from_numpy(here), min(TUNED_DRAWS, steps))
-        return squared_errors(model.denoiser, x0, steps, keyed_draws(seed, here, Purpose.VARIANCE), u)
+        draws = keyed_draws(seed, here, Purpose.VARIANCE)
+        return squared_errors(model.denoiser, x0, steps, draws, u, model.unconditional(len(x0)))
 
     found = shared(measure, numbers, BATCH, model, "measuring the optimal variances", bar)
     return optimal_variance(model.denoiser.process, torch.stack(found).sum(0))

@@ -1,6 +1,6 @@
 """Milliseconds of one evaluation of a model's network in PyTorch, ONNX Runtime and OpenVINO, all in float32.
 
-    pip install openvino && python benchmarks/engines.py MODEL OUT.json [--repeats 40]
+    pip install openvino && python benchmarks/speed/engines.py MODEL OUT.json [--repeats 40]
 
 In turn, medians; the largest difference from PyTorch's output stands beside.
 """
@@ -16,6 +16,7 @@ import openvino
 import torch
 
 from undiffuse import load
+from undiffuse.devices import conditions
 from undiffuse.files import write_json
 from undiffuse.interop.onnx import export_onnx, inputs, open_session
 
@@ -61,7 +62,7 @@ def main() -> None:
             }
             for name, taken in times.items()
         }
-    facts = {"model": options.model, "threads": threads, "openvino": openvino.__version__, "torch": torch.__version__}
+    facts = {"model": options.model, **conditions("onnxruntime", "openvino")}
     write_json(options.out, {**facts, **found})
     print({**facts, **found})
 

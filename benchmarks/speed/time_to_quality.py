@@ -1,6 +1,6 @@
 """How good is each after the same minutes of training? undiffuse, diffusers and denoising-diffusion-pytorch.
 
-    python benchmarks/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 500]
+    python benchmarks/speed/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 500]
 
 Trains each in turn on all cores, unconditionally, in the wall-clock time of its training steps alone; draws n samples
 in 20 evaluations of the network (undiffuse also in 10, the peers from 20 minutes on also in 50) and measures their
@@ -27,8 +27,10 @@ from safetensors.torch import load_file, save_file
 from undiffuse import sample
 from undiffuse.config import parse_settings, preset, preset_for
 from undiffuse.data import load as load_data
+from undiffuse.devices import conditions
+from undiffuse.domains.pictures import Pictures
+from undiffuse.evaluation import evaluate
 from undiffuse.files import read_json, write_json
-from undiffuse.metrics import evaluate
 from undiffuse.model import checkpoints, read_card
 from undiffuse.plots import curves, save_figure
 from undiffuse.training import train
@@ -42,7 +44,7 @@ def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
     generator = np.random.default_rng(seed)
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
-        yield torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1
+        yield Pictures(images.shape[1:]).encode(picked)
 
 
 def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:
@@ -179,7 +181,7 @@ def main() -> None:
         ours(out, data, float(minutes), options.set)
     if options.only:
         return
-    results: dict[str, Any] = {"data": data, "n": n, "threads": torch.get_num_threads()}
+    results: dict[str, Any] = {"data": data, "n": n, **conditions(*PEERS)}
     results["undiffuse"] = measure_ours(out, data, n)
     for name in PEERS:
         results[name] = measure_peer(name, out, data, n, images.shape[1:])

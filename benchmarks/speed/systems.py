@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ from torch import Tensor, nn
 
 import undiffuse
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective
+from undiffuse.conditions import Condition
 from undiffuse.config import Config, make_config, preset
 from undiffuse.data import ImageSet
+from undiffuse.devices import conditions
 from undiffuse.engines import available, with_engine
 from undiffuse.model import DataFacts, write_model
 from undiffuse.randomness import keyed_draws
 from undiffuse.training.batches import make_batch
-from undiffuse.training.checkpoint import Learner, Progress
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
 from undiffuse.training.muon import make_optimizer
+from undiffuse.training.state import Learner, Progress
 
 SIZE, CHANNELS, OUR_BATCH = 28, 1, 64
 OURS = "undiffuse"
@@ -83,7 +84,7 @@ class Free(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         return x
 
 
@@ -112,7 +113,7 @@ def noise_images(count: int, size: int) -> np.ndarray:
 
 def our_megaflops(config: Config, size: int = SIZE) -> float:
     """Of its network."""
-    return megaflops(make_network(config, CHANNELS, 0).eval(), (CHANNELS, size, size), torch.zeros(1))
+    return megaflops(make_network(config, CHANNELS).eval(), (CHANNELS, size, size), torch.zeros(1))
 
 
 def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = None, precision: str = "no") -> Trainer:
@@ -120,7 +121,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
     torch.manual_seed(0)
     config = our_config(size, batch, width)
     data = ImageSet("noise", "train", noise_images(1024, size), None, (), (), "", "")
-    network = make_network(config, CHANNELS, 0)
+    network = make_network(config, CHANNELS)
     parameters = list(network.parameters())
     optimizer = make_optimizer(config.training, network)
     ema = EMA(parameters, config.training.ema)
@@ -160,7 +161,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
 
 
 def peer_trainer(name: str) -> Trainer:
-    """A peer, as benchmarks/peers.py sets it up."""
+    """A peer, as benchmarks/speed/peers.py sets it up."""
     torch.manual_seed(0)
     peer = PEERS[name](SIZE, CHANNELS)
     x0, t = torch.randn(BATCH, CHANNELS, SIZE, SIZE), torch.randint(1000, (BATCH,))
@@ -185,7 +186,7 @@ def our_drawer(engine: str = "torch") -> Drawer:
     """undiffuse with an engine, on a model with random weights."""
     torch.manual_seed(0)
     config = our_config()
-    network = make_network(config, CHANNELS, 0)
+    network = make_network(config, CHANNELS)
     for parameter in network.parameters():  # no layer is left at 0, where numbers might be special
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
@@ -249,19 +250,12 @@ def machine() -> Figures:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    found = {}
-    for package in (OURS, "torch", "numpy", "onnxruntime", *PEERS):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": found,
+        **conditions("numpy", "onnxruntime", *PEERS),
         "image": [SIZE, SIZE, CHANNELS],
         "precision": "float32",
     }

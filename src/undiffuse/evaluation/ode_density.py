@@ -9,7 +9,7 @@ from torch import Tensor
 from undiffuse.data import ImageSet
 from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.density import (
+from undiffuse.evaluation.density import (
     BITS,
     Density,
     conditions_of,
@@ -57,7 +57,7 @@ def ode_density(
     bar: Bar = no_bar,
 ) -> Density:
     """The ODE's bound on -log2 p of the first n images (100), without classes: one dequantisation and one Rademacher
-    probe an image, as published figures have it. Shared out as `undiffuse.likelihood.density` is.
+    probe an image, as published figures have it. Shared out as `undiffuse.evaluation.density` is.
 
     Args:
         dequantiser: "uniform", or "learned": fitted to the model first, on training images that are not measured.
@@ -89,7 +89,7 @@ def ode_density(
         with torch.no_grad():
             u, log_q = q(x0, uniform_draws(seed, samples, x0.shape[1:]).to(x0))
         one = log_likelihood(
-            model.denoiser.bind(None),
+            model.denoiser.bind(model.unconditional(len(x0))),
             model.denoiser.process,
             dequantised(x0, u).float(),
             seed=seed,
@@ -141,7 +141,8 @@ def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: 
     def log_prob(y: Tensor) -> Tensor:
         u, weight = importance.warp(low_discrepancy(len(y), draw))
         noise = Given(torch.randn(y.shape, generator=draw).to(y))
-        losses = continuous_bound(denoiser, y, None, share + (1 - share) * u, noise, levels=None)
+        nothing = model.unconditional(len(y))
+        losses = continuous_bound(denoiser, y, nothing, share + (1 - share) * u, noise, values=None)
         importance.update(u, losses)
         return -(1 - share) * y[0].numel() * losses * weight.to(losses)
 

@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py found, as a table and as a figure."""
+"""What benchmarks/speed/run.py found, as a table and as a figure."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

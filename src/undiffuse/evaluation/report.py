@@ -1,8 +1,5 @@
-"""An evaluation as a page of HTML with its figures inside: one file to keep, send or put beside a paper."""
+"""What an evaluation found, as lines, tables and a page of HTML."""
 
-import base64
-import html
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from undiffuse.data import by
-from undiffuse.files import atomic_file
+from undiffuse.evaluation.evaluate import Evaluation
+from undiffuse.evaluation.page import Page, write_page
 from undiffuse.metrics.blocks import pick
-from undiffuse.metrics.evaluate import Evaluation
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import METRICS
 from undiffuse.plots import Panel, curves, grid_of, save_image, strips
@@ -22,11 +19,6 @@ SHOWN = 64
 CLOSEST = 12
 OTHER_DATA = {False: "learnt other data than this", None: "was imported, and what data it learnt is not known"}
 """What is said of a model by whether it learnt the data (`Model.has_learnt`)."""
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img{image-rendering:pixelated;max-width:100%}
-figure{display:inline-block;margin:0 1.5rem 1rem 0}figcaption{color:#555}
-pre{background:#f6f6f6;padding:1rem;overflow:auto}"""
 
 
 def number(value: float) -> str:
@@ -84,20 +76,17 @@ def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
     """
     last = evaluations[-1]
     with tempfile.TemporaryDirectory() as folder:
-        figures = _figures(evaluations, Path(folder))
-        body = [
-            f"<h1>{html.escape(last.name)} against {html.escape(last.conditions['data'])}</h1>",
-            f"<p>{html.escape(conditions_line(last))}</p>",
-            html_table([headings(last), *rows(last)]),
-            *(f"<p>{html.escape(note)}</p>" for note in notes(last)),
-            *(
-                f"<figure><img src='{inline(file)}'><figcaption>{caption}</figcaption></figure>"
-                for file, caption in figures
-            ),
-            "<h2>Conditions</h2>",
-            f"<pre>{html.escape(json.dumps([e.to_json() for e in evaluations], indent=1))}</pre>",
-        ]
-    write_page(f"{last.name}: evaluation", body, path)
+        page = Page(
+            title=f"{last.name}: evaluation",
+            heading=f"{last.name} against {last.conditions['data']}",
+            summary=[conditions_line(last)],
+            headings=headings(last),
+            rows=rows(last),
+            notes=notes(last),
+            figures=_figures(evaluations, Path(folder)),
+            conditions=[one.to_json() for one in evaluations],
+        )
+        write_page(page, path)
 
 
 def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
@@ -122,27 +111,6 @@ def _brought(facts: dict[str, Any]) -> str:
     if not sizes:
         return ""
     return f", brought from {by(sizes[0])}" + (f" to {by(sizes[-1])}" if len(sizes) > 1 else "")
-
-
-def write_page(title: str, body: Sequence[str], path: Path) -> None:
-    """Writes `body`, lines of HTML, as a page, atomically."""
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
-    with atomic_file(path) as temporary:
-        temporary.write_text("\n".join([head, f"<style>{STYLE}</style>", *body, "</html>"]), encoding="utf-8")
-
-
-def html_table(cells: Sequence[Sequence[str]]) -> str:
-    """Cells, the first row the headings, as HTML."""
-    lines = []
-    for index, row in enumerate(cells):
-        tag = "td" if index else "th"
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "".join(lines) + "</table>"
-
-
-def inline(file: Path) -> str:
-    """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
 def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path, str]]:

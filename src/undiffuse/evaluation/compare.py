@@ -14,8 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
-from undiffuse.generate import Recipe, generate
-from undiffuse.metrics.evaluate import (
+from undiffuse.evaluation.evaluate import (
     DEFAULT_N,
     Evaluation,
     bench_for,
@@ -24,7 +23,8 @@ from undiffuse.metrics.evaluate import (
     evaluate_subject,
     open_subject,
 )
-from undiffuse.metrics.report import number
+from undiffuse.evaluation.report import number
+from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
 from undiffuse.progress import Bar, no_bar
@@ -64,7 +64,7 @@ def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int
     for _ in range(REPEATS):
         for own, (model, recipe) in zip(times, runs, strict=True):
             began = time.perf_counter()
-            list(generate(model, recipe, range(BATCH), batch_size=BATCH, tick=tick))
+            list(generate(model, recipe, range(BATCH), model.condition(range(BATCH)), batch_size=BATCH, tick=tick))
             own.append((time.perf_counter() - began) / BATCH)
     return [statistics.median(own) for own in times]
 
@@ -84,7 +84,7 @@ def compare(
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
 
-    The arguments are those of `undiffuse.metrics.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
+    The arguments are those of `undiffuse.evaluation.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
     each, or as many as the smallest file holds.
     """
     asked = [parse_contender(text, recipe or Recipe()) for text in subjects]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undiffuse.domains.pictures import Pictures
+
 BATCH = 32
 
 
@@ -55,8 +57,8 @@ class Peer:
     def sample(self, network: nn.Module, count: int, evaluations: int, batch: int = 100) -> np.ndarray:
         """uint8 (count, H, W, C)."""
         parts = [self.draw(network, min(batch, count - first), evaluations) for first in range(0, count, batch)]
-        images = ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return images.permute(0, 2, 3, 1).numpy()
+        x0 = torch.cat(parts)
+        return Pictures((*x0.shape[2:], x0.shape[1])).decode(x0)
 
 
 def diffusers(size: int, channels: int, rate: float | None = None, widths: tuple[int, ...] = (32, 64, 64)) -> Peer:

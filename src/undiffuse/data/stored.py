@@ -1,18 +1,12 @@
-"""Finished data sets on disk: memory-mapped uint8 images, written once and whole, read in no time."""
+"""Finished data sets in the cache: memory-mapped uint8 images, written once and whole, read in no time."""
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from undiffuse.errors import UndiffuseError
-from undiffuse.files import atomic_folder
 
 FORMAT = 2
 HASH_CHUNK = 1 << 24
@@ -30,50 +24,6 @@ class Stored:
     fingerprint: str
     skipped: int
     remarks: tuple[str, ...]
-
-
-def cache_dir() -> Path:
-    """$UNDIFFUSE_CACHE, else $XDG_CACHE_HOME/undiffuse, else ~/.cache/undiffuse; it need not exist yet."""
-    if own := os.environ.get("UNDIFFUSE_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "undiffuse"
-    return Path.home() / ".cache" / "undiffuse"
-
-
-def folder_for(kind: str, identity: Any) -> Path:
-    """The cache folder of a kind of thing for a JSON value that says everything the content depends on."""
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_dir() / kind / key
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time build `folder`: of the many ranks of a run, one builds and the others read."""
-    from filelock import FileLock
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_suffix(".lock"))
-        lock.acquire()
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` on success; UndiffuseError names $UNDIFFUSE_CACHE on a full disk."""
-    try:
-        with atomic_folder(folder) as temporary:
-            yield temporary
-    except UndiffuseError as error:
-        if isinstance(error.__cause__, OSError):
-            raise _unwritable(error.__cause__) from error.__cause__
-        raise
 
 
 def finish(folder: Path, labels: np.ndarray | None, facts: dict[str, Any]) -> None:
@@ -123,10 +73,3 @@ def fingerprint(images: np.ndarray, labels: np.ndarray | None, classes: tuple[st
     if labels is not None:
         digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _unwritable(error: OSError) -> UndiffuseError:
-    return UndiffuseError(
-        f"cannot write to the cache {cache_dir()}: {error.strerror or error}. "
-        "Free some space, or set $UNDIFFUSE_CACHE to a writable folder."
-    )

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from undiffuse.cache import cache_dir
+from undiffuse.conditions import Labels
 from undiffuse.config import Data
-from undiffuse.data import ImageSet, MixedSizes, by, cache_dir
+from undiffuse.data import ImageSet, MixedSizes, by
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
+from undiffuse.domains import domain_of
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
+from undiffuse.evaluation.bench import Bench, bench, floor_of
+from undiffuse.evaluation.store import features_of, sample_into_cache
 from undiffuse.generate import Recipe
-from undiffuse.metrics.bench import Bench, bench, floor_of
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
-from undiffuse.metrics.store import features_of, sample_into_cache
 from undiffuse.model import Model, find, load
 from undiffuse.progress import Bar, no_bar
 
@@ -123,8 +126,9 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
         samples = sample_into_cache(model, recipe, n, tick)
     if samples is None:
         return None
-    labels = model.labels(np.arange(n))
-    asked = None if labels is None or bench.extractor.classes != model.data.classes else labels.numpy()
+    condition, asked = model.condition(range(n)), None
+    if isinstance(condition, Labels) and bench.extractor.classes == model.data.classes:
+        asked = condition.index.cpu().numpy()
     conditions = {
         "model": {
             "parameters": model.parameters,
@@ -157,6 +161,10 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
 
     Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
     """
+    for subject in subjects:
+        domain = subject.domain if isinstance(subject, Model) else domain_of(subject)
+        if not domain.features:
+            raise UsageError(f"there are no features yet in which {domain.noun} could be measured")
     shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:

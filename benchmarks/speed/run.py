@@ -1,6 +1,6 @@
 """How fast undiffuse trains and samples here, beside its peers, in one run: rates, memory, overhead, growth.
 
-    python benchmarks/speed.py OUT.json [--quick] [--only NAME[,NAME...]]
+    python benchmarks/speed/run.py OUT.json [--quick] [--only NAME[,NAME...]]
 
 Everything learns and draws images of 28 x 28 x 1 on all cores in float32, unless it says otherwise. What is compared
 alternates, so that all see the same machine, and has a process of its own: what one leaves in the allocator and in the
@@ -38,8 +38,8 @@ from measuring import (
     worker,
 )
 from peers import BATCH, PEERS
-from speed_processes import data_size, memory, processes
-from speed_report import draw, table
+from processes import data_size, memory, processes
+from report import draw, table
 from systems import (
     MFLOP,
     OUR_BATCH,

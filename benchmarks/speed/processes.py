@@ -1,4 +1,4 @@
-"""The sections of speed.py that start processes of their own: memory, data-size and processes.
+"""The sections of run.py that start processes of their own: memory, data-size and processes.
 
 As a script, one such process: it does the task it is given as JSON and prints what `measured` finds.
 """

@@ -1,0 +1,105 @@
+"""Labels: each sample is of one class, or of any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from undiffuse.conditions.condition import Condition, Encoders, Rows
+from undiffuse.devices import sent
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each of B samples; a `Condition`.
+
+    Attributes:
+        index: int64 (B,), from 0; `classes`, one past the last, for a sample of any class.
+        classes: how many classes there are.
+
+    Raises ValueError for another shape or dtype and, on the CPU, for an index that is none of these.
+    """
+
+    index: Tensor
+    classes: int
+
+    kind: ClassVar[str] = "labels"
+
+    def __post_init__(self) -> None:
+        if self.index.ndim != 1 or self.index.dtype != torch.int64:
+            raise ValueError(f"labels are int64 (B,), not {self.index.dtype} {tuple(self.index.shape)}")
+        # Elsewhere the values are not looked at: a GPU would have to be waited for, and a traced tensor has none.
+        if self.index.device.type == "cpu" and not torch.compiler.is_compiling() and len(self.index):
+            low, high = self.index.aminmax()
+            if low < 0 or high > self.classes:
+                raise ValueError(
+                    f"labels of {self.classes} classes lie in 0 .. {self.classes} (the last: any class), "
+                    f"not in {low} .. {high}"
+                )
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.index)
+
+    def __getitem__(self, rows: Rows) -> "Labels":
+        """The labels of these rows, in this order."""
+        return Labels(self.index[rows], self.classes)
+
+    def to(self, device: torch.device | str) -> "Labels":
+        """The same on `device`, without waiting for it to arrive."""
+        return Labels(sent(self.index, device), self.classes)
+
+    def dropped(self, where: Tensor | None = None) -> "Labels":
+        """The same, with the rows of any class where `where`, bool (B,), is true; None: all of them."""
+        if where is None:
+            return Labels(torch.full_like(self.index, self.classes), self.classes)
+        return Labels(self.index.masked_fill(where.to(self.index.device), self.classes), self.classes)
+
+    def facts(self) -> dict[str, Any]:
+        """`share`: how frequent each class is."""
+        counts = np.bincount(self.index.cpu().numpy(), minlength=self.classes)[: self.classes]
+        return {"share": (counts / counts.sum()).tolist()}
+
+    @classmethod
+    def encoders(cls, facts: dict[str, Any]) -> Encoders:
+        """An embedding, `label`."""
+        return label_encoder(len(facts["share"]))
+
+    @classmethod
+    def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Labels":
+        """In the data's proportions: multiples of the golden ratio are as evenly spread as can be, however many."""
+        share: Sequence[float] = facts["share"]
+        u = np.modf((numbers + 0.5) * 0.6180339887498949)[0]
+        index = np.searchsorted(np.cumsum(share), u, side="right")
+        last = np.flatnonzero(share)[-1]  # where the sum of the shares is a little below 1
+        return cls(torch.from_numpy(np.minimum(index, last)), len(share))
+
+
+class LabelEncoder(nn.Embedding):
+    """An embedding of each class, and of any class: `Labels` of B samples -> (B, width)."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__(classes + 1, width)
+        self.classes = classes
+
+    def forward(self, condition: Condition) -> Tensor:  # type: ignore[override]
+        """Raises ValueError for another kind of condition, or labels of other classes."""
+        return super().forward(index_of(condition, self.classes))
+
+
+def index_of(condition: Condition, classes: int) -> Tensor:
+    """`Labels.index`. Raises ValueError for another kind of condition, or labels of other classes."""
+    if not isinstance(condition, Labels):
+        raise ValueError(f"the network takes labels of {classes} classes, not a {type(condition).__name__}")
+    if condition.classes != classes:
+        raise ValueError(f"the network takes labels of {classes} classes, not of {condition.classes}")
+    return condition.index
+
+
+def label_encoder(classes: int) -> Encoders:
+    """The encoder of a network of so many classes; none for 0."""
+    return {"label": partial(LabelEncoder, classes)} if classes else {}

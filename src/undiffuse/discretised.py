@@ -1,0 +1,90 @@
+"""Data whose elements take some values, evenly spaced on [-1, 1], such as the 256 of 8 bits: their probabilities.
+
+A network of the target "levels" gives each element of x_0 the odds of its values; a normal law, those of the intervals
+around them.
+"""
+
+import torch
+from torch import Tensor
+
+from undiffuse.process import Level, Normal, Prediction, expand, float64_device
+
+VALUES = 256  # of 8 bits
+OUTPUTS = VALUES + 2
+"""What a network of the target "levels" says of an element: a Gaussian's mean and sharpness, and logits."""
+SHARPEST = 6.0
+"""Such a Gaussian's standard deviation is at least sigma_data exp(-6): a third of the gap between values, or less."""
+
+
+def predict(output: Tensor, x_t: Tensor, level: Level, sigma_data: float) -> Prediction:
+    """The prediction of a network of the target "levels": x_0 is its mean over the values an element can take.
+
+    The network's odds, a Gaussian's times free ones, stand for what surrounds an element, and x_t there is weighed in
+    by Bayes' rule. So what little noise hides need not be learnt: there x_0 is the value next to x_t.
+
+    Args:
+        output: (B, 258 C, ...).
+        x_t: (B, C, ...), at the noise `level`.
+    """
+    channels = x_t.shape[1]
+    mean, sharpness, free = output.to(x_t.dtype).split([channels, channels, VALUES * channels], 1)
+    precision = (sharpness.clamp(max=SHARPEST).exp() / sigma_data) ** 2
+    free = free.unflatten(1, (channels, VALUES)).movedim(2, -1)
+    logits = value_logits(x_t, level, free, sigma_data * mean, precision)
+    x0 = (logits.softmax(-1) * grid(VALUES, x_t)).sum(-1)  # no product of matrices: those round, under autocast
+    return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
+
+
+def grid(values: int, like: Tensor) -> Tensor:
+    """The values themselves, ascending on [-1, 1]: (values,)."""
+    return torch.arange(values, device=like.device, dtype=like.dtype) / ((values - 1) / 2) - 1
+
+
+def value_logits(
+    x_t: Tensor, level: Level, logits: Tensor, mean: Tensor | float = 0.0, precision: Tensor | float = 0.0
+) -> Tensor:
+    """ln p(x_0 = v | x_t) for every value v, up to a constant: ln of exp(logits) N(v; mean, 1 / precision) q(x_t | v).
+
+    Args:
+        x_t: (B, C, ...), with some signal left in it (alpha > 0) or a precision to go by.
+        logits: (values,), the same for all elements, or (B, C, ..., values), as the result is.
+        mean, precision: (B, C, ...), or none.
+    """
+    values = grid(logits.shape[-1], x_t)
+    signal = expand(level.alpha / level.sigma**2, x_t)  # two Gaussians of v make one
+    both = precision + expand((level.alpha / level.sigma) ** 2, x_t)
+    root, centre = both.sqrt().to(x_t), (precision * mean + signal * x_t) / both
+    distance = torch.addcmul((-root * centre).unsqueeze(-1), root.unsqueeze(-1), values)
+    return torch.addcmul(logits, distance, distance, value=-0.5)
+
+
+def value_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
+    """ln of the probability that logits (B, C, ..., values) give to the value of each element of x0 (B, C, ...)."""
+    index = ((x0 + 1) * ((logits.shape[-1] - 1) / 2)).round().long()
+    return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def discretised_log_prob(x: Tensor, normal: Normal, values: int = VALUES) -> Tensor:
+    """The log-probability `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
+
+    x takes `values` values evenly spaced on [-1, 1]; the intervals at the ends reach to infinity, so the probabilities
+    sum to one. Exact in the tails: the difference of distribution functions is taken on the side where both are small.
+    """
+    scale = expand(normal.variance.sqrt(), x)
+    half = 1 / (values - 1)
+    offset = x - normal.mean
+    infinity = torch.full_like(x, torch.inf)
+    upper = torch.where(x > 1 - half, infinity, (offset + half) / scale)
+    lower = torch.where(x < -1 + half, -infinity, (offset - half) / scale)
+    flip = offset > 0  # P(l < z < u) = P(-u < z < -l)
+    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_high = _log_ndtr(high)
+    # An open interval has low = -inf; until the last line it gets finite numbers, or its gradient would be 0 * inf.
+    open_below = low == -torch.inf
+    log_low = _log_ndtr(torch.where(open_below, torch.zeros_like(low), low))
+    gap = torch.where(open_below, torch.full_like(low, -1.0), log_low - log_high)
+    return log_high + torch.where(open_below, torch.zeros_like(low), torch.log1p(-gap.exp()))
+
+
+def _log_ndtr(z: Tensor) -> Tensor:
+    return torch.special.log_ndtr(float64_device(z)).to(z.device)  # MPS lacks it too

@@ -1,0 +1,62 @@
+"""What a kind of data is to everything else: how its rows become x_0, and x_0 rows again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from undiffuse.config import Data
+    from undiffuse.randomness import BatchDraw
+
+
+class Domain(Protocol):
+    """A frozen object made from the shape of a stored row, the one thing that `model.json` says of it besides its name.
+
+    Rows are NumPy arrays (N, *stored), as data sets hold them and samples are written; x_0 is a float tensor
+    (N, *shape) in [-1, 1], as networks and processes have it.
+    """
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of a stored row."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of x_0: channels first, then what a network is to convolve over, if anything."""
+
+    @property
+    def values(self) -> int | None:
+        """How many values a number of a row takes, 0 .. values - 1; None for continuous ones."""
+
+    @property
+    def noun(self) -> str:
+        """What several of them are called, and the array of an .npz file that holds them."""
+
+    @property
+    def suffix(self) -> str:
+        """Of a file that holds one of them."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features that samples can be measured in (`undiffuse.metrics.features`)."""
+
+    def check(self, settings: "Data") -> None:
+        """Raises UsageError for settings that rows of this shape cannot have."""
+
+    def augment(self, rows: np.ndarray, settings: "Data", draw: "BatchDraw") -> np.ndarray:
+        """The rows of a training batch, changed at random as the settings say."""
+
+    def encode(self, rows: np.ndarray) -> "Tensor":
+        """Rows -> x_0, float32."""
+
+    def decode(self, x0: "Tensor") -> np.ndarray:
+        """x_0, of any floating dtype and on any device -> rows: the inverse of `encode`, to the nearest row."""
+
+    def save(self, row: np.ndarray, path: Path) -> None:
+        """One row as a file with `suffix`, written atomically."""
+
+    def show(self, rows: np.ndarray, path: Path) -> None:
+        """All of them in one .png, written atomically: previews and grids."""

@@ -1,0 +1,77 @@
+"""Points of a space of D dimensions: float32 rows (N, D) in [-1, 1], which are x_0 as they are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from undiffuse.errors import UsageError
+from undiffuse.files import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from undiffuse.config import Data
+    from undiffuse.randomness import BatchDraw
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points (D,), brought to [-1, 1] by whoever made them: no scale is guessed and none has to be kept."""
+
+    stored: tuple[int, ...]
+    values = None
+    noun = "points"
+    suffix = ".txt"
+    features = ()
+
+    def __post_init__(self) -> None:
+        if len(self.stored) != 1:
+            raise ValueError(f"points have a shape (D,), not {self.stored}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D,)."""
+        return self.stored
+
+    def check(self, settings: "Data") -> None:
+        """Raises UsageError for settings that only pictures have."""
+        for key in ("size", "channels", "flip", "shift"):
+            if getattr(settings, key):
+                raise UsageError(f"data.{key} is for pictures, and these are points: leave it out")
+
+    def augment(self, rows: np.ndarray, settings: "Data", draw: "BatchDraw") -> np.ndarray:
+        """The rows: points are not augmented."""
+        return rows
+
+    def encode(self, rows: np.ndarray) -> "Tensor":
+        """The same numbers, float32 (N, D)."""
+        import torch
+
+        return torch.from_numpy(np.array(rows, dtype=np.float32))
+
+    def decode(self, x0: "Tensor") -> np.ndarray:
+        """The same numbers, float32 (N, D)."""
+        rows: np.ndarray = x0.float().cpu().numpy()
+        return rows
+
+    def save(self, row: np.ndarray, path: Path) -> None:
+        """As text, a number to the line, each as exact as it is."""
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(f"{number}\n" for number in row))
+
+    def show(self, rows: np.ndarray, path: Path) -> None:
+        """The first two dimensions against each other; a single one as a histogram."""
+        from matplotlib.figure import Figure
+
+        from undiffuse.plots import save_figure
+
+        figure = Figure(figsize=(4, 4))
+        axes = figure.subplots()
+        if rows.shape[1] > 1:
+            axes.scatter(rows[:, 0], rows[:, 1], s=4)
+        else:
+            axes.hist(rows[:, 0], bins=50, range=(-1, 1))
+        axes.set(xlim=(-1.1, 1.1))
+        save_figure(figure, path)

@@ -1,0 +1,41 @@
+"""What a run decides where its settings leave it open, by the machine and the data: saved with it, so that a resumed
+run has the same."""
+
+import torch
+
+from undiffuse.build import default_network
+from undiffuse.config import Config
+from undiffuse.data import ImageSet
+from undiffuse.denoiser import LEVELS
+from undiffuse.devices import has_bf16
+from undiffuse.discretised import VALUES
+from undiffuse.domains import domain_of
+from undiffuse.errors import UsageError
+from undiffuse.training.statistics import root_mean_square
+
+
+def decided_precision(asked: str) -> str:
+    """For "auto" bf16 where the hardware has it, else fp16 on a GPU, else fp32. Raises UsageError for fp16 on a CPU."""
+    if asked == "auto":
+        return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise UsageError("training.precision=fp16 needs a GPU; on this machine use fp32 or bf16")
+    return asked
+
+
+def decided(config: Config, data: ImageSet, precision: str) -> Config:
+    """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
+    sigma_data = config.denoiser.sigma_data
+    domain = domain_of(data)
+    domain.check(config.data)
+    if config.denoiser.target == LEVELS and domain.values != VALUES:
+        raise UsageError(f"denoiser.target={LEVELS} is for data of {VALUES} values, which {domain.noun} are not")
+    if sigma_data is None:
+        sigma_data = root_mean_square(data)
+    return config.model_copy(
+        update={
+            "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
+            "network": default_network(config.network, domain.shape[1:]),
+            "training": config.training.model_copy(update={"precision": precision}),
+        }
+    )
