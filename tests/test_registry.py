@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 def test_every_name_stands_for_something(name: str) -> None:
     for key in LISTS[name]:
         thing = LISTS[name].find(key)
-        assert callable(getattr(thing, "step", thing)), key
+        assert thing.is_file() if isinstance(thing, Path) else callable(getattr(thing, "step", thing)), key
         if isinstance(thing, Schedule):
             assert callable(registry.located(thing.place))
 
@@ -54,6 +54,10 @@ def test_help_and_settings_have_every_name(command: Command) -> None:
     said = re.sub(r"\s+", "", command("sample", "--help")[1])  # lines break at the dash of a name
     for name in (*registry.SAMPLERS, *registry.GRIDS, *registry.THRESHOLDS, *registry.ENGINES):
         assert name in said
+    said = re.sub(r"\s+", "", command("train", "--help")[1])
+    assert all(name in said for name in registry.PRESETS)
+    said = re.sub(r"\s+", "", command("export", "--help")[1])
+    assert all(name in said for name in registry.FORMATS)
     kinds = {key: kind for key, kind, *_ in keys()}
     for key, names in {"process.schedule": registry.SCHEDULES, "network.kind": registry.NETWORKS}.items():
         assert set(re.split(", | or ", kinds[key])) == set(names)
@@ -84,6 +88,79 @@ def test_a_name_is_added_once_and_is_one() -> None:
     for wrong in ("Two", "a b", "", "../x", "x" * 41):
         with pytest.raises(ValueError, match="is no name"):
             names.add(wrong, "os:getpid")
+
+
+def _zero(denoiser: Any, x0: Any, condition: Any, u: Any, draw: Any, weighting: Any) -> Any:
+    return weighting(u)
+
+
+def _scaled(log_snr: Any, gamma: float, sigma_data: float) -> Any:
+    return gamma * sigma_data + 0 * log_snr
+
+
+def test_a_loss_and_a_weighting_from_outside_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get the settings that they have arguments for, and nothing of the package stands in for them."""
+    import torch
+
+    from undiffuse.build import make_objective
+
+    for name, names, place in (("zero", registry.LOSSES, "_zero"), ("scaled", registry.WEIGHTINGS, "_scaled")):
+        monkeypatch.setitem(names._entries, name, f"{__name__}:{place}")
+    settings = {"objective.loss": "zero", "objective.weighting": "scaled", "objective.gamma": 3.0}
+    loss: Any = make_objective(make_config({**settings, "denoiser.sigma_data": 0.5}))
+    assert loss(None, None, None, torch.zeros(2), None).tolist() == [1.5, 1.5]
+
+
+def _eps_again(level: Any, sigma_data: float) -> Any:
+    from undiffuse.targets import eps
+
+    return eps(level, sigma_data)
+
+
+def test_a_target_of_the_noise_is_read_as_eps_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where less signal is left than a network is told of, x_0 takes care of what was told, whatever the name."""
+    import torch
+
+    from undiffuse.denoiser import Denoiser
+    from undiffuse.process import GaussianProcess, cosine
+
+    monkeypatch.setitem(registry.TARGETS._entries, "again", f"{__name__}:_eps_again")
+    q = GaussianProcess(cosine(20))
+    assert q.schedule.log_snr(0.95) < -5
+    eps, again = (Denoiser(lambda x, *_: x, q, target, 0.5, least_log_snr=-4.0) for target in ("eps", "again"))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for t in (0.3, 0.95, torch.tensor([0.3, 0.95], dtype=torch.float64)):
+        assert torch.equal(eps(x, t).x0, again(x, t).x0)
+    assert eps(x, 0.95).x0.abs().max() < 0.1 * (x / q.level(0.95).alpha).abs().max()
+
+
+def test_names_added_after_the_command_was_imported_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports are sorted by name: one's own file may come after the package."""
+    from undiffuse.cli import complete, early
+
+    monkeypatch.setitem(registry.SAMPLERS._entries, "late", registry.SAMPLERS["ddim"])
+    assert "late" in [*early.CHOICES["sampler"]()] and complete.samplers("la") == ["late"]
+
+
+def _narrow(config: Any, inputs: int, outputs: int, takes: Any, dims: int) -> Any:
+    import torch
+
+    return torch.nn.Conv2d(inputs, outputs, **config.network.options)
+
+
+def test_options_that_a_network_from_outside_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are an error of the person, with the name; those that it takes are given to it."""
+    from undiffuse.build import default_network, make_network
+
+    monkeypatch.setitem(registry.NETWORKS._entries, "narrow", f"{__name__}:_narrow")
+    for options in ({"kernel_size": 3}, {"kernel_size": 3, "deep": True}):
+        config = make_config({"network.kind": "narrow", "network.options": options})
+        config = config.model_copy(update={"network": default_network(config.network, (8, 8))})
+        if "deep" in options:
+            with pytest.raises(UsageError, match=r"network: .*deep"):
+                make_network(config, 1)
+        else:
+            assert {p.shape for p in make_network(config, 1).parameters()} == {(1, 1, 3, 3), (1,)}
 
 
 def test_the_page_on_extending_runs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to the things it names: the one place where names become objects."""
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -22,16 +23,9 @@ from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective as Loss
-from undiffuse.objectives import (
-    TimeSampler,
-    continuous_bound,
-    hybrid,
-    log_normal,
-    variational_bound,
-    weighted_error,
-)
+from undiffuse.objectives import TimeSampler
 from undiffuse.progress import Bar, no_bar
-from undiffuse.registry import CONDITIONS, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
+from undiffuse.registry import CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
 
 MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
@@ -221,7 +215,7 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
         raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
     except UsageError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # of a TypeError, options that a network from outside does not take
         raise UsageError(f"network: {cut(str(error), 200)}") from None
     if (count := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
         raise UsageError(
@@ -358,9 +352,14 @@ def _sigma_data(config: Config) -> float:
 
 def make_times(config: Objective) -> TimeSampler:
     """The distribution of training times."""
-    if config.times == "log-normal":
-        return partial(log_normal, mean=config.mean, std=config.std)
-    return TIME_SAMPLERS[config.times]
+    times: TimeSampler = _with(TIME_SAMPLERS.find(config.times), mean=config.mean, std=config.std)
+    return times
+
+
+def _with(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """`function` with those of the settings that it has arguments for."""
+    taken = {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
+    return partial(function, **taken) if taken else function
 
 
 def make_objective(config: Config) -> Loss:
@@ -376,16 +375,11 @@ def make_objective(config: Config) -> Loss:
         raise UsageError("denoiser.target=levels is learnt by a bound: set objective.loss=continuous-bound or bound")
     if config.denoiser.target == LEVELS and config.network.kind == "unet" and not config.network.head:
         raise UsageError("denoiser.target=levels needs network.head, such as 32: a last layer that is never rounded")
-    if objective.loss == "bound":
-        return partial(variational_bound, variance=objective.variance)
-    if objective.loss == "hybrid":
-        return hybrid
-    if objective.loss == "continuous-bound":
-        return continuous_bound
-    numbers: dict[str, dict[str, float | None]] = {
-        "min-snr": {"gamma": objective.gamma},
-        "sigmoid": {"bias": objective.bias},
-        "edm": {"sigma_data": config.denoiser.sigma_data},
-    }
-    weighting = partial(WEIGHTINGS[objective.weighting], **numbers.get(objective.weighting, {}))
-    return partial(weighted_error, times=make_times(objective), weighting=weighting)
+    weighting = _with(
+        WEIGHTINGS.find(objective.weighting),
+        gamma=objective.gamma,
+        bias=objective.bias,
+        sigma_data=config.denoiser.sigma_data,
+    )
+    loss, times = LOSSES.find(objective.loss), make_times(objective)
+    return _with(loss, variance=objective.variance, times=times, weighting=weighting)

@@ -8,7 +8,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -30,6 +29,7 @@ from undiffuse.registry import (
     DRAWS,
     LOSSES,
     NETWORKS,
+    PRESETS,
     SCHEDULES,
     TARGETS,
     TIME_SAMPLERS,
@@ -37,7 +37,6 @@ from undiffuse.registry import (
     Registry,
 )
 
-PRESETS = Path(__file__).parent / "presets"
 MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
@@ -355,15 +354,13 @@ def read_config(saved: Any) -> Config:
 
 
 def presets() -> list[str]:
-    """Names of the settings that come with the package, each a file of undiffuse/presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+    """Names of the settings that belong together."""
+    return list(PRESETS)
 
 
 def preset(name: str) -> dict[str, Any]:
     """The settings of a preset by dotted name. Raises UsageError for an unknown one."""
-    if name not in presets():
-        raise UsageError(f"no preset {shown(name)}: choose from {', '.join(presets())}")
-    sections = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    sections = tomllib.loads(PRESETS.find(name).read_text(encoding="utf-8"))
     return {f"{section}.{key}": value for section, settings in sections.items() for key, value in settings.items()}
 
 

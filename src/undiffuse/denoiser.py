@@ -14,10 +14,9 @@ from torch import Tensor
 from undiffuse import discretised
 from undiffuse.conditions import Condition
 from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
-from undiffuse.targets import Coefficients, coefficients
+from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
-_NOISE = ("eps", "score")  # targets from which x_0 is read with a factor, sigma / alpha, that has no bound
 
 LEVELS = "levels"
 
@@ -48,13 +47,15 @@ class Denoiser:
 
         Told of more signal than there is, the network says the noise of that level. x_0 = (x_t - sigma eps) / alpha
         would multiply the difference by more than e^10, so it is read at the level that the network was told of, which
-        x_t looks like. The other targets are bounded combinations, and with more signal than told the noise is small:
-        they are right to exp(-|log-SNR| / 2) as they are.
+        x_t looks like. So it is with eps, the score and every target of the noise alone (a = 0). The others are bounded
+        combinations, and with more signal than told the noise is small: they are right to exp(-|log-SNR| / 2) as they
+        are.
         """
         level = self.process.level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
-        if self.target not in _NOISE or not beyond.any():
-            return coefficients(self.target, level, self.sigma_data)
+        c = coefficients(self.target, level, self.sigma_data)
+        if c.a.any() or self.target == SCORE_OF_STATE or not beyond.any():
+            return c
         ratio = math.exp(-0.5 * self.least_log_snr)
         alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
         told = Level(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from undiffuse.errors import UsageError
@@ -228,6 +229,10 @@ DOMAINS: Registry[Any] = Registry(
 """Kinds of data (`undiffuse.domains.Domain`)."""
 CONDITIONS: Registry[Any] = Registry("condition", {"labels": "undiffuse.conditions.labels:Labels"})
 """Kinds of condition (`undiffuse.conditions.Condition`)."""
+PRESETS: Registry[Path] = Registry(
+    "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
+)
+"""Settings that belong together: files of undiffuse/presets."""
 ENGINES = ("torch", "compile", "onnxruntime")
 FORMATS = ("diffusers", "onnx")
 FEATURES = ("efficientnet-lite0", "classifier", "inception")

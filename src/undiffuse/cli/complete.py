@@ -25,6 +25,11 @@ def models(incomplete: str) -> list[str]:
     return _of(sorted(built_in) + sorted(runs))(incomplete)
 
 
-samplers, grids, thresholds = _of(("auto", *SAMPLERS)), _of(GRIDS), _of(THRESHOLDS)
+def samplers(incomplete: str) -> list[str]:
+    """Those that were added too."""
+    return _of(("auto", *SAMPLERS))(incomplete)
+
+
+grids, thresholds = _of(GRIDS), _of(THRESHOLDS)
 engines, features = _of(("auto", *ENGINES)), _of(("auto", *FEATURES))
 metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES)), _of(SPLITS), _of(DATA), _of(FORMATS)

@@ -1,7 +1,7 @@
 """What a command can refuse before it loads torch, which takes seconds: models and names that there are not."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,14 @@ from typer.core import TyperCommand
 
 from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS
 
-CHOICES: dict[str, Iterable[str]] = {
-    "sampler": ("auto", *SAMPLERS),
-    "grid": GRIDS,
-    "threshold": THRESHOLDS,
-    "engine": ("auto", *ENGINES),
-    "format": FORMATS,
+CHOICES: dict[str, Callable[[], Iterable[str]]] = {
+    "sampler": lambda: ("auto", *SAMPLERS),
+    "grid": lambda: GRIDS,
+    "threshold": lambda: THRESHOLDS,
+    "engine": lambda: ("auto", *ENGINES),
+    "format": lambda: FORMATS,
 }
-"""Option -> the names it takes."""
+"""Option -> the names it takes, those that were added after this was imported too."""
 
 
 class EarlyCommand(TyperCommand):
@@ -26,7 +26,7 @@ class EarlyCommand(TyperCommand):
         """Runs the command. Raises UsageError for a model or a name that there is not, UndiffuseError for damage."""
         for option, names in CHOICES.items():
             if (name := ctx.params.get(option)) is not None:
-                _check_name(option, name, names)
+                _check_name(option, name, names())
         if (model := ctx.params.get("model")) is not None:
             _check_model(model)
         for subject in (ctx.params.get("subject"), *(ctx.params.get("subjects") or ())):

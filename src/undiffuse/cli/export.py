@@ -7,7 +7,6 @@ import typer
 
 from undiffuse.cli import complete
 from undiffuse.cli.console import FORCE, say
-from undiffuse.errors import UsageError
 
 PARTS = re.compile(r"model_index\.json|scheduler|unet")
 
@@ -29,8 +28,6 @@ def export(
       undiffuse export runs/emoji --format diffusers --out emoji-diffusers
       undiffuse export fashion-mnist --format onnx --out fashion-mnist.onnx
     """
-    if format not in ("diffusers", "onnx"):
-        raise UsageError(f"no format {format!r}: choose from diffusers, onnx")
     from undiffuse import output
     from undiffuse.model import load
 

@@ -6,6 +6,7 @@ import typer
 
 from undiffuse.cli.console import say
 from undiffuse.cli.early import check_source
+from undiffuse.registry import PRESETS
 
 
 def train(
@@ -13,7 +14,7 @@ def train(
     out: Path = typer.Option(None, "--out", "-o", help="The run folder, new (or, with --resume, old) [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
-    preset: str = typer.Option(None, help="fast, balanced, best, ddpm, iddpm or likelihood [by --minutes]."),
+    preset: str = typer.Option(None, help=f"{', '.join(PRESETS)} [by --minutes]."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
