@@ -159,7 +159,8 @@ def test_the_name_of_an_output_is_on_the_disk(tmp_path: Path, monkeypatch: pytes
     def last_synced(force: bool, folder: bool) -> int:
         log.clear()
         if folder:
-            output.put_folder(tmp_path / "f", lambda path: write_json(path / "000000.png", 1), output.names_of_samples(".png"), force)
+            own = output.names_of_samples(".png")
+            output.put_folder(tmp_path / "f", lambda path: write_json(path / "000000.png", 1), own, force)
         else:
             output.put(tmp_path / "x.json", lambda path: write_json(path, 1), force)
         assert log[-1][0] == "sync"
