@@ -32,15 +32,15 @@ from undiffuse.files import write_json
 from undiffuse.likelihood import (
     Formula,
     Solver,
+    all_steps,
     bound,
-    every_step,
     log_likelihood,
     optimal_variance,
-    spread,
     squared_errors,
+    stratified,
 )
 from undiffuse.networks import MLP
-from undiffuse.objectives import Importance, continuous_bound, first_share
+from undiffuse.objectives import Importance, continuous_bound, reconstruction_share
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.plots import save_figure
 from undiffuse.process import GaussianProcess, LogSNR
@@ -140,7 +140,7 @@ def train(density: Density, steps: int) -> Denoiser:
     matrices = [layer.weight for layer in network.modules() if isinstance(layer, nn.Linear) and len(layer.weight) > 2]
     known = {id(weight) for weight in matrices}
     optimizer = Muon(matrices, [p for p in parameters if id(p) not in known], lr=RATE)
-    average, share = EMA(parameters, AVERAGE), first_share(denoiser, continuous=True)
+    average, share = EMA(parameters, AVERAGE), reconstruction_share(denoiser, continuous=True)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
@@ -158,7 +158,9 @@ def train(density: Density, steps: int) -> Denoiser:
     for parameter, mean in zip(learnt.parameters(), average.average, strict=True):
         parameter.copy_(mean)
     log_snrs = torch.linspace(*LOG_SNRS, 1001, dtype=torch.float64)
-    return replace(denoiser, network=learnt, process=GaussianProcess(LogSNR(importance.knots(log_snrs, 0.0).tolist())))
+    return replace(
+        denoiser, network=learnt, process=GaussianProcess(LogSNR(importance.learnt_log_snrs(log_snrs, 0.0).tolist()))
+    )
 
 
 def compared(says: Tensor, truth: Tensor) -> dict[str, float]:
@@ -185,14 +187,18 @@ def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | Non
     formula = Formula(steps, variance, values=None)
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
-        u = spread(torch.arange(len(x0)), DRAWS)
+        u = stratified(torch.arange(len(x0)), DRAWS)
         errors = squared_errors(denoiser, x0, steps, lambda k: Given(noise[k]), u)
         formula = replace(formula, variance=optimal_variance(denoiser.process, errors))
     draws = DRAWS if steps is None else min(DRAWS, steps - 1)
     found = []
     for number in range(groups):
         x0, noise = points(density, GROUP, number), normals(GROUP, draws + 1, number)
-        u = every_step(GROUP, draws + 1) if steps == draws + 1 else spread(torch.arange(GROUP) + number * GROUP, draws)
+        u = (
+            all_steps(GROUP, draws + 1)
+            if steps == draws + 1
+            else stratified(torch.arange(GROUP) + number * GROUP, draws)
+        )
         total = 2 * bound(denoiser, x0.float(), formula, lambda k, noise=noise: Given(noise[k]), u).total
         found.append((total.mean(), -density.log_prob(x0).mean()))
     return compared(*torch.tensor(found, dtype=torch.float64).T)

@@ -163,7 +163,7 @@ def products(betas: list[mpmath.mpf]) -> list[mpmath.mpf]:
 
 def levels(process: GaussianProcess, grid: Tensor) -> list[tuple[float, float]]:
     """(alpha, sigma) along a grid, as Python floats."""
-    level = process.level(grid)
+    level = process.noise_level(grid)
     return list(zip(level.alpha.tolist(), level.sigma.tolist(), strict=True))
 
 
@@ -186,7 +186,7 @@ def oracle(process: GaussianProcess, x0_of: Callable[[Tensor, Tensor, Tensor], T
     """x0_of(x, alpha, sigma) as a denoiser."""
 
     def denoise(x: Tensor, t: float | Tensor) -> Prediction:
-        level = process.level(t)
+        level = process.noise_level(t)
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         x0 = x0_of(x, alpha, sigma)
         return Prediction(x0, (x - alpha * x0) / sigma)

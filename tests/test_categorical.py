@@ -28,7 +28,7 @@ def process(schedule: str, values: int, kind: str) -> CategoricalProcess:
 
 def survival(schedule: Schedule, t: float) -> float:
     """alpha_t: the share of signal of a variance-preserving process, computed from its level."""
-    level = schedule.level(t)
+    level = schedule.noise_level(t)
     return float(level.alpha**2 / (level.alpha**2 + level.sigma**2))
 
 

@@ -14,7 +14,7 @@ from undiffuse.card import label_facts
 from undiffuse.config import (
     MACHINE_KEYS,
     Config,
-    Network,
+    NetworkConfig,
     keys,
     make_config,
     parse_settings,
@@ -197,7 +197,7 @@ def test_what_does_not_go_together(settings: list[str], message: str) -> None:
 def test_targets_that_live_without_signal(target: str) -> None:
     """Zero terminal SNR is no trouble for targets that still say something of the data there."""
     denoiser = build(configure(f"denoiser.target={target}", "process.zero_terminal_snr=true"))
-    assert denoiser.process.level(1.0).alpha == 0
+    assert denoiser.process.noise_level(1.0).alpha == 0
     said = {"x0": 1.0, "v": -1.0, "flow": 3.0 - 1.0, "edm": 0.5}[target]  # of x_t = 3, an output of 1
     torch.testing.assert_close(denoiser(torch.full((1, 1, 2, 2), 3.0), 1.0).x0, torch.full((1, 1, 2, 2), said))
 
@@ -205,16 +205,16 @@ def test_targets_that_live_without_signal(target: str) -> None:
 @pytest.mark.parametrize(
     ("network", "size", "message"),
     [
-        (Network(patch=3), (16, 16), "patch"),
-        (Network(channels=(8, 8, 8, 8, 8)), (8, 8), "levels"),
-        (Network(patch=2), (15, 15), "patch"),
-        (Network(channels=(8, 8), attention=(5,)), (16, 16), "attention"),
-        (Network(kernel=4), (16, 16), "odd"),
-        (Network(kind="unet2d", head=8), (16, 16), "leave them out"),
-        (Network(kind="unet2d", values=True), (16, 16), "leave them out"),
+        (NetworkConfig(patch=3), (16, 16), "patch"),
+        (NetworkConfig(channels=(8, 8, 8, 8, 8)), (8, 8), "levels"),
+        (NetworkConfig(patch=2), (15, 15), "patch"),
+        (NetworkConfig(channels=(8, 8), attention=(5,)), (16, 16), "attention"),
+        (NetworkConfig(kernel=4), (16, 16), "odd"),
+        (NetworkConfig(kind="unet2d", head=8), (16, 16), "leave them out"),
+        (NetworkConfig(kind="unet2d", values=True), (16, 16), "leave them out"),
     ],
 )
-def test_networks_that_do_not_fit(network: Network, size: tuple[int, int], message: str) -> None:
+def test_networks_that_do_not_fit(network: NetworkConfig, size: tuple[int, int], message: str) -> None:
     """A network too deep or folded for the images is refused by name."""
     with pytest.raises(UsageError, match=message):
         default_network(network, size)
@@ -223,7 +223,7 @@ def test_networks_that_do_not_fit(network: Network, size: tuple[int, int], messa
 @pytest.mark.parametrize("side", [4, 7, 8, 15, 16, 28, 32, 64, 65])
 def test_defaults_are_decided_for_every_size(side: int) -> None:
     """Nothing is left undecided, and what is decided is accepted again, as a resumed run does."""
-    decided = default_network(Network(), (side, side))
+    decided = default_network(NetworkConfig(), (side, side))
     assert decided.patch and decided.channels and decided.attention is not None
     assert side % decided.patch == 0
     assert default_network(decided, (side, side)) == decided

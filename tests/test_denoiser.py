@@ -55,7 +55,7 @@ def test_a_perfect_network_gives_back_data_and_noise(name: str, target: str) -> 
     prediction = Denoiser(says(denoiser.target_of(x0, noise, t)), process, target)(
         process.corrupt(x0, t, Given(noise)), t
     )
-    level = process.level(t)
+    level = process.noise_level(t)
     u = (level.sigma / level.alpha)[:, None] if target in ("eps", "score") else as64(0.0)
     # x_0 = (x_t - sigma eps) / alpha: rounding of size eps |noise| is multiplied by sigma / alpha.
     assert ((prediction.x0 - x0).abs() <= 16 * EPS * (1 + u) * (1 + x0.abs() + noise.abs())).all()
@@ -191,7 +191,7 @@ def test_float32_costs_only_its_rounding(name: str, target: str) -> None:
     output, x_t = denoiser.target_of(x0, noise, t).float(), process.corrupt(x0, t, Given(noise)).float()
     prediction = Denoiser(says(output), process, target)(x_t, t)
     assert prediction.x0.dtype == prediction.eps.dtype == torch.float32
-    level = process.level(t)
+    level = process.noise_level(t)
     u = (level.sigma / level.alpha)[:, None] if target in ("eps", "score") else as64(0.0)
     bound = 8 * torch.finfo(torch.float32).eps * (1 + u) * (1 + x0.abs() + noise.abs())
     assert ((prediction.x0.double() - x0).abs() <= bound).all()
@@ -214,7 +214,7 @@ def test_another_x0_gets_the_eps_that_fits() -> None:
     process = GaussianProcess(linear(50))
     x_t, x0 = data(3)
     for t in (as64(0.1, 0.5, 1.0), 0.3):
-        changed = Prediction(x_t, x_t, x_t).with_x0(x0, x_t, process.level(t))
+        changed = Prediction(x_t, x_t, x_t).with_x0(x0, x_t, process.noise_level(t))
         assert changed.x0 is x0
         assert changed.v is x_t
         torch.testing.assert_close(process.corrupt(changed.x0, t, Given(changed.eps)), x_t, rtol=1e-14, atol=1e-14)

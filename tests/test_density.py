@@ -54,7 +54,7 @@ def test_a_model_of_levels_samples(likelihood: Path) -> None:
 
 
 def test_importance_is_part_of_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """A run stopped and resumed is the same bit for bit, with its losses' sizes remembered."""
+    """A run stopped and resumed is the same bit for bit, with its losses' sizes cached_by_time."""
     values = {**preset("likelihood"), **tiny, "network.head": 8, "training.steps": 6, "training.keep": 5}
     train(values, tmp_path / "whole", report=ignore)
     for step in (3, 6):

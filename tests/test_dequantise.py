@@ -68,7 +68,7 @@ def test_the_probabilities_of_the_levels_are_those_of_a_model() -> None:
     y = torch.cat([dequantised(data(256), torch.full((256, 1), u), 256) for u in points.tolist()])
     found = log_likelihood(mixture_denoiser(process), process, y, solver=Solver("dopri8", 1e-7, 1e-7))
     probability = (2 ** -bits_per_dim(found.log_prob, 1)).view(4, 256).T @ weights
-    level, edges = process.level(process.schedule.t_min), np.linspace(-1, 1, 257)
+    level, edges = process.noise_level(process.schedule.t_min), np.linspace(-1, 1, 257)
     std = math.hypot(level.alpha * MODES["std"], level.sigma)
     mass = sum(
         w * np.diff(stats.norm.cdf(edges, level.alpha.item() * m, std))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_process, step_log_snrs
 from undiffuse.conditions import Labels
-from undiffuse.config import Config, Network, make_config, parse_settings
+from undiffuse.config import Config, NetworkConfig, make_config, parse_settings
 from undiffuse.errors import UsageError
 from undiffuse.generate import sample
 from undiffuse.guidance import clip
@@ -442,7 +442,7 @@ def test_settings_of_a_unet2d() -> None:
     assert config.network.options == {"norm_num_groups": 32, "act_fn": "gelu", "attention_head_dim": None}
     assert config.network.patch == 1 and config.network.attention == (1, 2)
     assert isinstance(make_network(config, 1), UNet2D)
-    assert Network.model_validate({"channels": [8]}).kind == "unet"
+    assert NetworkConfig.model_validate({"channels": [8]}).kind == "unet"
     assert make_process(config.process).schedule.steps == 1000
 
 

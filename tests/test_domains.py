@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse import output
 from undiffuse.card import read_card
-from undiffuse.config import Data, make_config
+from undiffuse.config import DataConfig, make_config
 from undiffuse.data import ImageSet
 from undiffuse.domains import DOMAINS, domain_of
 from undiffuse.domains.pictures import Pictures
@@ -48,10 +48,10 @@ class Bits:
     def shape(self) -> tuple[int, ...]:
         return (1, *self.stored)
 
-    def check(self, settings: Data) -> None:
+    def check(self, settings: DataConfig) -> None:
         pass
 
-    def augment(self, rows: np.ndarray, settings: Data, draw: Any) -> np.ndarray:
+    def augment(self, rows: np.ndarray, settings: DataConfig, draw: Any) -> np.ndarray:
         return np.where(draw.uniform()[:, None] < 0.5, rows[:, ::-1], rows) if settings.flip else rows
 
     def encode(self, rows: np.ndarray) -> Tensor:

@@ -100,7 +100,7 @@ def test_pictures_of_several_sizes_are_not_resized_unasked(tmp_path: Path, plain
 
 
 def test_compare_takes_folders_of_their_own_size(tmp_path: Path, plain: str, command: Command) -> None:
-    """Of 80 pixels and an array of them: comparable, as many as the smaller one holds, and the figure only if asked."""
+    """Of 80 pixels and an array of them: comparable, as many as the smaller one holds, no figure unless asked for."""
     np.savez(tmp_path / "real.npz", images=noise(60, 80, 80))
     np.savez(tmp_path / "a.npz", images=noise(9, 80, 80, seed=1))
     write_folder(tmp_path / "b", noise(8, 80, 80, seed=2))

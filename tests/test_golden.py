@@ -11,7 +11,7 @@ import torch
 
 from undiffuse.conditions import Labels
 from undiffuse.generate import Recipe, states
-from undiffuse.likelihood.bound import Formula, bound, spread
+from undiffuse.likelihood.bound import Formula, bound, stratified
 from undiffuse.model import Model, built_in, load
 from undiffuse.randomness import keyed_draws
 
@@ -40,7 +40,7 @@ def said_by(name: str) -> dict[str, np.ndarray]:
     x0 = pictures(model)
     draws = keyed_draws(0, NUMBERS)
     for steps, variance in ((None, "small"), (10, "large")):
-        u = spread(torch.tensor(NUMBERS), 6)
+        u = stratified(torch.tensor(NUMBERS), 6)
         said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), draws, u, condition).total.numpy()
     return said
 

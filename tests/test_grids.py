@@ -126,7 +126,7 @@ def test_karras_and_log_snr_grids_are_even_in_their_measure(name: str) -> None:
     schedule, n = SCHEDULES[name], 12
 
     def u(t: torch.Tensor) -> np.ndarray:
-        level = schedule.level(t)
+        level = schedule.noise_level(t)
         return (level.sigma / level.alpha).numpy()
 
     noisiest, least = u(torch.tensor([1.0, schedule.t_min], dtype=torch.float64))

@@ -189,21 +189,21 @@ def test_a_learnt_schedule_is_the_importance_sampling() -> None:
     old = LogSNR([FIRST, 6.0, -1.0, LAST])
     share = 1 / 64
     importance = told()
-    learnt = importance.knots(old.knots, share, 33)
+    learnt = importance.learnt_log_snrs(old.log_snrs, share, 33)
     assert learnt[[0, -1]].tolist() == [FIRST, LAST] and (learnt.diff() < 0).all()
     density = importance.density.numpy()
     below = density[:2].sum() / density.sum()  # the share of u that is no time, two intervals of it
     u, _ = importance.warp(torch.from_numpy(below + (1 - below) * np.linspace(0, 1, 33)[1:-1]))
     time = old.t_min + (1 - old.t_min) * (u - share) / (1 - share)
     torch.testing.assert_close(learnt[1:-1], old.log_snr(time), rtol=1e-10, atol=1e-10)
-    assert len(importance.knots(old.knots, share)) == 65
+    assert len(importance.learnt_log_snrs(old.log_snrs, share)) == 65
 
 
 def test_even_losses_keep_the_schedule() -> None:
     """Where all times matter alike the learnt schedule is the one there was, for any share of the first term."""
     old = as64(9.0, 4.0, 3.5, -2.0, -7.0)
     for share in (0.0, 1 / 64, 0.3):
-        learnt = told(torch.ones_like).knots(old, share, 9)
+        learnt = told(torch.ones_like).learnt_log_snrs(old, share, 9)
         np.testing.assert_allclose(
             learnt.numpy(), np.interp(np.arange(9) / 8, np.arange(5) / 4, old.numpy()), atol=1e-12
         )
@@ -220,7 +220,7 @@ def test_losses_are_even_on_the_learnt_schedule() -> None:
     share = 1 / 64
     importance = Importance(bins)
     importance.update(u, bound_terms(old, u)[1])
-    new = LogSNR(importance.knots(old.knots, share, count).tolist())
+    new = LogSNR(importance.learnt_log_snrs(old.log_snrs, share, count).tolist())
     even = share + (1 - share) * u
     (mean_old, root_old), (mean, root) = bound_terms(old, even), bound_terms(new, even)
     assert mean.mean().item() == pytest.approx(mean_old.mean().item(), rel=1e-5)

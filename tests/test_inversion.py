@@ -25,9 +25,9 @@ STOCHASTIC: dict[str, Step] = {
 }
 
 
-def carried(x: Tensor, process: GaussianProcess, start: float, end: float) -> Tensor:
+def integrate(x: Tensor, process: GaussianProcess, start: float, end: float) -> Tensor:
     """The probability flow of N(MEAN, STD^2): x keeps its place among the quantiles of q(x_t)."""
-    at, to = process.level(start), process.level(end)
+    at, to = process.noise_level(start), process.noise_level(end)
     place = (x - at.alpha * MEAN) / (at.alpha**2 * STD**2 + at.sigma**2).sqrt()
     return to.alpha * MEAN + (to.alpha**2 * STD**2 + to.sigma**2).sqrt() * place
 
@@ -49,7 +49,7 @@ def test_an_ascending_grid_is_the_exact_map_from_data_to_noise(sampler: str, nam
         start = process.marginal(x, grid[0]).at(torch.zeros_like(x))
         denoise = gaussian_denoiser(process, MEAN, STD)
         *_, last = walk(denoise, process, grid, SAMPLERS[sampler].step, torch.empty, start)
-        r = math.hypot(*(float(v) for v in (process.level(grid[-1]).alpha, process.level(grid[-1]).sigma)))
+        r = math.hypot(*(float(v) for v in (process.noise_level(grid[-1]).alpha, process.noise_level(grid[-1]).sigma)))
         errors.append(((last.x - carried(start, process, grid[0], grid[-1])).abs().max() / r).item())
     assert errors[0] < (0.1 if ORDERS[sampler] == 1 else 5e-3)
     assert math.log2(errors[0] / errors[1]) > min(ORDERS[sampler], 2) - 0.15

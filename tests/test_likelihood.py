@@ -14,7 +14,7 @@ from torch import Tensor
 
 from undiffuse.denoiser import LEVELS, Denoiser, Prediction
 from undiffuse.discretised import SHARPEST, value_log_prob, value_logits
-from undiffuse.likelihood import Formula, bound, every_step, optimal_variance, spread, squared_errors
+from undiffuse.likelihood import Formula, all_steps, bound, optimal_variance, squared_errors, stratified
 from undiffuse.likelihood.bound import times_of
 from undiffuse.objectives import continuous_bound, hybrid, variational_bound, weighted_error
 from undiffuse.objectives.bound import RECONSTRUCTION, reconstruction_log_prob
@@ -89,7 +89,7 @@ def test_every_term_of_gaussian_data(name: str, variance: str) -> None:
     nothing for the optimal v: there the gap is the prior's alone.
     """
     schedule, steps = CASES[name]
-    denoiser, u = gaussian(schedule), every_step(4, steps)
+    denoiser, u = gaussian(schedule), all_steps(4, steps)
     times = np.arange(steps + 1) / steps
     if not schedule.steps and steps > 1:
         times = np.append(0, np.linspace(schedule.t_min, 1, steps))
@@ -176,7 +176,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
         diffusion = (found.draws.mean(0) @ weights).item()
         exact = 0.5 * (math.log1p(STD**2 * math.exp(FIRST)) - math.log1p(STD**2 * math.exp(LAST)))
         assert diffusion == pytest.approx(exact, rel=1e-11)
-        end = schedule.level(1.0)
+        end = schedule.noise_level(1.0)
         gap = prior_gap(end.alpha.item(), end.sigma.item()) + 0.5 * math.log1p(math.exp(-FIRST) / STD**2)
         total = (found.prior + found.reconstruction).mean().item() + diffusion
         assert total - ENTROPY == pytest.approx(gap, abs=1e-11)
@@ -208,7 +208,7 @@ def test_many_steps_become_the_continuous_bound() -> None:
     g = [STD**2 * math.exp(at) / (1 + STD**2 * math.exp(at)) for at in (FIRST, LAST)]
     gaps = []
     for n in counts:
-        u = every_step(1, n + 1)[0].repeat_interleave(4)
+        u = all_steps(1, n + 1)[0].repeat_interleave(4)
         x0, noise = X0.repeat(n, 1), NOISE.repeat(n, 1)
         inside = 1 / (n + 1) + n / (n + 1) * u
         terms = variational_bound(gaussian(schedule), x0, None, inside, Given(noise), "small", n + 1, None)
@@ -235,7 +235,7 @@ def test_odds_are_by_bayes_rule(log_snr: float) -> None:
     said = torch.cat([mean / sd, sharp, free.flatten(1, 2)], 1)
     prediction = Denoiser(lambda x, log_snr, condition: said, process, LEVELS, sd)(x_t, t)
     assert prediction.logits is not None
-    level = process.level(t[0])
+    level = process.noise_level(t[0])
     alpha, sigma = level.alpha.item(), level.sigma.item()
     ours = value_log_prob(x0, prediction.logits)
     flat = reconstruction_log_prob(x0, x_t, level, None, 256)
@@ -282,7 +282,7 @@ def categorical(schedule: Schedule) -> tuple[Denoiser, Tensor, Tensor, Tensor, f
     x0 = torch.from_numpy(VALUES[CATEGORIES].repeat(len(nodes)))[:, None]
     noise = torch.from_numpy(np.tile(nodes, 3))[:, None]
     weights = torch.from_numpy(np.outer(CHANCES, np.exp(-(nodes**2) / 2) / math.sqrt(200 * math.pi)).flatten())
-    level, x = process.level(1.0), np.linspace(-12, 12, 2401)
+    level, x = process.noise_level(1.0), np.linspace(-12, 12, 2401)
     parts = np.exp(-((x[:, None] - level.alpha.item() * VALUES[CATEGORIES]) ** 2) / (2 * level.sigma.item() ** 2))
     q = parts @ CHANCES / (level.sigma.item() * math.sqrt(2 * math.pi))
     kl = (q * (np.log(q) + x**2 / 2 + 0.5 * math.log(2 * math.pi))).sum() / 100
@@ -304,7 +304,7 @@ def test_the_bound_of_categories_falls_to_their_entropy() -> None:
     denoiser, x0, noise, chance, limit = categorical(LogSNR([4.0, -4.0], 0.05))
     gaps = []
     for n in (16, 32, 64, 128):
-        found = bound(denoiser, x0, Formula(n + 1), lambda k: Given(noise), every_step(len(x0), n + 1))
+        found = bound(denoiser, x0, Formula(n + 1), lambda k: Given(noise), all_steps(len(x0), n + 1))
         gaps.append((chance @ found.total).item() - limit)
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > 0.03
     rows = richardson(gaps)
@@ -356,7 +356,7 @@ def test_the_continuous_bound_of_nothing_left_is_finite(schedule: Schedule, targ
     denoiser = Denoiser(lambda x, *_: torch.zeros_like(x), GaussianProcess(schedule), target)
     found = continuous_bound(denoiser, x0, None, u, Given(noise))
     at_the_end = {"v": x0[0], "x0": x0[0], "edm": x0[0], "flow": x0[0] - noise[0]}[target]
-    level, near = schedule.level(1 - 1e-7), 1e-7
+    level, near = schedule.noise_level(1 - 1e-7), 1e-7
     slope = -((level.alpha / level.sigma) ** 2).item() / near  # SNR is 0 at t = 1
     scale = -0.5 * (1 - schedule.t_min) / (1 - RECONSTRUCTION) * slope
     expected = scale * at_the_end.square().mean().item()
@@ -381,7 +381,7 @@ def test_the_bound_is_the_papers(table: Table, steps: int, variance: str) -> Non
     chosen: Any = torch.linspace(0.001, 0.2, steps, dtype=torch.float64) if variance == "given" else variance
     learned = variance == "learned"
     denoiser = Denoiser(network, GaussianProcess(table), "eps", 1.0, learned, least_log_snr=-40)
-    found = bound(denoiser, x0, Formula(steps, chosen), lambda k: Given(seeded(shape)(k)), every_step(6, steps))
+    found = bound(denoiser, x0, Formula(steps, chosen), lambda k: Given(seeded(shape)(k)), all_steps(6, steps))
     bar = np.append(1.0, np.cumprod(1 - table.betas.numpy()))[:: table.steps // steps]
     prior, terms = ddpm_terms(1 - bar[1:] / bar[:-1], x0.numpy(), seeded(shape), said, chosen)
     np.testing.assert_allclose(found.prior.numpy(), prior, rtol=1e-11, atol=1e-15)
@@ -429,7 +429,7 @@ def test_an_image_has_its_bound_in_any_company(formula: Formula) -> None:
     denoiser = Denoiser(lambda x, log_snr, condition: torch.sin(3 * x), GaussianProcess(cosine(10)), "v")
 
     def of(numbers: list[int]) -> Any:
-        u = spread(torch.tensor(numbers), 7)
+        u = stratified(torch.tensor(numbers), 7)
         return bound(denoiser, x0[numbers], formula, lambda k: Given(seeded(shape)(k)[numbers]), u)
 
     whole = of(list(range(6)))
@@ -442,10 +442,10 @@ def test_an_image_has_its_bound_in_any_company(formula: Formula) -> None:
 def test_spread_is_even_in_every_image_and_over_them() -> None:
     """One place in each K-th of [0, 1), by the number of the image alone; all places together are even too."""
     for draws in (1, 7, 20):
-        u = spread(torch.arange(1000), draws)
+        u = stratified(torch.arange(1000), draws)
         assert u.shape == (1000, draws) and u.dtype == torch.float64
         assert ((u * draws).floor() == torch.arange(draws)).all()
-        assert (spread(torch.tensor([612, 3]), draws) == u[[612, 3]]).all()
+        assert (stratified(torch.tensor([612, 3]), draws) == u[[612, 3]]).all()
         # a golden ratio's multiples: of n points no interval has more than its share by O(ln n), here 5
         places = np.sort(u.flatten().numpy())
         assert np.abs(places - (np.arange(len(places)) + 0.5) / len(places)).max() < 5 / 1000 / draws
@@ -454,7 +454,7 @@ def test_spread_is_even_in_every_image_and_over_them() -> None:
 @pytest.mark.parametrize("steps", [2, 3, 10, 49, 1000])
 def test_every_step_is_every_step(steps: int) -> None:
     """Each of the steps above the decoder's once, in order, the same for all images."""
-    u = every_step(3, steps)
+    u = all_steps(3, steps)
     assert u.shape == (3, steps - 1) and (u == u[0]).all()
     times = times_of(gaussian(linear(steps)), Formula(steps), 1 / steps + (1 - 1 / steps) * u)
     assert linear(steps).index(times).tolist() == [list(range(2, steps + 1))] * 3

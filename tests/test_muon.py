@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from undiffuse.config import Training
+from undiffuse.config import TrainingConfig
 from undiffuse.errors import UsageError
 from undiffuse.networks import MLP, UNet
 from undiffuse.training.muon import QUINTIC, Muon, make_optimizer, orthogonalised
@@ -79,7 +79,7 @@ def test_muon_has_the_thick_matrices_and_adamw_the_rest() -> None:
     thick, pointwise, deep = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1), nn.Linear(64, 64)
     thin, shallow = nn.Conv2d(16, 15, 3), nn.Conv2d(15, 64, 1)
     network = Named(thick, pointwise, deep, thin, shallow, nn.Embedding(64, 64), nn.GroupNorm(4, 64))
-    config = Training(learning_rate=0.01, weight_decay=0.3, betas=(0.7, 0.8))
+    config = TrainingConfig(learning_rate=0.01, weight_decay=0.3, betas=(0.7, 0.8))
     ours, *rest = make_optimizer(config, network).param_groups
     assert {id(p) for p in ours["params"]} == {id(layer.weight) for layer in (thick, pointwise, deep)}
     others = [id(p) for group in rest for p in group["params"]]
@@ -95,7 +95,7 @@ def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
     x = torch.randn(8, 32)
     networks = [Named(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
-    config = Training(learning_rate=0.01, weight_decay=0.1)
+    config = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
     ours = make_optimizer(config, networks[0])
     first, norm, last = networks[1]
     theirs = torch.optim.AdamW(
@@ -114,7 +114,7 @@ def test_what_is_no_matrix_goes_as_adamw_goes() -> None:
 
 def test_a_network_without_matrices_and_one_with_nothing_else_both_learn() -> None:
     for layer in (nn.Conv2d(1, 4, 3), nn.Linear(32, 32, bias=False)):
-        optimizer = make_optimizer(Training(), Named(layer))
+        optimizer = make_optimizer(TrainingConfig(), Named(layer))
         before = layer.weight.detach().clone()
         layer.weight.grad = torch.randn_like(layer.weight)
         optimizer.step()
@@ -125,11 +125,11 @@ def test_the_network_says_which_weights_are_matrices() -> None:
     """Convolutions of U-Nets in 1 and 2 dimensions, layers of the MLP's blocks; who does not say is refused."""
     settings = {"channels": (32,), "attention": (0,)}
     for network in (UNet(16, 16, dims=1, patch=1, **settings), UNet(16, 16, dims=2, patch=1, **settings)):  # type: ignore[arg-type]
-        ours = {id(p) for p in make_optimizer(Training(), network).param_groups[0]["params"]}
+        ours = {id(p) for p in make_optimizer(TrainingConfig(), network).param_groups[0]["params"]}
         expected = {name for name, p in network.named_parameters() if p.ndim > 2}
         assert {name for name, p in network.named_parameters() if id(p) in ours} == expected
     mlp = MLP(2, 2, width=32, blocks=1)
-    ours = {id(p) for p in make_optimizer(Training(), mlp).param_groups[0]["params"]}
+    ours = {id(p) for p in make_optimizer(TrainingConfig(), mlp).param_groups[0]["params"]}
     assert {name for name, p in mlp.named_parameters() if id(p) in ours} == {"blocks.0.1.weight", "blocks.0.3.weight"}
     with pytest.raises(UsageError, match=r"matrices\(\).*training.optimizer=adamw"):
-        make_optimizer(Training(), nn.Linear(32, 32))
+        make_optimizer(TrainingConfig(), nn.Linear(32, 32))

@@ -45,7 +45,7 @@ def network_for(target: str, process: GaussianProcess, x0_of: Callable, sd: floa
     """
 
     def network(x: Tensor, log_snr: Tensor, t: Tensor) -> Tensor:
-        level = process.level(t)
+        level = process.noise_level(t)
         alpha, sigma = level.alpha[:, None], level.sigma[:, None]
         x_t = x * (sigma**2 + sd**2 * alpha**2).sqrt()
         x0 = x0_of(x_t, alpha, sigma)
@@ -490,7 +490,7 @@ def test_training_finds_the_analytic_denoiser(target: str) -> None:
         x0, noise = draw(4000)
         x_t = process.corrupt(x0, t, Given(noise)).double()
         exact = mixture_denoiser(process)(x_t, t).x0
-        level = process.level(t)
+        level = process.noise_level(t)
         assert torch.equal(exact, mixture_x0(x_t, level.alpha, level.sigma, **MODES))
         with torch.no_grad():
             ours = denoiser(x_t.float(), t).x0

@@ -66,7 +66,7 @@ def test_gaussian_data(name: str) -> None:
     """
     process = GaussianProcess(SCHEDULES[name])
     found = log_likelihood(gaussian_denoiser(process, MEAN, STD), process, X, solver=FINE)
-    first, last = process.level(process.schedule.t_min), process.level(1.0)
+    first, last = process.noise_level(process.schedule.t_min), process.noise_level(1.0)
     s_first, s_last = ((level.alpha**2 * STD**2 + level.sigma**2).sqrt() for level in (first, last))
     latent = last.alpha * MEAN + s_last * (X - first.alpha * MEAN) / s_first
     prior = torch.distributions.Normal(0, process.prior_scale()).log_prob(latent).sum(1)
@@ -81,7 +81,7 @@ def test_a_mixture(name: str, log_snr: float | None) -> None:
     denoise, process = plane(NO_SIGNAL[name])
     schedule = process.schedule
     found = log_likelihood(denoise, process, POINTS, divergence="exact", solver=FINE, log_snr_max=log_snr)
-    level = process.level(schedule.t_min if log_snr is None else schedule.time(log_snr).item())
+    level = process.noise_level(schedule.t_min if log_snr is None else schedule.time(log_snr).item())
     expected = terms(POINTS, level.alpha, level.sigma)[0].logsumexp(1)
     torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=1e-6)
     assert expected.min() < -4  # in a tail too
@@ -199,7 +199,7 @@ def test_tolerances_and_evaluations() -> None:
         times.append(t)
         return inner(x, t)
 
-    level = process.level(process.schedule.t_min)
+    level = process.noise_level(process.schedule.t_min)
     exact = terms(POINTS, level.alpha, level.sigma)[0].logsumexp(1)
     last = math.inf
     evaluations = 0
@@ -237,7 +237,7 @@ def test_no_sample_hides_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         return Prediction(torch.cat([hard(x[:1], t).x0, easy(x[1:], t).x0]), x)
 
     x = torch.cat([as64(0.015), torch.zeros(300, dtype=torch.float64)])[:, None]
-    level = process.level(process.schedule.t_min)
+    level = process.noise_level(process.schedule.t_min)
     std = (level.alpha**2 * 1e-4 + level.sigma**2).sqrt()
     exact = torch.distributions.Normal(0.0, std).log_prob(x[:1])
 
@@ -249,7 +249,7 @@ def test_no_sample_hides_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         return (found.log_prob[0] - exact).abs().item()
 
     assert error() < 1e-4
-    monkeypatch.setattr(solver_module, "worst", rms)
+    monkeypatch.setattr(solver_module, "largest_norm", rms)
     assert error() > 5e-4
 
 
@@ -265,7 +265,7 @@ def test_float32_data_are_given_to_the_network_and_nothing_else_is() -> None:
     found = log_likelihood(denoise, process, POINTS.float(), divergence="exact")
     assert found.log_prob.dtype == found.prior_log_prob.dtype == torch.float64
     assert found.latent.dtype == torch.float32
-    level = process.level(process.schedule.t_min)
+    level = process.noise_level(process.schedule.t_min)
     expected = terms(POINTS, level.alpha, level.sigma)[0].logsumexp(1)
     torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=1e-3)  # 1e-5 a step, and x to 1e-7
     back = decode(denoise, process, found.latent)

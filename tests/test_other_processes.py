@@ -80,7 +80,7 @@ def exact(target: str, mix: float | None = None) -> Callable[[Tensor, Tensor, An
 def at(schedule: Schedule, log_snrs: Tensor) -> tuple[Tensor, Tensor]:
     """The times and r = sqrt(alpha^2 + sigma^2) of a schedule at log-SNRs."""
     t = schedule.time(log_snrs)
-    level = schedule.level(t)
+    level = schedule.noise_level(t)
     return t, (level.alpha**2 + level.sigma**2).sqrt()[:, None]
 
 
@@ -93,7 +93,7 @@ def test_every_target_means_the_same_under_every_process(target: str, name: str)
     t, r = at(schedule, log_snrs)
     process = GaussianProcess(schedule)
     prediction = Denoiser(exact(target), process, target, SD)(r * y, t)
-    level = process.level(t)
+    level = process.noise_level(t)
     expected = gaussian_x0(r * y, level.alpha[:, None], level.sigma[:, None], as64(MEAN), as64(STD))
     torch.testing.assert_close(prediction.x0, expected, rtol=0, atol=3e-6)
     t, r = at(VP(), log_snrs)
@@ -159,7 +159,7 @@ def test_an_answer_beyond_the_log_snr_that_is_told_is_read_where_it_belongs(targ
     schedule = FAR[name]
     process = GaussianProcess(schedule)
     t = torch.cat([1 - torch.logspace(-6, -1.2, 40, dtype=torch.float64), as64(1.0, 1e-7, 1e-9)])
-    level = process.level(t)
+    level = process.noise_level(t)
     y = torch.linspace(-3, 3, 5, dtype=torch.float64)
     x_t = (level.alpha * MEAN)[:, None] + (level.alpha**2 * STD**2 + level.sigma**2).sqrt()[:, None] * y
     prediction = Denoiser(exact(target), process, target, SD)(x_t, t)
@@ -187,7 +187,7 @@ def test_few_steps_from_far_beyond_keep_the_mean(target: str, steps: int, name: 
 
 def _optimum(process: GaussianProcess) -> Callable:
     def denoise(x: Tensor, t: Any) -> Prediction:
-        level = process.level(t)
+        level = process.noise_level(t)
         x0 = gaussian_x0(x, level.alpha, level.sigma, as64(MEAN), as64(STD))
         return Prediction(x0, x0).with_x0(x0, x, level)
 
@@ -215,7 +215,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
         assert make_denoiser(moved, network_).least_log_snr == pytest.approx(linear(1000).log_snr(1.0).item(), rel=1e-6)
     assert make_denoiser(moved, lambda *_: None).least_log_snr == -LOG_SNR_LIMIT
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000  # on its own table all is read as it was
-    level = linear(1000).level(t)
+    level = linear(1000).noise_level(t)
     c = make_denoiser(config, network).coefficients(t)
     assert torch.equal(c.c_skip, 1 / level.alpha) and torch.equal(c.c_out, -level.sigma / level.alpha)
 
@@ -246,7 +246,7 @@ def test_scores_that_were_saved_before_keep_their_meaning(schedule: str, scale: 
     assert read_config(old.model_dump(mode="json")) == old
     denoiser = make_denoiser(old, lambda *_: None)
     x0, noise, t = as64(0.3), as64(-1.2), 0.4
-    sigma = denoiser.process.level(t).sigma
+    sigma = denoiser.process.noise_level(t).sigma
     torch.testing.assert_close(denoiser.target_of(x0, noise, t), -noise / sigma, rtol=1e-12, atol=0)
     says = Denoiser(lambda x, *_: -noise / sigma, denoiser.process, denoiser.target, 0.5)
     torch.testing.assert_close(says(denoiser.process.marginal(x0, t).at(noise), t).x0, x0, rtol=1e-9, atol=1e-9)

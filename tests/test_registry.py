@@ -131,7 +131,7 @@ def test_a_target_of_the_noise_is_read_as_eps_is(monkeypatch: pytest.MonkeyPatch
     x = torch.randn(2, 3, dtype=torch.float64)
     for t in (0.3, 0.95, torch.tensor([0.3, 0.95], dtype=torch.float64)):
         assert torch.equal(eps(x, t).x0, again(x, t).x0)
-    assert eps(x, 0.95).x0.abs().max() < 0.1 * (x / q.level(0.95).alpha).abs().max()
+    assert eps(x, 0.95).x0.abs().max() < 0.1 * (x / q.noise_level(0.95).alpha).abs().max()
 
 
 def test_names_added_after_the_command_was_imported_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_the_midpoint_of_the_page_is_of_second_order(tmp_path: Path, monkeypatch
         )
         errors.append((last.x - exact.x).abs().item())
     assert 3.5 < errors[0] / errors[1] < 4.5
-    level = q.level(0.4)
+    level = q.noise_level(0.4)
     c = spaces["difference_target"]["difference"](level, 0.5)
     x0, eps = 0.7, -1.2
     x_t = level.alpha * x0 + level.sigma * eps

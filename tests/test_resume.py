@@ -423,7 +423,7 @@ def test_a_killed_budget_resumes_to_the_same_end(budgeted: Path, tiny: Values, t
 def test_a_plan_may_fall_on_a_logged_step(
     tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:
-    """Step 15 is planned, logged and saved; nothing of it stands in the way of the rest."""
+    """TrainingStep 15 is planned, logged and saved; nothing of it stands in the way of the rest."""
     monkeypatch.setattr(run, "time", run.time)
     tick()
     outcome = train({**tiny, **BUDGET, "training.log_every": log_every}, tmp_path, report=ignore)

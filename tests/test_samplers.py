@@ -133,7 +133,7 @@ def test_heun_forgets_what_was_believed_in_pure_noise(monkeypatch: pytest.Monkey
 
     def mistaken(x_t: Tensor, t: Time) -> Prediction:
         prediction = denoise(x_t, t)
-        return prediction.with_x0(prediction.x0 + 0.1 * (t == 1.0), x_t, process.level(t))
+        return prediction.with_x0(prediction.x0 + 0.1 * (t == 1.0), x_t, process.noise_level(t))
 
     def difference() -> float:
         *_, right = walk(denoise, process, grid, heun, torch.empty, start)
@@ -219,7 +219,7 @@ def test_one_process_under_any_schedule(name: str) -> None:
         grid = torch.cat([schedule.time(log_snr), as64(0.0)])
         start = process.corrupt(torch.full((4, 2), 0.3, dtype=torch.float64), grid[0], Given(noise[0]))
         states = walk(mixture_denoiser(process), process, grid, STEPS[name], noise.__getitem__, start)
-        results.append(torch.stack([state.x / schedule.level(state.t).alpha for state in states]))
+        results.append(torch.stack([state.x / schedule.noise_level(state.t).alpha for state in states]))
     for other in results[1:]:
         # time(log_snr) is off by eps |lambda| of lambda, and each step passes it on
         torch.testing.assert_close(other, results[0], rtol=1e-8, atol=1e-9)

@@ -89,10 +89,10 @@ def test_any_betas_give_their_products(betas: list[float]) -> None:
     table = Table(betas)
     bars = [math.prod([1 - b for b in betas[:i]]) for i in range(len(betas) + 1)]
     nodes = table.time_of(torch.arange(len(betas) + 1))
-    np.testing.assert_allclose(table.level(nodes).alpha.numpy() ** 2, bars, rtol=1e-13 * len(bars))
+    np.testing.assert_allclose(table.noise_level(nodes).alpha.numpy() ** 2, bars, rtol=1e-13 * len(bars))
     middle = (nodes[1:] + nodes[:-1]) / 2
     means = np.convolve(bars, [0.5, 0.5], "valid")
-    np.testing.assert_allclose(table.level(middle).alpha.numpy() ** 2, means, rtol=1e-12)
+    np.testing.assert_allclose(table.noise_level(middle).alpha.numpy() ** 2, means, rtol=1e-12)
     t = torch.linspace(0, 1, 4 * len(betas) + 1, dtype=torch.float64)
     assert (table.log_snr(t).diff() < 0).all()
     torch.testing.assert_close(table.time(table.log_snr(t)), t, rtol=1e-8, atol=1e-10)
@@ -123,7 +123,7 @@ def test_formulas_are_the_papers(name: str) -> None:
     times = [1e-6, 1e-3, 0.1, 0.37, 0.5, 0.9, 0.999]
     with mpmath.workdps(40):
         exact = [formula_level(name, t) for t in times]
-        level = schedule.level(as64(*times))
+        level = schedule.noise_level(as64(*times))
         assert relative(level.alpha, [mpmath.sqrt(a) for a, _ in exact]) < 8 * EPS
         # exp(-B) and 5000^2t multiply a relative error of their exponent, at most 17, by it
         assert relative(level.sigma, [mpmath.sqrt(s) for _, s in exact]) < 40 * EPS
@@ -142,7 +142,7 @@ def test_formulas_solve_their_stochastic_differential_equation(name: str) -> Non
         return [f(t) * y[0], 2 * f(t) * y[1] + g2(t)]
 
     solution = solve_ivp(slope, (0, 0.95), [1.0, 0.0], "DOP853", times, rtol=1e-12, atol=1e-14)
-    level = FORMULAS[name]().level(torch.from_numpy(times))
+    level = FORMULAS[name]().noise_level(torch.from_numpy(times))
     np.testing.assert_allclose(level.alpha.numpy(), solution.y[0], rtol=1e-9)
     np.testing.assert_allclose(level.sigma.numpy() ** 2, solution.y[1], rtol=1e-9)
 
@@ -202,7 +202,7 @@ def test_nothing_is_undefined_near_the_ends(name: str) -> None:
     schedule = EXTREMES[name]
     process = GaussianProcess(schedule)
     times = as64(0, *NEAR_THE_ENDS, 1)
-    level = schedule.level(times)
+    level = schedule.noise_level(times)
     for values in (level.alpha, level.sigma, schedule.log_snr(times), schedule.log_snr_derivative(times)):
         assert not values.isnan().any()
     inside = times[1:-1]
@@ -222,7 +222,7 @@ def test_derivative_of_the_signal_to_noise_ratio(name: str) -> None:
     schedule, h = EXTREMES[name], 1e-6
 
     def snr(t: float) -> float:
-        level = schedule.level(t)
+        level = schedule.noise_level(t)
         return ((level.alpha / level.sigma) ** 2).item()
 
     for t in (0.01337, 0.22042, 0.61337, 0.97642):  # no steps of the tables
@@ -263,19 +263,19 @@ def test_log_snr_inverts_time(name: str) -> None:
 def test_level_is_monotone_between_exact_ends(name: str) -> None:
     """(1, 0) at t = 0 exactly; alpha never rises, sigma never falls, the log-SNR falls; it is ln(alpha^2 / sigma^2)."""
     schedule = SCHEDULES[name]
-    start, end = schedule.level(0.0), schedule.level(1.0)
+    start, end = schedule.noise_level(0.0), schedule.noise_level(1.0)
     assert (start.alpha.item(), start.sigma.item()) == (1, 0)
     assert schedule.log_snr(0.0) == math.inf
     assert (end.alpha == 0) == (name in ZERO_SNR)
     assert (schedule.log_snr(1.0) == -math.inf) == (name in ZERO_SNR)
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    level = schedule.level(t)
+    level = schedule.noise_level(t)
     assert (level.alpha.diff() <= 0).all()
     assert (level.sigma.diff() >= 0).all()
     assert (schedule.log_snr(t).diff() < 0).all()
     torch.testing.assert_close(schedule.log_snr(t), 2 * torch.log(level.alpha / level.sigma), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(level.log_snr, schedule.log_snr(t), rtol=1e-12, atol=1e-12)
-    assert schedule.level(0.5).alpha.shape == ()
+    assert schedule.noise_level(0.5).alpha.shape == ()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 49, 50, 999, 1000, 4096])
@@ -288,8 +288,8 @@ def test_index_and_time_convert_exactly_both_ways(steps: int) -> None:
     assert (table.index(t) == i).all()
     assert table.index(t).dtype == torch.int64
     assert (table.time_of(table.index(t)) == t).all()
-    assert (table.level(t).alpha == table.alpha_bar.sqrt()).all()
-    assert (table.level(t).sigma == table.noise_variance.sqrt()).all()
+    assert (table.noise_level(t).alpha == table.alpha_bar.sqrt()).all()
+    assert (table.noise_level(t).sigma == table.noise_variance.sqrt()).all()
     assert table.index(table.time(table.log_snr(t))).tolist() == i.tolist()
 
 

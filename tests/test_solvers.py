@@ -43,7 +43,7 @@ def error_of(step: Step, process: GaussianProcess, steps: int, ends: tuple[float
     """Root mean square error in x_0-space at the end, against the exact flow; `warm` evaluations are given exactly."""
     grid = even_grid(process, *ends, steps)
     u = [sigma / alpha for alpha, sigma in levels(process, grid)]
-    alphas = process.level(grid).alpha
+    alphas = process.noise_level(grid).alpha
     denoise, y = mixture_denoiser(process), START.numpy()
     exact = torch.from_numpy(mixture_flow(y, u[0], u[-1]))
     past: tuple[Evaluation, ...] = ()
@@ -111,7 +111,7 @@ def test_constant_data_is_exact(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize(("name", "degree"), [("dpm++3m", 2), ("unipc3", 2)])
 def test_polynomials_in_the_log_snr_are_integrated_exactly(name: str, degree: int) -> None:
-    """x_0 = l^2 along the path: int e^l l^2 dl = e^l (l^2 - 2 l + 2), once two evaluations are remembered."""
+    """x_0 = l^2 along the path: int e^l l^2 dl = e^l (l^2 - 2 l + 2), once two evaluations are cached_by_time."""
     process = GaussianProcess(VP())
     l = as64(-1.5, -1.1, -0.4, 0.0, 0.7, 1.1)  # noqa: E741
     grid = process.schedule.time(2 * l)

@@ -25,7 +25,7 @@ from undiffuse import plots
 from undiffuse.build import make_data, make_denoiser, make_network, make_objective
 from undiffuse.card import label_facts
 from undiffuse.conditions import Labels
-from undiffuse.config import Config, Training, make_config
+from undiffuse.config import Config, TrainingConfig, make_config
 from undiffuse.data import ImageSet
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
@@ -194,7 +194,7 @@ def test_unconditional_batches_have_no_labels() -> None:
 
 def test_learning_rate_is_a_trapezium() -> None:
     """Up over the warm-up, level, down over the last share, to reach 0 one step after the last."""
-    training = Training(learning_rate=0.01, warmup=10, decay=0.25)
+    training = TrainingConfig(learning_rate=0.01, warmup=10, decay=0.25)
     rates = np.array([learning_rate(training, step, 100) for step in range(100)])
     corners = np.interp(np.arange(101), [-1, 9, 75, 100], [0, 0.01, 0.01, 0])
     np.testing.assert_allclose(rates, corners[:100], rtol=1e-12)
@@ -203,13 +203,13 @@ def test_learning_rate_is_a_trapezium() -> None:
 @pytest.mark.parametrize("total", [None, 1000])
 def test_learning_rate_without_decay_is_level(total: int | None) -> None:
     """While the end is unknown, or without decay, the rate stays."""
-    training = Training(learning_rate=0.01, warmup=0, decay=0.4 if total is None else 0.0)
+    training = TrainingConfig(learning_rate=0.01, warmup=0, decay=0.4 if total is None else 0.0)
     assert {learning_rate(training, step, total) for step in (0, 1, 500, 999)} == {0.01}
 
 
 def test_a_planned_rate_goes_on_where_the_level_one_was() -> None:
     """A budget that is planned at 1 - decay of the run changes nothing of the steps before."""
-    training = Training(learning_rate=0.01, warmup=5, decay=0.4)
+    training = TrainingConfig(learning_rate=0.01, warmup=5, decay=0.4)
     for step in range(60):
         assert learning_rate(training, step, 100) == pytest.approx(learning_rate(training, step, None), rel=1e-12)
 
@@ -491,7 +491,7 @@ def test_the_optimiser_gets_a_gradient_no_longer_than_the_clip(
     norms: list[float] = []
     make = state.make_optimizer
 
-    def spied(config: Training, network: torch.nn.Module) -> torch.optim.Optimizer:
+    def spied(config: TrainingConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
         made = make(config, network)
 
         def note(*_: Any) -> None:

@@ -26,7 +26,7 @@ def bimodal(process: GaussianProcess, width: float = 0.1) -> Denoise:
     """The exact denoiser of data that is N(-1, width^2) or N(1, width^2) in every element, half and half."""
 
     def denoise(x_t: Tensor, t: Time) -> Prediction:
-        level = process.level(t)
+        level = process.noise_level(t)
         alpha, sigma = level.alpha.item(), level.sigma.item()
         variance = alpha**2 * width**2 + sigma**2
         mean = torch.tanh(alpha * x_t / variance)

@@ -13,8 +13,8 @@ from torch import nn
 from undiffuse import discretised, process
 from undiffuse.card import ConditionFacts
 from undiffuse.conditions import Condition, Encoders, Labels
-from undiffuse.config import Config, Data, Network, Objective, Process
-from undiffuse.data import ImageSet, MixedSizes, by
+from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
+from undiffuse.data import ImageSet, MixedSizes, format_shape
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
@@ -22,8 +22,7 @@ from undiffuse.names import cut, did_you_mean, fault
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
-from undiffuse.objectives import Objective as Loss
-from undiffuse.objectives import TimeSampler
+from undiffuse.objectives import Objective, TimeSampler
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
@@ -33,7 +32,7 @@ MOST_PARAMETERS = 10**10
 """40 GB of float32; training holds four times that."""
 
 
-def make_data(config: Data, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
+def make_data(config: DataConfig, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """A split of the data that a run learns, read as the run reads it. Raises what `undiffuse.data.load` raises."""
     return load_data(
         config.source,
@@ -45,7 +44,7 @@ def make_data(config: Data, split: str = "train", progress: Callable[[int, int],
     )
 
 
-def make_data_of(shape: tuple[int, ...], config: Data, split: str, bar: Bar = no_bar) -> ImageSet:
+def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Bar = no_bar) -> ImageSet:
     """A split brought to images of `shape` (H, W, C): any to a square, none to what is not one; UsageError else."""
     with bar(f"reading {config.source} ({split})", 0) as tick:
         images = make_data(config, split, tick)
@@ -56,15 +55,16 @@ def make_data_of(shape: tuple[int, ...], config: Data, split: str, bar: Bar = no
             try:
                 images = own(config.source, split, progress=tick)
             except MixedSizes as error:
-                raise UsageError(f"{config.source} has {error}; the samples are all of {by(shape)}") from None
+                raise UsageError(f"{config.source} has {error}; the samples are all of {format_shape(shape)}") from None
     if images.shape != shape:
         raise UsageError(
-            f"{config.source} has images of {by(images.shape)}; the model or the samples are of {by(shape)}"
+            f"{config.source} has images of {format_shape(images.shape)}; the model or the samples are of "
+            f"{format_shape(shape)}"
         )
     return images
 
 
-def make_process(config: Process) -> process.GaussianProcess:
+def make_process(config: ProcessConfig) -> process.GaussianProcess:
     """The forward process. Raises UsageError for settings that do not belong together."""
     name = config.schedule
     for table, numbers in (("betas", config.betas), ("log_snrs", config.log_snrs)):
@@ -104,7 +104,7 @@ def _check_range(schedule: process.Schedule) -> None:
         )
 
 
-def default_network(config: Network, size: tuple[int, ...]) -> Network:
+def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
     """`config` with its Nones decided for data of `size`: (height, width) of pictures, (length,) of sequences, () of
     points. Raises UsageError for what does not fit it."""
     if config.kind not in ("unet", "unet2d", "mlp"):  # from outside: all but what it takes of these is its own matter
@@ -123,7 +123,7 @@ def default_network(config: Network, size: tuple[int, ...]) -> Network:
     widths = (64, 128) if inner <= 16 else (64, 128, 192)
     channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in widths)
     if inner < 2 ** (len(channels) - 1):
-        raise UsageError(f"network.channels has {len(channels)} levels, too many for {by(size)} pixels")
+        raise UsageError(f"network.channels has {len(channels)} levels, too many for {format_shape(size)} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.
     attention = config.attention
     if attention is None:
@@ -144,10 +144,10 @@ def default_network(config: Network, size: tuple[int, ...]) -> Network:
 
 
 def _of_size(size: tuple[int, ...]) -> str:
-    return f"images of {by(size)}" if len(size) == 2 else f"sequences of {by(size)}"
+    return f"images of {format_shape(size)}" if len(size) == 2 else f"sequences of {format_shape(size)}"
 
 
-def _default_mlp(config: Network) -> Network:
+def _default_mlp(config: NetworkConfig) -> NetworkConfig:
     """Of the settings, an MLP has `blocks`, and as its width the first of `channels`."""
     if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
         raise UsageError("network.patch, attention, head, fourier and kernel are not those of network.kind=mlp")
@@ -169,7 +169,7 @@ def _unet2d_options(
     if any(side % factor for side in size):
         raise UsageError(
             f"network.channels: {len(channels)} levels of a unet2d need sides that are multiples of {factor}, "
-            f"and these are {by(size)} pixels; give fewer levels or another data.size"
+            f"and these are {format_shape(size)} pixels; give fewer levels or another data.size"
         )
     common = math.gcd(*channels)
     options = {"norm_num_groups": 32 if common % 32 == 0 else parts(common, 4), **given}
@@ -350,7 +350,7 @@ def _sigma_data(config: Config) -> float:
     return config.denoiser.sigma_data
 
 
-def make_times(config: Objective) -> TimeSampler:
+def make_times(config: ObjectiveConfig) -> TimeSampler:
     """The distribution of training times."""
     times: TimeSampler = _with(TIME_SAMPLERS.find(config.times), mean=config.mean, std=config.std)
     return times
@@ -362,7 +362,7 @@ def _with(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     return partial(function, **taken) if taken else function
 
 
-def make_objective(config: Config) -> Loss:
+def make_objective(config: Config) -> Objective:
     """The loss. Raises UsageError where it does not go with the rest of the configuration."""
     objective = config.objective
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")

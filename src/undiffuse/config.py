@@ -103,7 +103,7 @@ class _Section(BaseModel):
         return value
 
 
-class Data(_Section):
+class DataConfig(_Section):
     """What is learnt."""
 
     source: str = Field("emoji", description="a built-in name, a folder, .npz, .npy, .parquet or a hub name")
@@ -114,7 +114,7 @@ class Data(_Section):
     skip_corrupt: bool = Field(False, description="leave unreadable files out instead of refusing")
 
 
-class Process(_Section):
+class ProcessConfig(_Section):
     """The forward process."""
 
     schedule: ScheduleName = Field("cosine", description="the noise schedule; the first six are tables of betas")
@@ -131,7 +131,7 @@ class Process(_Section):
     )
 
 
-class Denoiser(_Section):
+class DenoiserConfig(_Section):
     """What the network predicts."""
 
     target: TargetName = Field("edm", description="the network's output; levels: the odds of a pixel's 256 values")
@@ -150,7 +150,7 @@ class Denoiser(_Section):
         return values
 
 
-class Objective(_Section):
+class ObjectiveConfig(_Section):
     """The loss."""
 
     loss: LossName = Field(
@@ -167,7 +167,7 @@ class Objective(_Section):
     importance: bool = Field(False, description="learn to draw each time as often as its losses vary")
 
 
-class Network(_Section):
+class NetworkConfig(_Section):
     """The U-Net."""
 
     kind: NetworkName = Field("unet", description="unet2d is DDPM's network as diffusers has it; mlp is for points")
@@ -194,7 +194,7 @@ class Network(_Section):
     )
 
 
-class Training(_Section):
+class TrainingConfig(_Section):
     """The optimisation."""
 
     steps: int | None = Field(None, ge=1, le=MANY, description="optimiser steps; None with minutes=None: 20000")
@@ -227,12 +227,12 @@ class Training(_Section):
 class Config(_Section):
     """Everything a run depends on."""
 
-    data: Data = Data()
-    process: Process = Process()
-    denoiser: Denoiser = Denoiser()
-    objective: Objective = Objective()
-    network: Network = Network()
-    training: Training = Training()
+    data: DataConfig = DataConfig()
+    process: ProcessConfig = ProcessConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
 
 
 MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every", "accumulation")}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undiffuse import discretised
 from undiffuse.conditions import Condition
-from undiffuse.process import Denoise, GaussianProcess, Level, Prediction, Time, expand, remembered
+from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, cached_by_time, expand
 from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
 
 LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
@@ -41,7 +41,7 @@ class Denoiser:
     learned_variance: bool = False
     least_log_snr: float = -LOG_SNR_LIMIT
 
-    @remembered
+    @cached_by_time
     def coefficients(self, t: Time) -> Coefficients:
         """The target's coefficients at t, those that the network's answer has where it is told of another log-SNR.
 
@@ -51,23 +51,23 @@ class Denoiser:
         combinations, and with more signal than told the noise is small: they are right to exp(-|log-SNR| / 2) as they
         are.
         """
-        level = self.process.level(t)
+        level = self.process.noise_level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
         c = coefficients(self.target, level, self.sigma_data)
         if c.a.any() or self.target == SCORE_OF_STATE or not beyond.any():
             return c
         ratio = math.exp(-0.5 * self.least_log_snr)
         alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
-        told = Level(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
+        told = NoiseLevel(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
         c = coefficients(self.target, told, self.sigma_data)
         # What makes x_0 = c_skip x_t + c_out output exact:
         a, b = (1 - c.c_skip * level.alpha) / c.c_out, -c.c_skip * level.sigma / c.c_out
         return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.c_skip, c.c_out)
 
-    @remembered
+    @cached_by_time
     def c_in(self, t: Time) -> Tensor:
         """What brings x_t to unit variance, float64 (Karras et al. 2022, eq. 7 and table 1, for any alpha)."""
-        level = self.process.level(t)
+        level = self.process.noise_level(t)
         return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
 
     def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
@@ -95,11 +95,11 @@ class Denoiser:
         """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
         if self.target == LEVELS:
             output, _ = self.output(x_t, t, condition)
-            return discretised.predict(output, x_t, self.process.level(t), self.sigma_data)
+            return discretised.predict(output, x_t, self.process.noise_level(t), self.sigma_data)
         output, v = self.output(x_t, t, condition)
         c = self.coefficients(t)
         x0 = expand(c.c_skip, x_t) * x_t + expand(c.c_out, x_t) * output.to(x_t.dtype)
-        return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.level(t))
+        return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.noise_level(t))
 
     def bind(self, condition: Condition | None) -> Denoise:
         """The denoiser for one condition."""

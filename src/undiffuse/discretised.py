@@ -7,7 +7,7 @@ around them.
 import torch
 from torch import Tensor
 
-from undiffuse.process import Level, Normal, Prediction, expand, float64_device
+from undiffuse.process import NoiseLevel, Normal, Prediction, expand, float64_device
 
 VALUES = 256  # of 8 bits
 OUTPUTS = VALUES + 2
@@ -16,7 +16,7 @@ SHARPEST = 6.0
 """Such a Gaussian's standard deviation is at least sigma_data exp(-6): a third of the gap between values, or less."""
 
 
-def predict(output: Tensor, x_t: Tensor, level: Level, sigma_data: float) -> Prediction:
+def predict(output: Tensor, x_t: Tensor, level: NoiseLevel, sigma_data: float) -> Prediction:
     """The prediction of a network of the target "levels": x_0 is its mean over the values an element can take.
 
     The network's odds, a Gaussian's times free ones, stand for what surrounds an element, and x_t there is weighed in
@@ -41,7 +41,7 @@ def grid(values: int, like: Tensor) -> Tensor:
 
 
 def value_logits(
-    x_t: Tensor, level: Level, logits: Tensor, mean: Tensor | float = 0.0, precision: Tensor | float = 0.0
+    x_t: Tensor, level: NoiseLevel, logits: Tensor, mean: Tensor | float = 0.0, precision: Tensor | float = 0.0
 ) -> Tensor:
     """ln p(x_0 = v | x_t) for every value v, up to a constant: ln of exp(logits) N(v; mean, 1 / precision) q(x_t | v).
 

@@ -93,7 +93,7 @@ def _forward(model: Model, out: Path, seed: int) -> Picture:
 def _schedules(model: Model, out: Path) -> Picture:
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     schedule = model.denoiser.process.schedule
-    level = schedule.level(t)
+    level = schedule.noise_level(t)
     name = f"this model's ({model.config.process.schedule})"
     others = {"linear (DDPM)": linear(), "cosine (IDDPM)": cosine(), name: schedule}
     inner = t[5:-5]

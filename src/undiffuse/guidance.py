@@ -10,7 +10,7 @@ def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: fl
 
     def clipped(x_t: torch.Tensor, t: Time) -> Prediction:
         prediction = denoise(x_t, t)
-        return prediction.with_x0(prediction.x0.clamp(low, high), x_t, process.level(t))
+        return prediction.with_x0(prediction.x0.clamp(low, high), x_t, process.noise_level(t))
 
     return clipped
 
@@ -22,7 +22,7 @@ def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: floa
         prediction = denoise(x_t, t)
         m = torch.quantile(prediction.x0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1).to(x_t.dtype)
         m = m.view(-1, *[1] * (x_t.ndim - 1))
-        return prediction.with_x0(prediction.x0.clamp(-m, m) / m, x_t, process.level(t))
+        return prediction.with_x0(prediction.x0.clamp(-m, m) / m, x_t, process.noise_level(t))
 
     return thresholded
 

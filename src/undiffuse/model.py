@@ -34,7 +34,7 @@ from undiffuse.card import (
     recorded_source,
 )
 from undiffuse.conditions import Condition, Labels
-from undiffuse.config import Config, Data, make_config
+from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.domains import Domain, domain_of
@@ -102,7 +102,7 @@ class Model:
         return next(self.network.parameters()).device
 
     @property
-    def learnt(self) -> Data | None:
+    def learnt(self) -> DataConfig | None:
         """How to read what it learnt, from where its run found it; None of an imported model, which knows no data."""
         if "imported" in self.training:
             return None

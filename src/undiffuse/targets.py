@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from undiffuse.process import Level
+from undiffuse.process import NoiseLevel
 from undiffuse.registry import TARGETS
 
-Target = Callable[[Level, float], "Coefficients"]
+Target = Callable[[NoiseLevel, float], "Coefficients"]
 """(noise level, sigma_data) -> the coefficients: a name in TARGETS stands for one."""
 
 
@@ -28,26 +28,26 @@ class Coefficients(NamedTuple):
     c_out: Tensor
 
 
-def eps(level: Level, sigma_data: float) -> Coefficients:
+def eps(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """The noise (Ho et al. 2020)."""
     _needs_signal(level, "eps")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, zero + 1, 1 / level.alpha, -level.sigma / level.alpha)
 
 
-def x0(level: Level, sigma_data: float) -> Coefficients:
+def x0(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """The data."""
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero + 1, zero, zero, zero + 1)
 
 
-def v(level: Level, sigma_data: float) -> Coefficients:
+def v(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """v = alpha eps - sigma x_0 (Salimans & Ho 2022), with x_t first scaled to alpha^2 + sigma^2 = 1."""
     r = (level.alpha**2 + level.sigma**2).sqrt()
     return Coefficients(-level.sigma / r, level.alpha / r, level.alpha / r**2, -level.sigma / r)
 
 
-def score(level: Level, sigma_data: float) -> Coefficients:
+def score(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """The score -r eps / sigma of x_t / r, which is x_t where the process preserves variance (Song et al. 2021)."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
@@ -55,21 +55,21 @@ def score(level: Level, sigma_data: float) -> Coefficients:
     return Coefficients(zero, -r / level.sigma, 1 / level.alpha, level.sigma**2 / (level.alpha * r))
 
 
-def score_of_state(level: Level, sigma_data: float) -> Coefficients:
+def score_of_state(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """The score -eps / sigma of x_t itself, which depends on the process's scale and so belongs to one process."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
 
 
-def flow(level: Level, sigma_data: float) -> Coefficients:
+def flow(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """The velocity eps - x_0 of the straight path (Lipman et al. 2023)."""
     total = level.alpha + level.sigma
     one = torch.ones_like(total)
     return Coefficients(-one, one, 1 / total, -level.sigma / total)
 
 
-def edm(level: Level, sigma_data: float) -> Coefficients:
+def edm(level: NoiseLevel, sigma_data: float) -> Coefficients:
     """F in x_0 = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), for any alpha."""
     variance = level.sigma**2 + (level.alpha * sigma_data) ** 2
     return Coefficients(
@@ -84,13 +84,13 @@ SCORE_OF_STATE = "score-of-state"
 """What "score" once meant under every process, and still does for models saved then (denoiser.score_scale=state)."""
 
 
-def coefficients(target: str, level: Level, sigma_data: float) -> Coefficients:
+def coefficients(target: str, level: NoiseLevel, sigma_data: float) -> Coefficients:
     """Those of a target by name, at a noise level. Raises UsageError for a target that there is not."""
     function: Target = score_of_state if target == SCORE_OF_STATE else TARGETS.find(target)
     return function(level, sigma_data)
 
 
-def _needs_signal(level: Level, target: str) -> None:
+def _needs_signal(level: NoiseLevel, target: str) -> None:
     if (level.alpha == 0).any():
         raise ValueError(
             f"the target {target} says nothing of x_0 where no signal is left (alpha = 0): "

@@ -25,10 +25,10 @@ def list_() -> None:
     Example:
       undiffuse data list
     """
-    from undiffuse.data import by, catalogue
+    from undiffuse.data import catalogue, format_shape
 
     for entry in catalogue():
-        say(f"{entry.name:14} {entry.count:>6} of {by(entry.shape):9} {entry.summary} ({entry.licence})")
+        say(f"{entry.name:14} {entry.count:>6} of {format_shape(entry.shape):9} {entry.summary} ({entry.licence})")
         if not entry.available:
             say(f"{'':14} not here; get it with: {entry.how_to_get}")
     say(
@@ -57,7 +57,7 @@ def show(
     import numpy as np
 
     from undiffuse import output
-    from undiffuse.data import by, load
+    from undiffuse.data import format_shape, load
     from undiffuse.domains import domain_of
     from undiffuse.plots import save_grid
 
@@ -68,7 +68,7 @@ def show(
     with bar("reading") as tick:
         data = load(name, split, size=size, skip_corrupt=skip_corrupt, progress=tick)
     domain = domain_of(data)
-    say(f"{data.name} ({data.split}): {len(data)} {domain.noun} of {by(data.shape)}; licence: {data.licence}")
+    say(f"{data.name} ({data.split}): {len(data)} {domain.noun} of {format_shape(data.shape)}; licence: {data.licence}")
     say(f"fingerprint {data.fingerprint[:16]}")
     columns = 16
     if data.labels is not None and data.classes:

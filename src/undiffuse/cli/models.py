@@ -15,7 +15,7 @@ def models() -> None:
     from rich.table import Table
 
     from undiffuse.card import BUILT_IN, built_in, read_card
-    from undiffuse.data import by
+    from undiffuse.data import format_shape
     from undiffuse.domains import domain_of
     from undiffuse.names import listed
 
@@ -25,15 +25,15 @@ def models() -> None:
         folder = BUILT_IN / name
         _, data, training, measured = read_card(folder)
         size = (folder / "weights.safetensors").stat().st_size / 1e6
-        told = f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}"
+        trained = f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}"
         if measured:
-            told += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
+            trained += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
         table.add_row(
             name,
-            f"{data.count} {domain_of(data).noun} of {by(data.shape)} ({data.licence})",
+            f"{data.count} {domain_of(data).noun} of {format_shape(data.shape)} ({data.licence})",
             listed(data.learnt),
             f"{size:.1f} MB",
-            told,
+            trained,
         )
     Console().print(table)
     say("Draw from one: undiffuse sample NAME. Any run folder is a model too.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from undiffuse.cache import writing
 from undiffuse.data import policy
-from undiffuse.data.imageset import MixedSizes, by
+from undiffuse.data.imageset import MixedSizes, format_shape
 from undiffuse.data.source import Content, Header
 from undiffuse.data.stored import finish
 from undiffuse.errors import UndiffuseError
@@ -98,7 +98,7 @@ def of_own_size(content: Content) -> Content:
     """The content with its images left at their size. Raises MixedSizes where they are of several."""
     found = sizes(content)
     if len(found) > 1:
-        raise MixedSizes(f"images of {len(found)} sizes, from {by(found[0])} to {by(found[-1])}")
+        raise MixedSizes(f"images of {len(found)} sizes, from {format_shape(found[0])} to {format_shape(found[-1])}")
     return dataclasses.replace(content, keep_size=True)
 
 
@@ -152,7 +152,9 @@ def _decode(
                 images[row] = outcome
                 good[row] = True
             else:  # images that keep their size, and are turned by what their EXIF says
-                reasons[index] = f"it is of {by(outcome.shape)}, images before it of {by(images.shape[1:])}"
+                reasons[index] = (
+                    f"it is of {format_shape(outcome.shape)}, images before it of {format_shape(images.shape[1:])}"
+                )
         if progress is not None:
             progress(row + 1, len(chosen))
     if images is not None:

@@ -57,7 +57,7 @@ class ImageSet:
         return self.images.shape[1:]
 
 
-def by(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
     """A shape as it is written: 28x28x1."""
     return "x".join(map(str, shape))
 

@@ -8,7 +8,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undiffuse.config import Data
+    from undiffuse.config import DataConfig
     from undiffuse.randomness import BatchDraw
 
 
@@ -43,10 +43,10 @@ class Domain(Protocol):
     def features(self) -> tuple[str, ...]:
         """The features that samples can be measured in (`undiffuse.metrics.features`)."""
 
-    def check(self, settings: "Data") -> None:
+    def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for settings that rows of this shape cannot have."""
 
-    def augment(self, rows: np.ndarray, settings: "Data", draw: "BatchDraw") -> np.ndarray:
+    def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows of a training batch, changed at random as the settings say."""
 
     def encode(self, rows: np.ndarray) -> "Tensor":

@@ -11,7 +11,7 @@ from undiffuse.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undiffuse.config import Data
+    from undiffuse.config import DataConfig
     from undiffuse.randomness import BatchDraw
 
 
@@ -37,13 +37,13 @@ class Pictures:
         height, width, channels = self.stored
         return channels, height, width
 
-    def check(self, settings: "Data") -> None:
+    def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for a shift that leaves nothing."""
         height, width, _ = self.stored
         if settings.shift >= min(height, width):
             raise UsageError(f"data.shift = {settings.shift} leaves nothing of images of {height}x{width} pixels")
 
-    def augment(self, rows: np.ndarray, settings: "Data", draw: "BatchDraw") -> np.ndarray:
+    def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """Mirrored left to right, and shifted with the edges repeated, as `data.flip` and `data.shift` say."""
         mirrored, shift = draw.uniform() < 0.5, settings.shift
         if settings.flip:

@@ -12,7 +12,7 @@ from undiffuse.files import atomic_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undiffuse.config import Data
+    from undiffuse.config import DataConfig
     from undiffuse.randomness import BatchDraw
 
 
@@ -35,13 +35,13 @@ class Points:
         """(D,)."""
         return self.stored
 
-    def check(self, settings: "Data") -> None:
+    def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for settings that only pictures have."""
         for key in ("size", "channels", "flip", "shift"):
             if getattr(settings, key):
                 raise UsageError(f"data.{key} is for pictures, and these are points: leave it out")
 
-    def augment(self, rows: np.ndarray, settings: "Data", draw: "BatchDraw") -> np.ndarray:
+    def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows: points are not augmented."""
         return rows
 

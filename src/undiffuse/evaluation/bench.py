@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from undiffuse.build import make_data, make_data_of
-from undiffuse.config import Data
+from undiffuse.config import DataConfig
 from undiffuse.data import ImageSet, stored_sizes
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.store import features_of
@@ -46,7 +46,7 @@ class Bench:
 
 
 def bench(
-    data: Data,
+    data: DataConfig,
     shape: tuple[int, ...],
     split: str = "test",
     features: str = "auto",
@@ -94,7 +94,7 @@ def bench(
     return Bench(Reference(items, held_out), train.images, sets[OTHER[split]], extractor, groups, facts, bar)
 
 
-def _other_sizes(shape: tuple[int, ...], data: Data, split: str) -> list[tuple[int, int]]:
+def _other_sizes(shape: tuple[int, ...], data: DataConfig, split: str) -> list[tuple[int, int]]:
     """The sizes that images had before they were brought to `shape`; [] where that is how the data is read anyway."""
     if make_data(data, split).shape[:2] == shape[:2]:
         return []
@@ -102,7 +102,7 @@ def _other_sizes(shape: tuple[int, ...], data: Data, split: str) -> list[tuple[i
     return [] if found == [shape[:2]] else found
 
 
-def _test_split(shape: tuple[int, ...], data: Data, bar: Bar) -> ImageSet | None:
+def _test_split(shape: tuple[int, ...], data: DataConfig, bar: Bar) -> ImageSet | None:
     try:
         return make_data_of(shape, data, "test", bar)
     except UsageError:  # the training split of the same data could be had, so this one is empty

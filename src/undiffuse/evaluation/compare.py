@@ -87,32 +87,32 @@ def compare(
     The arguments are those of `undiffuse.evaluation.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
     each, or as many as the smallest file holds.
     """
-    asked = [parse_contender(text, recipe or Recipe()) for text in subjects]
-    opened = [open_subject(name, device, size) for name, _ in asked]
+    requested = [parse_contender(text, recipe or Recipe()) for text in subjects]
+    opened = [open_subject(name, device, size) for name, _ in requested]
     check_size(opened, size)
     n = n or min([DEFAULT_N, *(len(subject) for subject in opened if not isinstance(subject, Model))])
-    for subject, (name, how) in zip(opened, asked, strict=True):
+    for subject, (name, how) in zip(opened, requested, strict=True):
         check(name, subject, how, n)
-    shared = bench_for(opened, [name for name, _ in asked], data, split=split, features=features, bar=bar)
+    shared = bench_for(opened, [name for name, _ in requested], data, split=split, features=features, bar=bar)
     opened = [
         with_engine(subject, engine, n * how.evaluations, bar) if isinstance(subject, Model) else subject
-        for subject, (_, how) in zip(opened, asked, strict=True)
+        for subject, (_, how) in zip(opened, requested, strict=True)
     ]
     evaluations = []
-    for subject, (name, how) in zip(opened, asked, strict=True):
+    for subject, (name, how) in zip(opened, requested, strict=True):
         evaluation = evaluate_subject(shared, name, subject, how, n)
         if evaluation is not None:
             evaluations.append(evaluation)
     if not evaluations:
         return []
-    models = [(subject, how) for subject, (_, how) in zip(opened, asked, strict=True) if isinstance(subject, Model)]
+    models = [(subject, how) for subject, (_, how) in zip(opened, requested, strict=True) if isinstance(subject, Model)]
     with bar("timing", REPEATS * BATCH * sum(how.steps for _, how in models)) as tick:
         times = iter(seconds_per_sample(models, tick))
     return [
         Contender(text, evaluation, next(times), how.evaluations, subject.parameters, subject.training)
         if isinstance(subject, Model)
         else Contender(text, evaluation)
-        for text, subject, (_, how), evaluation in zip(subjects, opened, asked, evaluations, strict=True)
+        for text, subject, (_, how), evaluation in zip(subjects, opened, requested, evaluations, strict=True)
     ]
 
 

@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.build import make_data_of
-from undiffuse.config import Data
+from undiffuse.config import DataConfig
 from undiffuse.data import ImageSet
 from undiffuse.devices import shares_a_cpu
 from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.bound import Bound, Formula, every_step, optimal_variance, spread, squared_errors
+from undiffuse.likelihood.bound import Bound, Formula, all_steps, optimal_variance, squared_errors, stratified
 from undiffuse.likelihood.bound import bound as bound_of
 from undiffuse.model import Model
 from undiffuse.objectives import step_times
@@ -137,7 +137,7 @@ def density(
     def measure(numbers: np.ndarray) -> Bound:
         x0 = pixels(images, numbers).to(model.device)
         every = steps is not None and draws == steps - 1
-        u = every_step(len(x0), draws + 1) if every else spread(torch.from_numpy(numbers), draws)
+        u = all_steps(len(x0), draws + 1) if every else stratified(torch.from_numpy(numbers), draws)
         draws_of = keyed_draws(seed, numbers, Purpose.BOUND)
         return bound_of(model.denoiser, x0, formula, draws_of, u, model.unconditional(len(x0)))
 
@@ -230,7 +230,7 @@ def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
     if model.domain.values != 256:
         raise UsageError(f"{model.name}: bits per dimension are of 256 values, which {model.domain.noun} do not have")
     if data is not None:
-        config = Data.model_validate({"source": data, "channels": model.data.shape[2]})
+        config = DataConfig.model_validate({"source": data, "channels": model.data.shape[2]})
     if config is None:
         raise UsageError(f"{model.name} was imported and knows no data: say with --data which images to measure")
     return make_data_of(model.data.shape, config, split, bar)
@@ -291,7 +291,7 @@ def _tuned(model: Model, images: ImageSet, numbers: np.ndarray, steps: int, seed
 
     def measure(here: np.ndarray) -> Tensor:
         x0 = pixels(images, here).to(model.device)
-        u = spread(torch.from_numpy(here), min(TUNED_DRAWS, steps))
+        u = stratified(torch.from_numpy(here), min(TUNED_DRAWS, steps))
         draws = keyed_draws(seed, here, Purpose.VARIANCE)
         return squared_errors(model.denoiser, x0, steps, draws, u, model.unconditional(len(x0)))
 

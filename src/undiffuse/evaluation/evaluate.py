@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from undiffuse.cache import cache_dir
 from undiffuse.conditions import Labels
-from undiffuse.config import Data
-from undiffuse.data import ImageSet, MixedSizes, by
+from undiffuse.config import DataConfig
+from undiffuse.data import ImageSet, MixedSizes, format_shape
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.domains import domain_of
@@ -88,21 +88,21 @@ def evaluate_images(
     bench: Bench,
     name: str,
     images: np.ndarray,
-    asked: np.ndarray | None = None,
+    requested: np.ndarray | None = None,
     conditions: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Measures uint8 (N, H, W, C) images; `asked` (N,) are the classes they were to be of, where that is known."""
+    """Measures uint8 (N, H, W, C) images; `requested` (N,) are the classes they were to be of, where that is known."""
     if len(images) < FEWEST:
         raise UsageError(f"{name}: {len(images)} sample is too few to measure, {FEWEST} are the least")
     left_out = too_few(bench.groups, len(images), len(bench.reference.items))
     with bench.bar(f"features of {name}", len(images)) as tick:
-        subject = Subject(features_of(images, bench.extractor, tick), bench.train, asked)
+        subject = Subject(features_of(images, bench.extractor, tick), bench.train, requested)
     with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
         values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
     if not values:
         why = "they are too few" if left_out else f"{bench.extractor.name} features are not what these metrics are of"
         raise UsageError(
-            f"none of the metrics asked for can be had of {len(images)} samples and "
+            f"none of the metrics requested for can be had of {len(images)} samples and "
             f"{len(bench.reference.items)} of {bench.facts['data']} ({bench.facts['split']}): {why}"
         )
     floor, floor_n = floor_of(bench, len(images))
@@ -126,9 +126,9 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
         samples = sample_into_cache(model, recipe, n, tick)
     if samples is None:
         return None
-    condition, asked = model.condition(range(n)), None
+    condition, requested = model.condition(range(n)), None
     if isinstance(condition, Labels) and bench.extractor.classes == model.data.classes:
-        asked = condition.index.cpu().numpy()
+        requested = condition.index.cpu().numpy()
     conditions = {
         "model": {
             "parameters": model.parameters,
@@ -138,7 +138,7 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
         },
         "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations, "engine": model.engine},
     }
-    return evaluate_images(bench, model.name, samples.gathered(), asked, conditions)
+    return evaluate_images(bench, model.name, samples.gathered(), requested, conditions)
 
 
 def open_subject(subject: str, device: str | None = None, size: int | None = None) -> Model | ImageSet:
@@ -169,8 +169,8 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise UsageError(
-                f"{names[0]} is of {by(shapes[0])} and {name} of {by(shape)}: compare images of one shape "
-                "(--size brings samples in files to one)"
+                f"{names[0]} is of {format_shape(shapes[0])} and {name} of {format_shape(shape)}: compare images "
+                "of one shape (--size brings samples in files to one)"
             )
     learnt = [subject.learnt for subject in subjects if isinstance(subject, Model) and subject.learnt]
     if data is None and not learnt:
@@ -178,11 +178,11 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
         raise UsageError(f"{names[0]} {why}: say with --data what its images should be like")
     if data is None:
         return bench(learnt[0], shapes[0], **options)
-    return bench(Data.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
+    return bench(DataConfig.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
 
 
 def check_size(subjects: Sequence[Model | ImageSet], size: int | None) -> None:
-    """UsageError where a size was asked for and there are no samples that could be brought to it."""
+    """UsageError where a size was requested for and there are no samples that could be brought to it."""
     if size is not None and all(isinstance(subject, Model) for subject in subjects):
         raise UsageError(f"--size {size} is for samples in files: a model's have the size it learnt")
 
@@ -207,8 +207,10 @@ def evaluate_subject(
     if not PartialState(cpu=shares_a_cpu()).is_main_process:
         return None
     n = n or len(subject)
-    asked = subject.labels[:n] if subject.labels is not None and subject.classes == bench.extractor.classes else None
-    return evaluate_images(bench, name, subject.images[:n], asked)
+    requested = (
+        subject.labels[:n] if subject.labels is not None and subject.classes == bench.extractor.classes else None
+    )
+    return evaluate_images(bench, name, subject.images[:n], requested)
 
 
 def evaluate(

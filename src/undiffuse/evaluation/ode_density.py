@@ -33,7 +33,7 @@ from undiffuse.likelihood.dequantise import (
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
 from undiffuse.model import Model
-from undiffuse.objectives import Importance, continuous_bound, first_share
+from undiffuse.objectives import Importance, continuous_bound, reconstruction_share
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.progress import Bar, no_bar
@@ -131,7 +131,7 @@ def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: 
     draw = torch_generator(seed, Purpose.DEQUANTISE)
     ends = [schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).item() for t in (schedule.t_min, 1.0)]
     denoiser = dataclasses.replace(model.denoiser, process=GaussianProcess(LogSNR(ends)))
-    share = first_share(denoiser, continuous=True)  # of the reconstruction, where y has no part
+    share = reconstruction_share(denoiser, continuous=True)  # of the reconstruction, where y has no part
     size = max(1, min(FIT_BATCH, BATCH // int(np.prod(images.shape))))
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(seed)

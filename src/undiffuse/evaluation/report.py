@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.data import by
+from undiffuse.data import format_shape
 from undiffuse.evaluation.evaluate import Evaluation
 from undiffuse.evaluation.page import Page, write_page
 from undiffuse.metrics.blocks import pick
@@ -97,7 +97,7 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
         parts[0] += f" (accuracy {facts['features']['accuracy']:.1%})"
     images = f"{facts['images']:,} image{'s' * (facts['images'] != 1)}"
     parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
-    parts.append(f"measured at {by(facts['shape'])}")
+    parts.append(f"measured at {format_shape(facts['shape'])}")
     if sampling and (how := facts.get("sampling")):
         parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
     if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
@@ -110,7 +110,7 @@ def _brought(facts: dict[str, Any]) -> str:
     sizes = facts["stored_sizes"]
     if not sizes:
         return ""
-    return f", brought from {by(sizes[0])}" + (f" to {by(sizes[-1])}" if len(sizes) > 1 else "")
+    return f", brought from {format_shape(sizes[0])}" + (f" to {format_shape(sizes[-1])}" if len(sizes) > 1 else "")
 
 
 def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path, str]]:

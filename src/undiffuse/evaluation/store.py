@@ -109,7 +109,7 @@ class Samples:
 def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = None) -> Samples | None:
     """Draws what is missing of the first n samples, the shards shared out between the processes of a torchrun.
 
-    Interrupted, it goes on where it was; asked for more later, it draws only those. `tick` is told of every step of
+    Interrupted, it goes on where it was; requested for more later, it draws only those. `tick` is told of every step of
     every sample, at once for those that are there. None in all processes but the first.
     """
     state = PartialState(cpu=shares_a_cpu())

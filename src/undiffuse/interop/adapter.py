@@ -107,7 +107,10 @@ class Adapter(ModelMixin, ConfigMixin):
         process = self.denoiser.process
         t = process.schedule.time_of(torch.as_tensor(timestep, device="cpu").double() + 1)
         x_t = sample.float() if sample.dtype in HALVES else sample
-        prediction, level = self.denoiser(x_t, t, self._condition(class_labels, len(x_t), x_t.device)), process.level(t)
+        prediction, level = (
+            self.denoiser(x_t, t, self._condition(class_labels, len(x_t), x_t.device)),
+            process.noise_level(t),
+        )
         v = expand(level.alpha, x_t) * prediction.eps - expand(level.sigma, x_t) * prediction.x0
         v = v.to(sample.dtype)
         return UNet2DOutput(sample=v) if return_dict else (v,)

@@ -113,15 +113,15 @@ def open_session(path: Path, threads: int) -> Any:
 
 def largest_difference(model: Model, session: Any) -> float:
     """Of the session's outputs from PyTorch's, relative to their root mean square, over several batch sizes."""
-    worst = 0.0
+    largest = 0.0
     for batch in (1, 2, 5):
         made = inputs(model, batch)
         with torch.inference_mode():
             expected = Plain(model.network, len(model.data.classes))(*made.values())
         (found,) = session.run(None, {name: value.numpy() for name, value in made.items()})
         difference = (torch.from_numpy(found) - expected).abs().max() / expected.square().mean().sqrt()
-        worst = max(worst, difference.item())
-    return worst
+        largest = max(largest, difference.item())
+    return largest
 
 
 def export_onnx(model: Model, path: Path) -> float:

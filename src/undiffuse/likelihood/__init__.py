@@ -1,6 +1,6 @@
 """How probable data is under a model: the variational bound, the probability-flow ODE, in bits per dimension."""
 
-from undiffuse.likelihood.bound import Bound, Formula, bound, every_step, optimal_variance, spread, squared_errors
+from undiffuse.likelihood.bound import Bound, Formula, all_steps, bound, optimal_variance, squared_errors, stratified
 from undiffuse.likelihood.ode import Likelihood, decode, encode, log_likelihood
 from undiffuse.likelihood.solver import Solver
 
@@ -9,12 +9,12 @@ __all__ = [
     "Formula",
     "Likelihood",
     "Solver",
+    "all_steps",
     "bound",
     "decode",
     "encode",
-    "every_step",
     "log_likelihood",
     "optimal_variance",
-    "spread",
     "squared_errors",
+    "stratified",
 ]

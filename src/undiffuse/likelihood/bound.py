@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
-from undiffuse.objectives import Objective, continuous_bound, first_share, step_times, variational_bound
+from undiffuse.objectives import Objective, continuous_bound, reconstruction_share, step_times, variational_bound
 from undiffuse.process import GaussianProcess
 from undiffuse.randomness import Draw
 
@@ -79,10 +79,10 @@ def bound(
     Args:
         x0: data (B, ...), of `formula.values` values on [-1, 1] where it is discrete.
         draws: number of the estimate -> its random numbers; 0 is the reconstruction's.
-        u: where in the process the draws are, float64 (B, K) in [0, 1): `spread` or `every_step`.
+        u: where in the process the draws are, float64 (B, K) in [0, 1): `stratified` or `all_steps`.
     """
     process, objective = denoiser.process, formula.objective
-    share = first_share(denoiser, formula.steps is None, formula.steps)
+    share = reconstruction_share(denoiser, formula.steps is None, formula.steps)
     first = share * objective(denoiser, x0, condition, torch.zeros(len(x0), dtype=torch.float64), draws(0))
     inside = (share + (1 - share) * u).clamp(min=share * (1 + 2**-50))  # (1 / T) T may round to less than 1
     estimates = [
@@ -100,20 +100,20 @@ def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
     """The t that each u of an objective means, float64 like u."""
     schedule = denoiser.process.schedule
     if formula.steps is None:
-        share = first_share(denoiser, True)
+        share = reconstruction_share(denoiser, True)
         return schedule.t_min + (1 - schedule.t_min) * ((u - share) / (1 - share)).clamp(min=0)
     times = step_times(schedule, formula.steps)
     return times[(u * formula.steps).long().clamp(max=formula.steps - 1) + 1]
 
 
-def spread(samples: Tensor, draws: int) -> Tensor:
+def stratified(samples: Tensor, draws: int) -> Tensor:
     """K places for each of the samples numbered `samples`, one in each K-th of [0, 1), shifted by a golden ratio from
     sample to sample: float64 (B, K). Their mean is unbiased over the samples, and any T can be asked for."""
     shift = torch.frac((samples.double() + 0.5) * 0.6180339887498949)
     return (shift[:, None] + torch.arange(draws, dtype=torch.float64)) / draws
 
 
-def every_step(count: int, steps: int) -> Tensor:
+def all_steps(count: int, steps: int) -> Tensor:
     """The middle of each of the T - 1 steps' shares, the same for `count` samples: float64 (count, T - 1)."""
     return ((torch.arange(steps - 1, dtype=torch.float64) + 0.5) / max(steps - 1, 1)).expand(count, -1)
 
@@ -159,5 +159,5 @@ def optimal_variance(process: GaussianProcess, errors: Tensor) -> Tensor:
     square = torch.from_numpy(np.interp(np.arange(steps), seen.numpy(), (total[seen] / count[seen]).numpy()))
     s, t = times[:-1], times[1:]
     c = process.noise_fraction(s, t)
-    at_s = process.level(s)
+    at_s = process.noise_level(s)
     return c * at_s.sigma**2 + (c * at_s.alpha) ** 2 * square

@@ -45,7 +45,7 @@ class Flow:
 
     def scale(self, w: float) -> float:
         """r = x_t / y."""
-        level = self.process.level(self.time(w))
+        level = self.process.noise_level(self.time(w))
         return math.hypot(level.alpha, level.sigma)
 
     def slope(self, w: float, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,8 +58,8 @@ class Flow:
             raise UsageError("the denoiser cannot be differentiated, which the likelihood needs: run it with PyTorch")
         return theta / (radius * math.sin(theta)) * (math.cos(theta) / radius * y - x0.double())
 
-    def carried(self, x: Tensor, solver: Solver, start: float, end: float) -> Tensor:
-        """`x` at `start`, carried to `end`."""
+    def integrate(self, x: Tensor, solver: Solver, start: float, end: float) -> Tensor:
+        """The state that `x` at `start` has become at `end`."""
         state = (x.double() / self.scale(start),)
         (y,) = solver.solve(lambda w, parts: (self.slope(w, parts[0], x.dtype),), state, start, end)
         return (self.scale(end) * y).to(x.dtype)

@@ -109,7 +109,7 @@ def encode(
 ) -> Tensor:
     """The latent x_1 of `x` as x_t at t_min, like x: the flow of `log_likelihood`, without its density."""
     flow = Flow(denoise, process, log_snr_max)
-    return flow.carried(x, solver, flow.data, flow.prior)
+    return flow.integrate(x, solver, flow.data, flow.prior)
 
 
 @torch.no_grad()
@@ -122,4 +122,4 @@ def decode(
 ) -> Tensor:
     """The x, as x_t at t_min, whose latent is `latent`: undoes `encode` to the solver's tolerances."""
     flow = Flow(denoise, process, log_snr_max)
-    return flow.carried(latent, solver, flow.prior, flow.data)
+    return flow.integrate(latent, solver, flow.prior, flow.data)

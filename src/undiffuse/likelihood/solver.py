@@ -67,7 +67,7 @@ class Solver:
 
         ends = torch.tensor([start, end], dtype=torch.float64, device=device)
         # A step to the end itself, where torchdiffeq would step beyond it and interpolate.
-        options: dict[str, Any] = {"norm": worst, "step_t": ends[1:]}
+        options: dict[str, Any] = {"norm": largest_norm, "step_t": ends[1:]}
         if self.steps is not None:
             grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64, device=device)
             options = {"grid_constructor": lambda *_: grid}
@@ -81,6 +81,6 @@ class Solver:
         return solution
 
 
-def worst(parts: Parts) -> Tensor:
+def largest_norm(parts: Parts) -> Tensor:
     """The largest root mean square over a sample's elements: no sample and no part hides among the others."""
     return torch.stack([part.reshape(len(part), -1).square().mean(1).max() for part in parts]).max().sqrt()

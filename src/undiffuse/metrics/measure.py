@@ -31,11 +31,11 @@ class Reference:
 @dataclass(frozen=True)
 class Subject:
     """What is measured: its images and features; `train`, uint8 images that it may have copied; and the classes (N,)
-    they were asked to be, where they were."""
+    they were requested to be, where they were."""
 
     items: Extracted
     train: np.ndarray
-    asked: np.ndarray | None = None
+    requested: np.ndarray | None = None
 
     @cached_property
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +75,8 @@ def _classes(subject: Subject, reference: Reference, extractor: Extractor) -> Va
         return {}
     seen = subject.items.logits.argmax(1)
     values = {"class_entropy": class_entropy(seen, len(extractor.classes))}
-    if subject.asked is not None:
-        values["recognised"] = recognised(seen, subject.asked)
+    if subject.requested is not None:
+        values["recognised"] = recognised(seen, subject.requested)
     return values
 
 
@@ -110,7 +110,7 @@ METRICS: dict[str, Metric] = {
     "coverage": Metric("coverage", "higher", "diversity", "manifold", 6, 6),
     "inception_score": Metric("classifier score", "higher", "quality and diversity", "scores"),
     "class_entropy": Metric("class entropy, bits", "higher", "diversity", "classes"),
-    "recognised": Metric("recognised as asked", "higher", "quality", "classes"),
+    "recognised": Metric("recognised as requested", "higher", "quality", "classes"),
     "nearer": Metric("nearer to training data than real", None, "copying; 0.5 without", "copying"),
     "copies": Metric("copies", None, "copying; 0.01 without", "copying"),
 }

@@ -1,4 +1,4 @@
-"""What a classifier says of samples: whether it is sure, how many kinds it sees, and whether it sees what was asked."""
+"""What a classifier predicts for samples: how sure it is, how many classes it sees, whether they are those requested."""
 
 import numpy as np
 
@@ -32,6 +32,6 @@ def class_entropy(labels: np.ndarray, classes: int) -> Measure:
     return bootstrap(len(labels), bits, replicates=200)
 
 
-def recognised(labels: np.ndarray, asked: np.ndarray) -> Measure:
-    """The share of samples in which a classifier sees (`labels`, (N,)) the class they were asked to be (`asked`)."""
-    return mean(labels == asked)
+def recognised(labels: np.ndarray, requested: np.ndarray) -> Measure:
+    """The share of samples whose predicted class (`labels`, (N,)) is the requested one (`requested`)."""
+    return mean(labels == requested)

@@ -95,7 +95,7 @@ class ResnetBlock(nn.Module):
         return (self.conv_shortcut(x) + h) / self.scale
 
 
-class Attention(nn.Module):
+class Attention2D(nn.Module):
     """Multi-head self-attention over the pixels of (B, C, H, W), with a residual, divided by `scale`."""
 
     def __init__(self, channels: int, groups: int | None, options: Options, scale: float = 1.0):
@@ -131,7 +131,7 @@ class Resample(nn.Module):
         return self.conv(functional.pad(x, (0, 1, 0, 1)) if self.pad else x)
 
 
-class Level(nn.Module):
+class Resolution(nn.Module):
     """What happens at one resolution: residual blocks, and after each of them attention or nothing."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module]):
@@ -139,7 +139,7 @@ class Level(nn.Module):
         self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
 
 
-class Down(Level):
+class Down(Resolution):
     """A level on the way down, which keeps what it makes in `skips`."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], downsamplers: list[nn.Module]):
@@ -156,14 +156,14 @@ class Down(Level):
         return x
 
 
-class Middle(Level):
+class Middle(Resolution):
     """A residual block, attention, a residual block."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x, embedding)), embedding)
 
 
-class Up(Level):
+class Up(Resolution):
     """A level on the way up, which uses `skips` up."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], upsamplers: list[nn.Module]):
@@ -221,7 +221,7 @@ class UNet2D(nn.Module):
         resnet = partial(ResnetBlock, embedding=width, dropout=dropout, options=options)
 
         def attend(level: int) -> nn.Module:
-            return Attention(channels[level], groups, options) if level in attention else nn.Identity()
+            return Attention2D(channels[level], groups, options) if level in attention else nn.Identity()
 
         def resample(level: int, direction: Literal["down", "up"]) -> nn.Module:
             kind = options.downsample_type if direction == "down" else options.upsample_type
@@ -241,7 +241,7 @@ class UNet2D(nn.Module):
             now = here
         scale = options.mid_block_scale_factor
         middle = options.attn_norm_num_groups or (groups if options.resnet_time_scale_shift == "default" else None)
-        attended = Attention(now, middle, options, scale) if options.add_attention else nn.Identity()
+        attended = Attention2D(now, middle, options, scale) if options.add_attention else nn.Identity()
         self.mid_block = Middle([resnet(now, now, scale=scale) for _ in range(2)], [attended])
         for level, here in reversed(list(enumerate(channels))):
             resnets = [resnet((now if k == 0 else here) + skips.pop(), here) for k in range(blocks + 1)]

@@ -2,8 +2,8 @@
 
 from undiffuse.objectives.bound import (
     continuous_bound,
-    first_share,
     hybrid,
+    reconstruction_share,
     step_times,
     variational_bound,
 )
@@ -23,10 +23,10 @@ __all__ = [
     "Weighting",
     "continuous_bound",
     "edm_loss",
-    "first_share",
     "hybrid",
     "l_simple",
     "log_normal",
+    "reconstruction_share",
     "step_times",
     "variational_bound",
     "weighted_error",

@@ -1,7 +1,7 @@
 """The variational bound on -ln p(x_0), as an objective: any term of it, scaled to be an unbiased estimate of the whole.
 
-Where u < `first_share` it is the first term, how well x_0 is told from the least noisy state; elsewhere a step's KL, or
-in continuous time the integrand. The prior's term holds nothing to learn; `undiffuse.likelihood` adds it.
+Where u < `reconstruction_share` it is the first term, how well x_0 is known from the least noisy state; elsewhere a
+step's KL, or in continuous time the integrand. The prior's term holds nothing to learn; `undiffuse.likelihood` adds it.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.discretised import discretised_log_prob, value_log_prob, value_logits
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import (
-    Level,
+    NoiseLevel,
     Normal,
     Prediction,
     Process,
@@ -113,13 +113,13 @@ def continuous_bound(
     if first.any():
         at = first.nonzero().flatten().to(x0.device)
         logits = None if prediction.logits is None else prediction.logits[at]
-        level = denoiser.process.level(schedule.t_min)
+        level = denoiser.process.noise_level(schedule.t_min)
         reconstruction = -reconstruction_log_prob(x0[at], x_t[at], level, logits, values)
         bound = bound.index_copy(0, at, reconstruction.flatten(1).mean(1) / RECONSTRUCTION)
     return bound
 
 
-def first_share(denoiser: Denoiser, continuous: bool, steps: int | None = None) -> float:
+def reconstruction_share(denoiser: Denoiser, continuous: bool, steps: int | None = None) -> float:
     """The share of u that means the first term."""
     return RECONSTRUCTION if continuous else 1 / (len(step_times(denoiser.process.schedule, steps)) - 1)
 
@@ -180,12 +180,14 @@ def first_log_prob(
     if prediction.logits is not None:
         return value_log_prob(x0, prediction.logits)
     if variance is None:
-        variance = process.schedule.level(t).sigma ** 2
+        variance = process.schedule.noise_level(t).sigma ** 2
     decoder = Normal(prediction.x0, variance)
     return decoder.log_prob(x0) if values is None else discretised_log_prob(x0, decoder, values)
 
 
-def reconstruction_log_prob(x0: Tensor, x_t: Tensor, level: Level, logits: Tensor | None, values: int | None) -> Tensor:
+def reconstruction_log_prob(
+    x0: Tensor, x_t: Tensor, level: NoiseLevel, logits: Tensor | None, values: int | None
+) -> Tensor:
     """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
 
     Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the values or, with None, over the line.

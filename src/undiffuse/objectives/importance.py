@@ -62,12 +62,12 @@ class Importance:
         self.moments += torch.where(count > 0, rate, 0.0) * (mean - self.moments)
         self.seen += count
 
-    def knots(self, log_snrs: Tensor, first: float, count: int = 65) -> Tensor:
+    def learnt_log_snrs(self, log_snrs: Tensor, first: float, count: int = 65) -> Tensor:
         """The learnt schedule: log-SNRs at even times, from those of the schedule trained on, linear in time.
 
         Args:
             log_snrs: (K,) at even times of the schedule trained on.
-            first: the share of u that is no time (`undiffuse.objectives.first_share`).
+            first: the share of u that is no time (`undiffuse.objectives.reconstruction_share`).
         """
         p = self.density
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)

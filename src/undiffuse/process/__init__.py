@@ -3,11 +3,11 @@
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.knots import LogSNR
 from undiffuse.process.laws import Categorical, Law, Normal, expand
+from undiffuse.process.log_snrs import LogSNR
 from undiffuse.process.prediction import Denoise, Prediction
 from undiffuse.process.process import Process
-from undiffuse.process.schedule import Level, Schedule, Time, float64, float64_device, remembered
+from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64, float64_device
 from undiffuse.process.table import Table, cosine, linear, quadratic, scaled_linear, sigmoid, zero_terminal_snr
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "FlowMatching",
     "GaussianProcess",
     "Law",
-    "Level",
     "LogSNR",
+    "NoiseLevel",
     "Normal",
     "Prediction",
     "Process",
@@ -29,13 +29,13 @@ __all__ = [
     "SubVP",
     "Table",
     "Time",
+    "cached_by_time",
     "cosine",
     "expand",
     "float64",
     "float64_device",
     "linear",
     "quadratic",
-    "remembered",
     "scaled_linear",
     "sigmoid",
     "zero_terminal_snr",

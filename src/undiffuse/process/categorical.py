@@ -83,9 +83,11 @@ class CategoricalProcess:
                 the prediction; the result is NaN where nothing is left.
             variance: of no meaning here.
         """
-        told = self._told(x_t, self.log_survival(t))[..., : self.values]
-        possible = told > -torch.inf
-        w = torch.where(possible, prediction.log_probs - torch.where(possible, told, 0.0), -torch.inf).log_softmax(-1)
+        likelihood = self._likelihood(x_t, self.log_survival(t))[..., : self.values]
+        possible = likelihood > -torch.inf
+        w = torch.where(
+            possible, prediction.log_probs - torch.where(possible, likelihood, 0.0), -torch.inf
+        ).log_softmax(-1)
         if self.mask is not None:
             w = torch.nn.functional.pad(w, (0, 1), value=-torch.inf)
         return self._given(x_t, s, t, self._survived(w, self.log_survival(s)).log_probs)
@@ -117,7 +119,7 @@ class CategoricalProcess:
         kept = expand(log_kept, log_probs) + log_probs
         return Categorical(_log_add(kept, expand(_log_complement(log_kept), log_probs) + self._log_pi(log_probs)))
 
-    def _told(self, x_t: Tensor, log_kept: Tensor) -> Tensor:
+    def _likelihood(self, x_t: Tensor, log_kept: Tensor) -> Tensor:
         """ln q(x_t | j) for every category j that the element may have had before, (B, ..., categories)."""
         log_pi = self._log_pi(x_t)[x_t].unsqueeze(-1)
         drawn = expand(_log_complement(log_kept), log_pi) + log_pi
@@ -125,8 +127,8 @@ class CategoricalProcess:
 
     def _given(self, x_t: Tensor, s: Time, t: Time, log_probs: Tensor) -> Categorical:
         """Bayes' rule: the law of x_s, (B, ..., categories), with x_t observed later."""
-        told = self._told(x_t, self.log_survival(t) - self.log_survival(s))
-        return Categorical((told + log_probs).log_softmax(-1))
+        likelihood = self._likelihood(x_t, self.log_survival(t) - self.log_survival(s))
+        return Categorical((likelihood + log_probs).log_softmax(-1))
 
 
 def _log_complement(log_p: Tensor) -> Tensor:

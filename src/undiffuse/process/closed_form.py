@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
+from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class VP(Schedule):
     def _rate(self, t: Time) -> Tensor:
         return self.beta_min + float64(t) * (self.beta_max - self.beta_min)
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         b = self.integral(t)
-        return Level((-0.5 * b).exp(), (-torch.expm1(-b)).sqrt())
+        return NoiseLevel((-0.5 * b).exp(), (-torch.expm1(-b)).sqrt())
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
         return -torch.expm1(self.integral(t)).log()
 
@@ -58,12 +58,12 @@ class VP(Schedule):
 class SubVP(VP):
     """The sub-VP SDE: VP's alpha with the smaller noise sigma_t = 1 - exp(-B(t)) (Song et al. 2021, eq. 29)."""
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         b = self.integral(t)
-        return Level((-0.5 * b).exp(), -torch.expm1(-b))
+        return NoiseLevel((-0.5 * b).exp(), -torch.expm1(-b))
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
         # sigma / alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2)
         return -2 * (2 * torch.sinh(0.5 * self.integral(t))).log()
@@ -94,14 +94,14 @@ class VE(Schedule):
     def _log_ratio(self) -> float:
         return 2 * math.log(self.sigma_max / self.sigma_min)
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         sigma = self.sigma_min * torch.expm1(float64(t) * self._log_ratio).sqrt()
-        return Level(torch.ones_like(sigma), sigma)
+        return NoiseLevel(torch.ones_like(sigma), sigma)
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
-        return -2 * self.level(t).sigma.log()
+        return -2 * self.noise_level(t).sigma.log()
 
     def log_snr_derivative(self, t: Time) -> Tensor:
         return self._log_ratio / torch.expm1(-float64(t) * self._log_ratio)
@@ -126,14 +126,14 @@ class EDM(Schedule):
             raise ValueError("needs 0 < sigma_min < sigma_max")
         object.__setattr__(self, "t_min", self.sigma_min / self.sigma_max)
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         sigma = self.sigma_max * float64(t)
-        return Level(torch.ones_like(sigma), sigma)
+        return NoiseLevel(torch.ones_like(sigma), sigma)
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
-        return -2 * self.level(t).sigma.log()
+        return -2 * self.noise_level(t).sigma.log()
 
     def log_snr_derivative(self, t: Time) -> Tensor:
         return -2 / float64(t)
@@ -152,12 +152,12 @@ class FlowMatching(Schedule):
         if not 0 < self.t_min < 1:
             raise ValueError("needs 0 < t_min < 1")
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         t = float64(t)
-        return Level(1 - t, t)
+        return NoiseLevel(1 - t, t)
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
         t = float64(t)
         return 2 * (torch.log1p(-t) - t.log())

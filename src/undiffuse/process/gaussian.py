@@ -11,7 +11,7 @@ from torch import Tensor
 
 from undiffuse.process.laws import Normal, expand
 from undiffuse.process.prediction import Prediction
-from undiffuse.process.schedule import Level, Schedule, Time, float64
+from undiffuse.process.schedule import NoiseLevel, Schedule, Time, float64
 from undiffuse.randomness import Draw
 
 
@@ -24,13 +24,13 @@ class GaussianProcess:
 
     schedule: Schedule
 
-    def level(self, t: Time) -> Level:
+    def noise_level(self, t: Time) -> NoiseLevel:
         """The schedule's alpha_t and sigma_t."""
-        return self.schedule.level(t)
+        return self.schedule.noise_level(t)
 
     def marginal(self, x0: Tensor, t: Time) -> Normal:
         """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) (Ho et al. 2020, eq. 4)."""
-        level = self.level(t)
+        level = self.noise_level(t)
         return Normal(expand(level.alpha, x0) * x0, level.sigma**2)
 
     def corrupt(self, x0: Tensor, t: Time, draw: Draw) -> Tensor:
@@ -43,12 +43,12 @@ class GaussianProcess:
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
         """q(x_t | x_s) = N(alpha_t / alpha_s x_s, c sigma_t^2 I): beta_t for neighbouring steps."""
-        at_s, at_t = self.level(s), self.level(t)
+        at_s, at_t = self.noise_level(s), self.noise_level(t)
         return Normal(expand(at_t.alpha / at_s.alpha, x_s) * x_s, self.noise_fraction(s, t) * at_t.sigma**2)
 
     def posterior(self, x0: Tensor, x_t: Tensor, s: Time, t: Time) -> Normal:
         """q(x_s | x_t, x_0), variance c sigma_s^2 (Ho et al. 2020, eq. 6-7); exactly x_0 at s = 0."""
-        at_s, at_t, c = self.level(s), self.level(t), self.noise_fraction(s, t)
+        at_s, at_t, c = self.noise_level(s), self.noise_level(t), self.noise_fraction(s, t)
         from_x0 = at_s.alpha * c
         from_x_t = at_t.alpha / at_s.alpha * (at_s.sigma / at_t.sigma) ** 2
         return Normal(expand(from_x0, x0) * x0 + expand(from_x_t, x_t) * x_t, c * at_s.sigma**2)
@@ -77,13 +77,13 @@ class GaussianProcess:
         return Normal(posterior.mean, expand((float64(s) > 0).double(), chosen) * chosen)
 
     def _large_variance(self, s: Time, t: Time) -> Tensor:
-        at_s, at_t = self.level(s), self.level(t)
+        at_s, at_t = self.noise_level(s), self.noise_level(t)
         scale = (at_s.alpha**2 + at_s.sigma**2) / (at_t.alpha**2 + at_t.sigma**2)  # 1 where variance is preserved
         return scale * self.noise_fraction(s, t) * at_t.sigma**2
 
     def prior_scale(self) -> Tensor:
         """The standard deviation of the prior: that of x_1 for data of unit variance, 1 for every VP schedule."""
-        end = self.level(1.0)
+        end = self.noise_level(1.0)
         return (end.alpha**2 + end.sigma**2).sqrt()
 
     def prior(self, like: Tensor) -> Normal:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from undiffuse.process.laws import expand
-from undiffuse.process.schedule import Level, Time, float64_device
+from undiffuse.process.schedule import NoiseLevel, Time, float64_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Prediction:
     v: Tensor | None = None
     logits: Tensor | None = None
 
-    def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
+    def with_x0(self, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> "Prediction":
         """This prediction with another x_0, and the eps that goes with it."""
         eps = (x_t - expand(level.alpha, x_t) * x0) / expand(level.sigma, x_t)
         return dataclasses.replace(self, x0=x0, eps=eps)

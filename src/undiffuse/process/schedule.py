@@ -19,7 +19,7 @@ from torch import Tensor
 T = TypeVar("T")
 Time = float | Tensor
 """A time, or one per sample."""
-MOST_REMEMBERED = 10_000
+MOST_CACHED = 10_000
 
 
 def float64(value: Time | list[float]) -> Tensor:
@@ -32,7 +32,7 @@ def float64_device(x: Tensor) -> Tensor:
     return x.cpu() if x.device.type == "mps" else x
 
 
-def remembered(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
+def cached_by_time(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
     """A method of a schedule that computes each float time once: a sampler asks for the same few, many times a step.
 
     What it returns is shared between callers. Not for a schedule that changes.
@@ -42,10 +42,10 @@ def remembered(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
     def asked(schedule: Any, t: Time) -> T:
         if not isinstance(t, float):
             return method(schedule, t)
-        known = schedule.__dict__.setdefault("_remembered", {})
+        known = schedule.__dict__.setdefault("_cached", {})
         key = method.__qualname__, t
         if key not in known:
-            if len(known) >= MOST_REMEMBERED:
+            if len(known) >= MOST_CACHED:
                 known.clear()
             known[key] = method(schedule, t)
         return known[key]
@@ -54,7 +54,7 @@ def remembered(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
 
 
 @dataclass(frozen=True)
-class Level:
+class NoiseLevel:
     """A noise level: the scale of the signal and of the noise, float64 tensors of one shape (0-dim or one per sample).
 
     For the schedules here alpha falls from 1 and sigma grows from 0; only variance-preserving ones have
@@ -82,7 +82,7 @@ class Schedule(ABC):
     t_min: float = 1e-3
 
     @abstractmethod
-    def level(self, t: Time) -> Level:
+    def noise_level(self, t: Time) -> NoiseLevel:
         """alpha_t and sigma_t; exactly (1, 0) at t = 0."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
+from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64
 
 
 class Table(Schedule):
@@ -50,31 +50,31 @@ class Table(Schedule):
         below = position.floor().clamp(max=self.steps - 1)
         return below.long(), position - below
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         i, w = self._segment(t)
-        return Level(
+        return NoiseLevel(
             torch.lerp(self.alpha_bar[i], self.alpha_bar[i + 1], w).sqrt(),
             torch.lerp(self.noise_variance[i], self.noise_variance[i + 1], w).sqrt(),
         )
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
-        return self.level(t).log_snr
+        return self.noise_level(t).log_snr
 
     def _slope(self, t: Time) -> Tensor:
         """d sigma^2 / dt, which is minus that of alpha^2: from the smaller of the two, which has the digits."""
         i, _ = self._segment(t)
-        level = self.level(t)
+        level = self.noise_level(t)
         noise, signal = self.noise_variance.diff()[i], -self.alpha_bar.diff()[i]
         return self.steps * torch.where(level.alpha < level.sigma, signal, noise)
 
     def log_snr_derivative(self, t: Time) -> Tensor:
-        level = self.level(t)
+        level = self.noise_level(t)
         return -self._slope(t) / (level.alpha * level.sigma) ** 2
 
     def snr_derivative(self, t: Time) -> Tensor:
-        return -self._slope(t) / self.level(t).sigma ** 4
+        return -self._slope(t) / self.noise_level(t).sigma ** 4
 
     def time(self, log_snr: Time) -> Tensor:
         log_snr = float64(log_snr)

@@ -44,7 +44,7 @@ def dpm_solver_pp(
         direction = direction - 0.5 * phi * differences[0]
     elif len(differences) == 2:
         direction = direction + (1 + phi / h) * differences[0] + (1 - 2 * (phi + h) / h**2) * differences[1]
-    at_t, at_s = process.level(state.t), process.level(s)
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
     return State(at_s.sigma / at_t.sigma * state.x + at_s.alpha * direction, s, x0, past)
 
 
@@ -76,8 +76,8 @@ def _half_log_snr(process: GaussianProcess, t: float) -> float:
 
 def _pure_noise(process: GaussianProcess, at: Evaluation, s: float) -> Tensor:
     """x_s where no signal is left: sigma_s eps, with the eps of an evaluation."""
-    level = process.level(at.t)
-    return process.level(s).sigma / level.sigma * (at.x - level.alpha * at.x0)
+    level = process.noise_level(at.t)
+    return process.noise_level(s).sigma / level.sigma * (at.x - level.alpha * at.x0)
 
 
 def _usable(process: GaussianProcess, past: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
@@ -103,7 +103,7 @@ def _unified_update(
 ) -> Tensor:
     """x_s from the newest of `past`: UniP, or UniC when `corrector` is x_0 as evaluated at s."""
     base, *older = past
-    at_t, at_s = process.level(base.t), process.level(s)
+    at_t, at_s = process.noise_level(base.t), process.noise_level(s)
     h = _half_log_snr(process, s) - _half_log_snr(process, base.t)
     if h == -math.inf:
         return _pure_noise(process, base, s)

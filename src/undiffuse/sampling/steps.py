@@ -76,7 +76,7 @@ def ddim(
     prediction = denoise(state.x, state.t)
     if s == 0:
         return State(prediction.x0, s, prediction.x0)
-    at_s = process.level(s)
+    at_s = process.noise_level(s)
     v = eta**2 * process.noise_fraction(s, state.t) * at_s.sigma**2 if eta else torch.zeros_like(at_s.sigma)
     x = at_s.alpha * prediction.x0 + (at_s.sigma**2 - v).sqrt() * prediction.eps
     return State(x + v.sqrt() * draw.normal(x) if eta else x, s, prediction.x0)
@@ -92,7 +92,7 @@ def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, dra
     first = denoise(state.x, state.t)
     if s == 0:
         return State(first.x0, s, first.x0)
-    at_t, at_s = process.level(state.t), process.level(s)
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
     euler = at_s.alpha * first.x0 + at_s.sigma * first.eps
     if any(at.sigma > PURE_NOISE * at.alpha for at in (at_t, at_s)):
         return State(euler, s, first.x0)

@@ -18,7 +18,7 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
-from undiffuse.training.loop import Step
+from undiffuse.training.loop import TrainingStep
 from undiffuse.training.state import Learner
 
 PREVIEWS = 16
@@ -55,7 +55,7 @@ class Listeners:
         self._task = self._bar.add_task("training", total=1.0, text="")
         self._bar.start()
 
-    def log(self, step: Step, losses: list[float]) -> None:
+    def log(self, step: TrainingStep, losses: list[float]) -> None:
         """Records the steps since the last call, whose losses are `losses`."""
         progress = self.learner.progress
         before, then = self._last

@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 
 from undiffuse.build import make_denoiser, make_objective
-from undiffuse.config import Config, Training
+from undiffuse.config import Config, TrainingConfig
 from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Purpose, torch_generator
@@ -19,7 +19,7 @@ from undiffuse.training.state import Learner
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What a step tells its listeners: `loss` and `gradient_norm` are 0-dim tensors, left on the device."""
 
     number: int
@@ -28,7 +28,7 @@ class Step:
     learning_rate: float
 
 
-def learning_rate(config: Training, step: int, total: int | None) -> float:
+def learning_rate(config: TrainingConfig, step: int, total: int | None) -> float:
     """The rate of step `step` (from 0): linear warm-up, constant, then linear decay to 0 over the last `decay`.
 
     Until a wall-clock budget has fixed `total` (None), the rate is constant: the decay is the only part that needs it.
@@ -39,7 +39,7 @@ def learning_rate(config: Training, step: int, total: int | None) -> float:
     return rate
 
 
-def positions(config: Training, accelerator: Accelerator) -> list[slice]:
+def positions(config: TrainingConfig, accelerator: Accelerator) -> list[slice]:
     """This process's share of the global batch, one slice per micro-batch. Raises UsageError if it does not divide."""
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
@@ -52,7 +52,9 @@ def positions(config: Training, accelerator: Accelerator) -> list[slice]:
     return [slice(part * size, (part + 1) * size) for part in range(first, first + config.accumulation)]
 
 
-def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator: Accelerator) -> Iterator[Step]:
+def training_steps(
+    config: Config, data: ImageSet, learner: Learner, accelerator: Accelerator
+) -> Iterator[TrainingStep]:
     """Takes steps for ever, updating `learner` in place, and yields after each; the listener ends it.
 
     The loss is the mean over the global batch; `learner.progress.total` may be set between steps.
@@ -63,7 +65,7 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance
-    ready = batches(config, data, progress.step, shares, device)
+    upcoming = batches(config, data, progress.step, shares, device)
     learner.network.train()
     while True:
         number = progress.step
@@ -71,9 +73,9 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
         for group in optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=device)
-        told = []
+        seen = []
         for share in shares:
-            batch = next(ready)
+            batch = next(upcoming)
             if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
                 torch.manual_seed(
                     torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()
@@ -85,21 +87,21 @@ def training_steps(config: Config, data: ImageSet, learner: Learner, accelerator
                 weighted = losses if weight is None else losses * weight.to(losses)
                 loss = weighted.mean() / len(shares)
                 accelerator.backward(loss)
-            told.append((u, losses.detach()))
+            seen.append((u, losses.detach()))
             total += loss.detach()
         if importance is not None:
-            importance.update(*_all(accelerator, told))
+            importance.update(*_all(accelerator, seen))
         norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
         learner.ema.update(parameters, progress.step)
-        yield Step(progress.step, total, torch.as_tensor(norm), rate)
+        yield TrainingStep(progress.step, total, torch.as_tensor(norm), rate)
 
 
-def _all(accelerator: Accelerator, told: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _all(accelerator: Accelerator, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Times and losses of the whole global batch, the same in every process."""
-    u, losses = (torch.cat(parts) for parts in zip(*told, strict=True))
+    u, losses = (torch.cat(parts) for parts in zip(*seen, strict=True))
     if accelerator.num_processes > 1:
         u, losses = gather((u.to(losses.device), losses))
     return u.cpu(), losses

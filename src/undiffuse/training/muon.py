@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.config import Training
+from undiffuse.config import TrainingConfig
 from undiffuse.errors import UsageError
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -35,7 +35,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
     return (product @ x).mT if tall else product @ x
 
 
-def make_optimizer(config: Training, network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run. Muon takes what the network names in `matrices()`, but for the thinnest; AdamW the rest:
     embeddings, norms, biases, and where they only carry conditioning, linear layers.
 

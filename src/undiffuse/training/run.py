@@ -17,7 +17,7 @@ from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse.build import make_data, make_denoiser, make_objective, make_process
 from undiffuse.config import Config
-from undiffuse.data import ImageSet, by
+from undiffuse.data import ImageSet, format_shape
 from undiffuse.devices import conditions, shares_a_cpu
 from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
@@ -29,7 +29,7 @@ from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import last_good
 from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
-from undiffuse.training.loop import Step, positions, training_steps
+from undiffuse.training.loop import TrainingStep, positions, training_steps
 from undiffuse.training.record import check_data, configuration, data_source, write_record
 from undiffuse.training.settings import decided, decided_precision
 from undiffuse.training.signals import Caught, caught
@@ -118,7 +118,7 @@ class _Run:
     report: Callable[[str], None]
     _caught: Caught = field(default_factory=Caught)
     _planned: int = 0
-    _recent: list[Step] = field(default_factory=list)
+    _recent: list[TrainingStep] = field(default_factory=list)
 
     def begin(self, values: dict[str, Any], source: str, resume: bool) -> "_Run":
         """Puts the newest checkpoint back, or records that a new run begins."""
@@ -236,7 +236,7 @@ class _Run:
         schedule, importance = make_process(self.config.process).schedule, self.learner.importance
         if importance is None or not isinstance(schedule, LogSNR) or self.config.objective.loss != "continuous-bound":
             return self.config
-        log_snrs = tuple(importance.knots(schedule.knots, RECONSTRUCTION).tolist())
+        log_snrs = tuple(importance.learnt_log_snrs(schedule.log_snrs, RECONSTRUCTION).tolist())
         return self.config.model_copy(update={"process": self.config.process.model_copy(update={"log_snrs": log_snrs})})
 
     def _training_facts(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
     training = config.training
     budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
     return (
-        f"{data.name}: {data.count} {domain_of(data).noun} of {by(data.shape)}{classes}; "
+        f"{data.name}: {data.count} {domain_of(data).noun} of {format_shape(data.shape)}{classes}; "
         f"{_network_name(config)} of {parameters:.2f}M parameters; {budget} "
         f"on {accelerator.num_processes} x {accelerator.device.type}"
     )

@@ -40,9 +40,9 @@ def find_extractor(
 
         return inception(rest or None)
     if rest:
-        from undiffuse.metrics.features.own import own
+        from undiffuse.metrics.features.custom import custom
 
-        return own(name)
+        return custom(name)
     raise UsageError(f"no features are called {name!r}: choose {CHOICES}")
 
 

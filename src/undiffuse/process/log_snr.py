@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from undiffuse.process.schedule import Level, Schedule, Time, float64, remembered
+from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64
 
 
 class LogSNR(Schedule):
@@ -19,8 +19,8 @@ class LogSNR(Schedule):
     """
 
     def __init__(self, log_snrs: Sequence[float], t_min: float = 1e-3):
-        self.knots = float64(list(log_snrs))
-        if len(self.knots) < 2 or not (self.knots.diff() < 0).all() or not self.knots.isfinite().all():
+        self.log_snrs = float64(list(log_snrs))
+        if len(self.log_snrs) < 2 or not (self.log_snrs.diff() < 0).all() or not self.log_snrs.isfinite().all():
             raise ValueError("log_snrs must be two numbers or more, each below the one before")
         if not 0 < t_min < 1:
             raise ValueError("needs 0 < t_min < 1")
@@ -28,34 +28,34 @@ class LogSNR(Schedule):
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The knot below t and how far t is towards the next one."""
-        last = len(self.knots) - 1
+        last = len(self.log_snrs) - 1
         position = ((t - self.t_min) / (1 - self.t_min) * last).clamp(0, last)
         below = position.floor().clamp(max=last - 1)
         return below.long(), position - below
 
-    @remembered
+    @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
         t = float64(t)
         below, share = self._segment(t)
         early = -2 * (t / self.t_min).clamp(max=1).log()
-        return torch.lerp(self.knots[below], self.knots[below + 1], share) + early
+        return torch.lerp(self.log_snrs[below], self.log_snrs[below + 1], share) + early
 
-    @remembered
-    def level(self, t: Time) -> Level:
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
         log_snr = self.log_snr(t)
-        return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
+        return NoiseLevel(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
 
     def log_snr_derivative(self, t: Time) -> Tensor:
         t = float64(t)
         below, _ = self._segment(t)
-        slope = self.knots.diff()[below] * (len(self.knots) - 1) / (1 - self.t_min)
+        slope = self.log_snrs.diff()[below] * (len(self.log_snrs) - 1) / (1 - self.t_min)
         return torch.where(t < self.t_min, -2 / t, slope)
 
     def time(self, log_snr: Time) -> Tensor:
         log_snr = float64(log_snr)
-        last = len(self.knots) - 1
-        below = (torch.searchsorted(-self.knots, -log_snr, right=True) - 1).clamp(0, last - 1)
-        share = ((self.knots[below] - log_snr) / (self.knots[below] - self.knots[below + 1])).clamp(0, 1)
-        early = ((self.knots[0] - log_snr) / 2).clamp(max=0).exp()
+        last = len(self.log_snrs) - 1
+        below = (torch.searchsorted(-self.log_snrs, -log_snr, right=True) - 1).clamp(0, last - 1)
+        share = ((self.log_snrs[below] - log_snr) / (self.log_snrs[below] - self.log_snrs[below + 1])).clamp(0, 1)
+        early = ((self.log_snrs[0] - log_snr) / 2).clamp(max=0).exp()
         late = self.t_min + (1 - self.t_min) * (below + share) / last
-        return torch.where(log_snr > self.knots[0], self.t_min * early, late)
+        return torch.where(log_snr > self.log_snrs[0], self.t_min * early, late)

@@ -13,7 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from undiffuse.build import make_process
-from undiffuse.config import Config, Process
+from undiffuse.config import Config
 from undiffuse.errors import UsageError
 from undiffuse.process import GaussianProcess, LogSNR
 
@@ -30,7 +30,7 @@ def test_it_is_linear_between_even_knots() -> None:
     times = torch.from_numpy(t)
     # a time's rounding, times the steepest slope 31
     np.testing.assert_allclose(SCHEDULE.log_snr(times).numpy(), expected, rtol=0, atol=64 * EPS)
-    level = SCHEDULE.level(times)
+    level = SCHEDULE.noise_level(times)
     np.testing.assert_allclose(level.alpha.numpy() ** 2, special.expit(expected), rtol=1e-13)
     np.testing.assert_allclose(level.sigma.numpy() ** 2, special.expit(-expected), rtol=1e-13)
     assert SCHEDULE.log_snr(as64(T_MIN, 1.0)).tolist() == [KNOTS[0], KNOTS[-1]]
@@ -42,10 +42,10 @@ def test_it_is_linear_between_even_knots() -> None:
 def test_before_the_first_knot_noise_is_proportional_to_time() -> None:
     """sigma / alpha is t / t_min of what it is at t_min, continuous there; at t = 0 it is the data, exactly."""
     t = as64(1e-9, 1e-4, 0.01, T_MIN - 1e-9, T_MIN)
-    level = SCHEDULE.level(t)
+    level = SCHEDULE.noise_level(t)
     expected = math.exp(-KNOTS[0] / 2) * t / T_MIN
     torch.testing.assert_close(level.sigma / level.alpha, expected, rtol=1e-13, atol=0)
-    at = SCHEDULE.level(0.0)
+    at = SCHEDULE.noise_level(0.0)
     assert (at.alpha.item(), at.sigma.item()) == (1, 0)
     assert SCHEDULE.log_snr(0.0).item() == math.inf
     assert SCHEDULE.steps is None and SCHEDULE.t_min == T_MIN and LogSNR(KNOTS).t_min == 1e-3
@@ -116,7 +116,7 @@ def test_the_straight_one_is_its_own_process() -> None:
     for s, t in ((0.01, 0.02), (0.02, 0.5), (0.5, 1.0)):
         at_s, at_t = process.marginal(x0, s), process.marginal(x0, t)
         step = process.transition(at_s.mean, s, t)
-        ratio = (process.level(t).alpha / process.level(s).alpha) ** 2
+        ratio = (process.noise_level(t).alpha / process.noise_level(s).alpha) ** 2
         torch.testing.assert_close(step.mean, at_t.mean, rtol=1e-13, atol=0)
         torch.testing.assert_close(ratio * at_s.variance + step.variance, at_t.variance, rtol=1e-13, atol=0)
 
@@ -129,7 +129,7 @@ def test_a_configuration_is_the_schedule() -> None:
     assert again == config
     schedule = make_process(again.process).schedule
     assert isinstance(schedule, LogSNR)
-    assert schedule.knots.tolist() == [13.3, 1 / 3, -2e-17, -6.0] and schedule.t_min == 0.02
+    assert schedule.log_snrs.tolist() == [13.3, 1 / 3, -2e-17, -6.0] and schedule.t_min == 0.02
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from undiffuse.metrics.features.extractor import Extractor, Features
 from undiffuse.weights import sha256_of_weights
 
 
-def own(name: str) -> Extractor:
+def custom(name: str) -> Extractor:
     """The callable that `package.module:name` names (the working directory is searched too).
 
     It takes uint8 (N, H, W, C) and returns float (N, D), or Features; its attribute `preprocessing`, if it has one, is
