@@ -25,7 +25,7 @@ STOCHASTIC: dict[str, Step] = {
 }
 
 
-def integrate(x: Tensor, process: GaussianProcess, start: float, end: float) -> Tensor:
+def carried(x: Tensor, process: GaussianProcess, start: float, end: float) -> Tensor:
     """The probability flow of N(MEAN, STD^2): x keeps its place among the quantiles of q(x_t)."""
     at, to = process.noise_level(start), process.noise_level(end)
     place = (x - at.alpha * MEAN) / (at.alpha**2 * STD**2 + at.sigma**2).sqrt()

@@ -13,7 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from undiffuse.build import make_process
-from undiffuse.config import Config
+from undiffuse.config import Config, ProcessConfig
 from undiffuse.errors import UsageError
 from undiffuse.process import GaussianProcess, LogSNR
 
@@ -124,7 +124,7 @@ def test_the_straight_one_is_its_own_process() -> None:
 def test_a_configuration_is_the_schedule() -> None:
     """process.schedule=log-snr with its numbers, through JSON and back, every digit kept."""
     given = {"schedule": "log-snr", "log_snrs": (13.3, 1 / 3, -2e-17, -6.0), "options": {"t_min": 0.02}}
-    config = Config(process=Process.model_validate(given))
+    config = Config(process=ProcessConfig.model_validate(given))
     again = Config.model_validate_json(config.model_dump_json())
     assert again == config
     schedule = make_process(again.process).schedule
@@ -149,4 +149,4 @@ def test_settings_that_do_not_belong_together(given: dict[str, Any], message: st
     """One UsageError that names the setting and says what is wrong with it."""
     whole = given if {"schedule", "log_snrs"} & set(given) else {"schedule": "log-snr", "log_snrs": (1.0, 0.0)} | given
     with pytest.raises(UsageError, match=message):
-        make_process(Process.model_validate(whole))
+        make_process(ProcessConfig.model_validate(whole))

@@ -1,4 +1,4 @@
-"""What a classifier predicts for samples: how sure it is, how many classes it sees, whether they are those requested."""
+"""What a classifier says of samples: how sure it is, how many classes it sees, whether they are those requested."""
 
 import numpy as np
 

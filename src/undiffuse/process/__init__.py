@@ -4,7 +4,7 @@ from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.laws import Categorical, Law, Normal, expand
-from undiffuse.process.log_snrs import LogSNR
+from undiffuse.process.log_snr import LogSNR
 from undiffuse.process.prediction import Denoise, Prediction
 from undiffuse.process.process import Process
 from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64, float64_device
