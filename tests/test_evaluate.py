@@ -133,8 +133,9 @@ def test_features_that_are_not_finite_are_refused(images: np.ndarray) -> None:
         features_of(images, broken)
 
 
-def test_the_classifier_learns_and_is_kept(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier_learns_and_is_kept(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three grades of brightness are no task; the second time nothing is trained, and the features are the same."""
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))  # no other test has trained it here
     monkeypatch.setattr("undiffuse.metrics.features.classifier.LEAST_STEPS", 150)
     train, test = load_data(data, "train"), load_data(data, "test")
     steps: list[int] = []
