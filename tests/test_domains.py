@@ -27,6 +27,7 @@ from undiffuse.explain import work
 from undiffuse.generate import Recipe, generate, sample
 from undiffuse.model import load
 from undiffuse.networks import MLP, UNet
+from undiffuse.randomness import BatchDraw
 from undiffuse.training import train
 from undiffuse.training.batches import make_batch
 
@@ -211,3 +212,14 @@ def test_the_page_about_domains_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     exec(training, dict(namespace))
     assert sample("run", 4, steps=3).shape == (4, 16)
     monkeypatch.delitem(sys.modules, "bits")
+
+
+def test_the_numbers_of_a_shift_are_down_and_then_right() -> None:
+    """The same seed gives the same pictures ever after: first who is mirrored, then for each how far down and right."""
+    rows = np.random.default_rng(0).integers(0, 256, (9, 5, 7, 1), dtype=np.uint8)
+    moved = Pictures((5, 7, 1)).augment(rows, DataConfig(shift=2), BatchDraw(np.random.default_rng(1), 9, slice(None)))
+    random = np.random.default_rng(1)
+    random.random(9)
+    y, x = np.arange(5), np.arange(7)
+    for row, result, (down, right) in zip(rows, moved, random.integers(-2, 3, (9, 2)), strict=True):
+        assert np.array_equal(result, row[(y + down).clip(0, 4)][:, (x + right).clip(0, 6)])
