@@ -103,7 +103,8 @@ def test_all_terms_of_a_discrete_bound(whole: Path, data: str) -> None:
     total = torch.zeros(3, dtype=torch.float64)
     for i in range(1, 10):
         s, t = i / 10, (i + 1) / 10
-        (a_s, s_s), (a_t, s_t) = ((float(level.alpha), float(level.sigma)) for level in map(process.level, (s, t)))
+        at = map(process.noise_level, (s, t))
+        (a_s, s_s), (a_t, s_t) = ((float(level.alpha), float(level.sigma)) for level in at)
         noise = normal([(0, Purpose.BOUND, k, i) for k in range(3)], x0.shape[1:])
         with torch.no_grad():
             t_each = torch.full((3,), t, dtype=torch.float64)
@@ -165,9 +166,9 @@ def test_variances_are_never_measured_on_the_images_they_are_judged_by(
     """Of the training split, only images beyond the first n; of the test split, any. None left is refused."""
     model, count = load(whole), len(load_data(data, "train"))
     seen: list[int] = []
-    real = densities.spread
+    real = densities.stratified
     monkeypatch.setattr(
-        densities, "spread", lambda numbers, draws: seen.extend(numbers.tolist()) or real(numbers, draws)
+        densities, "stratified", lambda numbers, draws: seen.extend(numbers.tolist()) or real(numbers, draws)
     )
     density(model, n=count - 3, split="train", bound=5, variance="optimal", draws=1)
     assert seen == [*range(count - 3, count), *range(count - 3)]
