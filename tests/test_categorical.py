@@ -47,10 +47,17 @@ def probabilities(law: Categorical) -> np.ndarray:
     return law.log_probs.exp().numpy()
 
 
-@every_kind
-@every_count
-@every_schedule
-@pytest.mark.parametrize(("s", "t"), PAIRS)
+def by_bayes(prior: np.ndarray, likelihood: np.ndarray) -> np.ndarray:
+    joint = prior * likelihood
+    return joint / joint.sum()
+
+
+def every_case(test: Callable[..., None]) -> Callable[..., None]:
+    """Every kind, number of values, schedule and pair of times."""
+    return every_kind(every_count(every_schedule(pytest.mark.parametrize(("s", "t"), PAIRS)(test))))
+
+
+@every_case
 def test_marginal_is_the_product_of_transitions(schedule: str, values: int, kind: str, s: float, t: float) -> None:
     """Chapman-Kolmogorov, with ours and with the matrices: Q(0, s) Q(s, t) = Q(0, t)."""
     q = process(schedule, values, kind)
@@ -62,10 +69,7 @@ def test_marginal_is_the_product_of_transitions(schedule: str, values: int, kind
     np.testing.assert_allclose(onwards, matrix(q, s, t), rtol=0, atol=1e-12)  # alpha_t / alpha_s of the reference
 
 
-@every_kind
-@every_count
-@every_schedule
-@pytest.mark.parametrize(("s", "t"), PAIRS)
+@every_case
 def test_posterior_by_enumeration(schedule: str, values: int, kind: str, s: float, t: float) -> None:
     """q(x_s | x_t, x_0) = q(x_s | x_0) q(x_t | x_s) / q(x_t | x_0) for every pair (x_0, x_t) that can be."""
     q = process(schedule, values, kind)
@@ -75,28 +79,22 @@ def test_posterior_by_enumeration(schedule: str, values: int, kind: str, s: floa
         if to_t[x0, x_t] < 1e-15:
             assert np.isnan(ours).all()
             continue
-        bayes = to_s[x0] * onwards[:, x_t]
-        np.testing.assert_allclose(ours, bayes / bayes.sum(), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours, by_bayes(to_s[x0], onwards[:, x_t]), rtol=0, atol=1e-12)
 
 
-@every_kind
-@every_count
-@every_schedule
-@pytest.mark.parametrize(("s", "t"), PAIRS)
+@every_case
 def test_reverse_is_the_mean_of_the_posterior(schedule: str, values: int, kind: str, s: float, t: float) -> None:
     """sum over x_0 of q(x_s | x_t, x_0) p(x_0 | x_t), for predictions that Bayes' rule makes from any prior."""
     q = process(schedule, values, kind)
     to_s, onwards, to_t = matrix(q, 0, s), matrix(q, s, t), matrix(q, 0, t)
     prior = np.random.default_rng(values).dirichlet(np.ones(values))
     for x_t in range(q.categories):
-        evidence = prior * to_t[:values, x_t]
-        if evidence.sum() < 1e-15:
+        if (prior * to_t[:values, x_t]).sum() < 1e-15:
             continue
-        prediction = evidence / evidence.sum()
+        prediction = by_bayes(prior, to_t[:values, x_t])
         expected = np.zeros(q.categories)
         for x0 in np.flatnonzero(prediction):
-            bayes = to_s[x0] * onwards[:, x_t]
-            expected += prediction[x0] * bayes / bayes.sum()
+            expected += prediction[x0] * by_bayes(to_s[x0], onwards[:, x_t])
         told = Categorical(torch.from_numpy(prediction).log().unsqueeze(0))
         ours = probabilities(q.reverse(told, torch.tensor([x_t]), s, t))[0]
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)

@@ -208,11 +208,16 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
     """A unet2d's own table, whatever process it is put on; 20 for the others."""
     settings = {"process.schedule": "linear", "network.kind": "unet2d", "network.patch": 1, "network.attention": ()}
     config = make_config({**settings, "network.channels": (32,), "denoiser.sigma_data": 0.5, "denoiser.target": "eps"})
+
+    class FromOutside(torch.nn.Module):
+        least_log_snr = -3.0
+
     network = make_network(config, 1)
     assert isinstance(network, UNet2D)
     moved = make_config({"process.schedule": "cosine"}, config)
     for network_ in (network, torch.nn.DataParallel(network)):
         assert make_denoiser(moved, network_).least_log_snr == pytest.approx(linear(1000).log_snr(1.0).item(), rel=1e-6)
+    assert make_denoiser(moved, FromOutside()).least_log_snr == -3.0
     assert make_denoiser(moved, lambda *_: None).least_log_snr == -LOG_SNR_LIMIT
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000  # on its own table all is read as it was
     level = linear(1000).noise_level(t)

@@ -14,11 +14,11 @@ from undiffuse import discretised, process
 from undiffuse.card import ConditionFacts
 from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
-from undiffuse.data import ImageSet, MixedSizes, format_shape
+from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.names import cut, did_you_mean, fault
+from undiffuse.names import cut, did_you_mean, fault, format_shape
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
@@ -67,11 +67,10 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
 def make_process(config: ProcessConfig) -> process.GaussianProcess:
     """The forward process. Raises UsageError for settings that do not belong together."""
     name = config.schedule
-    for table, numbers in (("betas", config.betas), ("log_snrs", config.log_snrs)):
-        schedule_of = table.removesuffix("s").replace("_", "-") if table == "log_snrs" else table
-        if (name == schedule_of) != (numbers is not None):
+    for written, table in (("betas", "betas"), ("log-snr", "log_snrs")):
+        if (name == written) != (getattr(config, table) is not None):
             raise UsageError(
-                f"process.schedule={schedule_of} and process.{table}=[...] belong together: give both or neither"
+                f"process.schedule={written} and process.{table}=[...] belong together: give both or neither"
             )
     schedule: process.Schedule
     try:
@@ -148,7 +147,7 @@ def _of_size(size: tuple[int, ...]) -> str:
 
 
 def _default_mlp(config: NetworkConfig) -> NetworkConfig:
-    """Of the settings, an MLP has `blocks`, and as its width the first of `channels`."""
+    """An MLP has `blocks` of the settings, and as its width the first of `channels`."""
     if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
         raise UsageError("network.patch, attention, head, fourier and kernel are not those of network.kind=mlp")
     if config.values or config.options or config.dropout:
@@ -203,7 +202,7 @@ def make_network(config: Config, channels: int, takes: ConditionFacts | None = N
 def network_shapes(
     config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2
 ) -> dict[str, tuple[int, ...]]:
-    """What the state of `make_network`'s network holds: name -> shape. Allocates nothing; raises as it does."""
+    """Name -> shape of the tensors in the state of `make_network`'s network. Allocates nothing; raises as it does."""
     return _shapes(_network(config, channels, takes, dims))
 
 
@@ -226,7 +225,7 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def make_encoders(takes: ConditionFacts | None) -> Encoders:
-    """What a network has for a condition. Raises UsageError for an unknown kind, and for facts that cannot be."""
+    """A network's encoders of a condition. Raises UsageError for an unknown kind, and for facts that cannot be."""
     if takes is None:
         return {}
     kind: type[Condition] = CONDITIONS.find(takes.kind)
@@ -310,7 +309,7 @@ def make_unet2d(config: Config, inputs: int, outputs: int, takes: ConditionFacts
 
 
 def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
-    """float32 (T + 1,): what a network is told at the steps 0 .. T of a table."""
+    """float32 (T + 1,): a network's inputs at the steps 0 .. T of a table."""
     steps = torch.arange((schedule.steps or 0) + 1)
     return schedule.log_snr(schedule.time_of(steps)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).float()
 
@@ -339,9 +338,8 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
 
 
 def _least_log_snr(network: Callable[..., Any]) -> float:
-    """The lowest log-SNR that a network can be told of: a table's last where it counts the steps of a table."""
     network = getattr(network, "module", network)  # within what runs it, or trains it on several processes
-    return network.log_snr.min().item() if isinstance(network, UNet2D) else -LOG_SNR_LIMIT
+    return getattr(network, "least_log_snr", -LOG_SNR_LIMIT)
 
 
 def _sigma_data(config: Config) -> float:

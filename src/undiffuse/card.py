@@ -1,4 +1,4 @@
-"""What a model folder says of its model, and where models are: all that can be known without loading one.
+"""The card of a model, and where models are: all that can be known without loading one.
 
 Whatever `model.json` and `grids.json` hold is checked here, with types and bounds. Imports no torch.
 """
@@ -18,9 +18,9 @@ from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json
 from undiffuse.names import cut, did_you_mean, fault, listed, shown
+from undiffuse.registry import BUILT_IN, built_in
 
 FORMAT = 1
-BUILT_IN = Path(__file__).parent / "models"
 LARGEST_SIDE = 16_384  # pixels
 MOST_NUMBERS = 2**28  # in one image: a gigabyte of float32
 
@@ -34,8 +34,8 @@ LogSNR = Annotated[float, Field(ge=-1000, le=1000, strict=True, allow_inf_nan=Fa
 
 @dataclass(frozen=True)
 class ConditionFacts:
-    """What a model must know of the condition it takes: its `kind`, a name in `undiffuse.registry.CONDITIONS`, and what
-    that says of the rows that were learnt (`undiffuse.conditions.Condition.facts`)."""
+    """The condition that a model takes: its `kind`, a name in `undiffuse.registry.CONDITIONS`, and the facts that this
+    kind gives about the training rows (`undiffuse.conditions.Condition.facts`)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -44,15 +44,15 @@ class ConditionFacts:
 
 
 def label_facts(share: Sequence[float]) -> ConditionFacts:
-    """Of a model that takes labels, `share` being the classes' frequencies."""
+    """The facts of a model that takes labels, `share` being the classes' frequencies."""
     return ConditionFacts("labels", {"share": list(share)})
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a model must know of the data it learnt: `domain` is its kind (undiffuse.domains.DOMAINS; folders of before
-    there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the classes'
-    frequencies.
+    """The facts about the training data that a model needs: `domain` is its kind (undiffuse.domains.DOMAINS; folders
+    of before there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the
+    classes' frequencies.
 
     `condition` is that of a model which takes another kind than labels; those are the classes.
 
@@ -103,7 +103,7 @@ class DataFacts:
 
 
 class Training(BaseModel):
-    """What is used of how a model was trained; there may be more."""
+    """The part of the training record that is used; there may be more."""
 
     steps: Whole | None = None
     images: Whole | None = None
@@ -122,7 +122,7 @@ class Bits(BaseModel):
 
 
 class Measured(BaseModel):
-    """What was measured of a model before it was shipped."""
+    """Measurements of a model, made before it was shipped."""
 
     bits_per_dim: Bits
     n: Whole
@@ -134,7 +134,7 @@ class _Grid(BaseModel):
 
 
 class Card(NamedTuple):
-    """What `model.json` says; `training` is the file's own table, checked where `Training` knows it."""
+    """The contents of `model.json`; `training` is the file's own table, checked where `Training` knows it."""
 
     config: Config
     data: DataFacts
@@ -201,11 +201,6 @@ def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
         reason = fault(error) if isinstance(error, ValidationError) else str(error)
         raise UndiffuseError(f"{path} is damaged ({cut(reason, 250)}): delete it, or run undiffuse tune") from None
     return grids
-
-
-def built_in() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(folder.name for folder in BUILT_IN.iterdir() if (folder / "model.json").exists())
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from undiffuse.conditions import Condition
 from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, cached_by_time, expand
 from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
 
-LOG_SNR_LIMIT = 20.0  # what the network is told of log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
+LOG_SNR_LIMIT = 20.0  # the network's input for log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
 
 LEVELS = "levels"
 
@@ -31,7 +31,7 @@ class Denoiser:
         target: a name in TARGETS, or "levels", for data of 8 bits: (B, 258 C, ...), see undiffuse/discretised.py.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
-        least_log_snr: the lowest log-SNR that the network can be told of; with less signal it is told this one.
+        least_log_snr: the lowest log-SNR that the network takes; for less signal its input is this one.
     """
 
     network: Callable[[Tensor, Tensor, Condition | None], Tensor]
@@ -43,13 +43,12 @@ class Denoiser:
 
     @cached_by_time
     def coefficients(self, t: Time) -> Coefficients:
-        """The target's coefficients at t, those that the network's answer has where it is told of another log-SNR.
+        """The target's coefficients at t; where the network's input is clamped, those that hold for its output there.
 
-        Told of more signal than there is, the network says the noise of that level. x_0 = (x_t - sigma eps) / alpha
-        would multiply the difference by more than e^10, so it is read at the level that the network was told of, which
-        x_t looks like. So it is with eps, the score and every target of the noise alone (a = 0). The others are bounded
-        combinations, and with more signal than told the noise is small: they are right to exp(-|log-SNR| / 2) as they
-        are.
+        Given more signal than there is, the network predicts the noise of that level. x_0 = (x_t - sigma eps) / alpha
+        would multiply the difference by more than e^10, so it is read at the level of the input, which x_t looks like.
+        So it is with eps, the score and every target of the noise alone (a = 0). The others are bounded combinations,
+        and with more signal than the input says the noise is small: they are right to exp(-|log-SNR| / 2) as they are.
         """
         level = self.process.noise_level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
@@ -58,8 +57,8 @@ class Denoiser:
             return c
         ratio = math.exp(-0.5 * self.least_log_snr)
         alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
-        told = NoiseLevel(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
-        c = coefficients(self.target, told, self.sigma_data)
+        clamped = NoiseLevel(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
+        c = coefficients(self.target, clamped, self.sigma_data)
         # What makes x_0 = c_skip x_t + c_out output exact:
         a, b = (1 - c.c_skip * level.alpha) / c.c_out, -c.c_skip * level.sigma / c.c_out
         return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.c_skip, c.c_out)

@@ -14,6 +14,7 @@ from undiffuse.conditions import Condition
 from undiffuse.errors import UsageError
 from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, onnx_takes, open_session
 from undiffuse.model import Model
+from undiffuse.names import one_of
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import ENGINES
 
@@ -38,8 +39,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
 
     Raises UsageError for an engine that is not there.
     """
-    if engine not in ("auto", *ENGINES):
-        raise UsageError(f"no engine {engine!r}: choose from auto, {', '.join(ENGINES)}")
+    one_of("engine", engine, ("auto", *ENGINES))
     if model.engine == engine:
         return model
     folder = folder_for("onnx", [FORMAT, dataclasses.replace(model, grids={}).fingerprint, torch.__version__])

@@ -233,7 +233,7 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
 def with_process(model: Model, **settings: Any) -> Model:
     """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit.
 
-    `settings` are those of `undiffuse.config.Process`, the rest at its defaults. Raises UsageError for what these
+    `settings` are those of `undiffuse.config.ProcessConfig`, the rest at its defaults. Raises UsageError for what these
     cannot be, and for a model whose target has a meaning under its own process alone (denoiser.score_scale=state).
     """
     if model.denoiser.target == SCORE_OF_STATE:

@@ -40,6 +40,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(cut(name, 40) for name in names[:MOST]) + more
 
 
+def format_shape(shape: Iterable[int]) -> str:
+    """A shape as it is written: 28x28x1."""
+    return "x".join(map(str, shape))
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The one of `known` most like `name`, None where none is."""
     close = difflib.get_close_matches(name[:LONGEST], list(known), 1, cutoff)
@@ -50,6 +55,15 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """ "did you mean ...?" where one of `known` is like `name`, else `otherwise`."""
     close = nearest(name, known)
     return f"did you mean {cut(close)}?" if close else otherwise
+
+
+def one_of(kind: str, name: str, known: Iterable[str]) -> str:
+    """`name`, if it is one of `known`, names of a `kind`. Raises UsageError, naming the nearest and all there are."""
+    known = list(known)
+    if name not in known:
+        close, choices = did_you_mean(str(name), known, ""), f"choose from {', '.join(known)}"
+        raise UsageError(f"no {kind} {shown(name)}: {f'{close} Else {choices}' if close else choices}")
+    return name
 
 
 def choose(name: str | int, names: Sequence[str], what: str = "class") -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from undiffuse.domains import Domain
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync
+from undiffuse.names import format_shape
 
 MOST_IN_A_GRID = 4096
 SAMPLE_FILES = (".png", ".npz", ".npy")
@@ -208,7 +209,7 @@ def write(
         place = put(out, lambda path: domain.show(rows, path), force)
     else:
         place = put(out, array, force)
-    return f"{len(rows)} samples of {'x'.join(map(str, rows.shape[1:3]))}: {place}"
+    return f"{len(rows)} samples of {format_shape(rows.shape[1:3])}: {place}"
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:

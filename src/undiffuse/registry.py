@@ -13,8 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from undiffuse.errors import UsageError
-from undiffuse.names import did_you_mean, shown
+from undiffuse.names import one_of, shown
 
 E = TypeVar("E")
 NAME = re.compile(r"[a-z][a-z0-9+-]{0,39}")  # what the command line and files hold without quotes
@@ -61,11 +60,7 @@ class Registry(Mapping[str, E], Generic[E]):
 
     def check(self, name: str) -> str:
         """`name`, if there is such a thing. Raises UsageError, naming the nearest and all there are, if not."""
-        if name not in self._entries:
-            nearest = did_you_mean(str(name), self, "")
-            choices = f"choose from {', '.join(self)}"
-            raise UsageError(f"no {self.kind} {shown(name)}: {f'{nearest} Else {choices}' if nearest else choices}")
-        return name
+        return one_of(self.kind, name, self)
 
     def find(self, name: str) -> E:
         """What `name` stands for. Raises UsageError as `check`."""
@@ -229,10 +224,18 @@ DOMAINS: Registry[Any] = Registry(
 """Kinds of data (`undiffuse.domains.Domain`)."""
 CONDITIONS: Registry[Any] = Registry("condition", {"labels": "undiffuse.conditions.labels:Labels"})
 """Kinds of condition (`undiffuse.conditions.Condition`)."""
+BUILT_IN = Path(__file__).parent / "models"
 PRESETS: Registry[Path] = Registry(
     "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
 )
 """Settings that belong together: files of undiffuse/presets."""
+
+
+def built_in() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(path.parent.name for path in BUILT_IN.glob("*/model.json"))
+
+
 ENGINES = ("torch", "compile", "onnxruntime")
 FORMATS = ("diffusers", "onnx")
 FEATURES = ("efficientnet-lite0", "classifier", "inception")

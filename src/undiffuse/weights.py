@@ -30,7 +30,11 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, which are numbers and finite. Raises UndiffuseError naming the file where they are not."""
-    for name, (kind, _) in read_header(path).items():
+    return _tensors(path, read_header(path))
+
+
+def _tensors(path: Path, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    for name, (kind, _) in header.items():
         if kind not in FLOATS:
             raise UndiffuseError(f"{path}: {cut(name)} is of type {cut(str(kind))}, not of {', '.join(FLOATS)}")
     try:
@@ -45,7 +49,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The weights in a file. Raises UndiffuseError where their names and shapes are not those of `expected`."""
-    found = {name: shape for name, (_, shape) in read_header(path).items()}
+    header = read_header(path)
+    found = {name: shape for name, (_, shape) in header.items()}
     for what, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
         if names:
             raise UndiffuseError(f"{path} does not hold this model's weights: it {what} {listed(sorted(names)[:3])}")
@@ -54,7 +59,7 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[st
             raise UndiffuseError(
                 f"{path} does not hold this model's weights: {name} is of shape {found[name]}, not {tuple(shape)}"
             )
-    return read_tensors(path)
+    return _tensors(path, header)
 
 
 def sha256_of_weights(network: nn.Module) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import ENGINE_HELP, FORCE, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, say, table
 from undiffuse.cli.evaluate import FEATURES_HELP, SIZE_HELP, SPLIT_HELP
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -30,8 +30,8 @@ def compare(
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     figure: Path = typer.Option(None, help="Draw quality against speed, diversity as colour, as .png."),
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
-    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    device: str = DEVICE,
+    engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
     """Measure models and samples side by side: quality, diversity, speed, size and what their training cost.

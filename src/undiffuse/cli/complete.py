@@ -1,9 +1,9 @@
-"""What the shell offers when Tab is pressed: names alone. Where none fits, the shell completes file names itself."""
+"""Shell completion, of names alone: where none fits, the shell completes file names itself."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from undiffuse.registry import DENSITIES, ENGINES, FEATURES, FORMATS, GRIDS, METRICS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import DENSITIES, ENGINES, FEATURES, FORMATS, GRIDS, METRICS, SAMPLERS, THRESHOLDS, built_in
 
 Completion = Callable[[str], list[str]]
 
@@ -20,9 +20,8 @@ def _of(names: Iterable[str]) -> Completion:
 
 def models(incomplete: str) -> list[str]:
     """The built-in models, and the runs under runs/."""
-    built_in = (path.parent.name for path in Path(__file__).parents[1].glob("models/*/model.json"))
     runs = (path.parent.as_posix() for path in Path().glob("runs/*/run.json"))
-    return _of(sorted(built_in) + sorted(runs))(incomplete)
+    return _of(built_in() + sorted(runs))(incomplete)
 
 
 def samplers(incomplete: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the commands share: how they speak."""
+"""Output, errors and options that the commands share."""
 
 import os
 import shlex
@@ -9,11 +9,17 @@ from typing import NoReturn
 
 import typer
 
+from undiffuse.cli import complete
 from undiffuse.errors import UsageError
 from undiffuse.registry import ENGINES
 
+DEVICE: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one].")
+ENGINE: str = typer.Option(
+    "auto",
+    help=f"auto, {', '.join(ENGINES)} [the last where it is installed and pays].",
+    autocompletion=complete.engines,
+)
 FORCE: bool = typer.Option(False, "--force", help="Write over what is there already.")
-ENGINE_HELP = f"auto, {', '.join(ENGINES)} [the last where it is installed and pays]."
 
 
 def say(message: str) -> None:

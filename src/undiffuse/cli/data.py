@@ -25,7 +25,8 @@ def list_() -> None:
     Example:
       undiffuse data list
     """
-    from undiffuse.data import catalogue, format_shape
+    from undiffuse.data import catalogue
+    from undiffuse.names import format_shape
 
     for entry in catalogue():
         say(f"{entry.name:14} {entry.count:>6} of {format_shape(entry.shape):9} {entry.summary} ({entry.licence})")
@@ -57,8 +58,9 @@ def show(
     import numpy as np
 
     from undiffuse import output
-    from undiffuse.data import format_shape, load
+    from undiffuse.data import load
     from undiffuse.domains import domain_of
+    from undiffuse.names import format_shape
     from undiffuse.plots import save_grid
 
     output.claim({"--out": out}, force, {"--out": [".png"]})

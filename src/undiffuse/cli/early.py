@@ -7,6 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from undiffuse.names import one_of
 from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS
 
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
@@ -26,23 +27,13 @@ class EarlyCommand(TyperCommand):
         """Runs the command. Raises UsageError for a model or a name that there is not, UndiffuseError for damage."""
         for option, names in CHOICES.items():
             if (name := ctx.params.get(option)) is not None:
-                _check_name(option, name, names())
+                one_of(option, name, names())
         if (model := ctx.params.get("model")) is not None:
             _check_model(model)
         for subject in (ctx.params.get("subject"), *(ctx.params.get("subjects") or ())):
             if subject is not None:
                 _check_subject(subject)
         return super().invoke(ctx)
-
-
-def _check_name(what: str, name: str, names: Iterable[str]) -> None:
-    from undiffuse.errors import UsageError
-    from undiffuse.names import nearest, shown
-
-    if name not in names:
-        close = nearest(name, names)
-        hint = f"; did you mean {close}?" if close else f": choose from {', '.join(names)}"
-        raise UsageError(f"no {what} {shown(name)}{hint}")
 
 
 def _check_model(model: str) -> None:

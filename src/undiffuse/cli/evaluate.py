@@ -9,21 +9,18 @@ from typing import Any
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import ENGINE_HELP, FORCE, numbers, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, numbers, say, table
 from undiffuse.progress import bar
-from undiffuse.registry import FEATURES
+from undiffuse.registry import DENSITIES, FEATURES, METRICS
 
 SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
 FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
 N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
-METRICS_HELP = (
-    "all (of samples), or from frechet, spatial, kernel, manifold, scores, classes, copying; bpd, ode (density)."
-)
+METRICS_HELP = f"all (of samples), or from {', '.join(METRICS)}; {', '.join(DENSITIES)} (density)."
 BOUND_HELP = "Of bpd: continuous, or a number of steps T [the model's own; where it has none, continuous]."
 SIZE_HELP = "Side in pixels that samples in files are brought to, and the data with them [their own]."
 REPORT_KINDS = {"--report": (".html", ".htm")}
 VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
-
 
 OF_SAMPLES = ("features", "sampler", "steps", "eta", "engine", "size")  # options that only some metrics look at
 OF_BOUND = ("bound", "variance", "draws")
@@ -56,8 +53,8 @@ def evaluate(
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     report: Path = typer.Option(None, help="Write the page of figures, .html."),
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
-    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    device: str = DEVICE,
+    engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
@@ -86,7 +83,7 @@ def evaluate(
 
     output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
-    if densities := [name for name in groups if name in ("bpd", "ode")]:
+    if densities := [name for name in groups if name in DENSITIES]:
         if len(groups) > 1:
             raise UsageError(
                 f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"

@@ -15,9 +15,8 @@ def models() -> None:
     from rich.table import Table
 
     from undiffuse.card import BUILT_IN, built_in, read_card
-    from undiffuse.data import format_shape
     from undiffuse.domains import domain_of
-    from undiffuse.names import listed
+    from undiffuse.names import format_shape, listed
 
     table = Table("name", "learnt", "classes", "size", "trained")
     table.columns[0].no_wrap = True

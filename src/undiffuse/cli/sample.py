@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import ENGINE_HELP, FORCE, say
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, say
 from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
@@ -38,8 +38,8 @@ def sample(
         None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]."
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; changes the memory, not the samples."),
-    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    device: str = DEVICE,
+    engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
     """Draw samples from MODEL.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import say
+from undiffuse.cli.console import command, say
 from undiffuse.cli.early import check_source
 from undiffuse.registry import PRESETS
 
@@ -76,7 +76,6 @@ def train(
         check_source(resolved.data.source)
 
     import os
-    import shlex
     import sys
     from contextlib import nullcontext
 
@@ -88,12 +87,11 @@ def train(
         if place != usual and os.environ.get("RANK", "0") == "0":
             say(f"{usual} is there already (--resume would go on with a run): this run is {place}")
         outcome = run(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
-    folder = shlex.quote(str(outcome.run))
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
         say(f"previews: {outcome.run / 'previews'}; metrics: {outcome.run / 'metrics.jsonl'}")
-        say(f"next: undiffuse sample {folder}")
+        say(f"next: {command('sample', outcome.run)}")
     elif outcome.main:
-        say(f"next: undiffuse train --out {folder} --resume")
+        say(f"next: {command('train', '--out', outcome.run, '--resume')}")
     if outcome.signal:
         raise typer.Exit(outcome.exit_code)

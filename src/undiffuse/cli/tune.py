@@ -3,7 +3,7 @@
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import ENGINE_HELP, numbers, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, numbers, say, table
 from undiffuse.progress import bar
 from undiffuse.registry import SAMPLERS
 
@@ -21,8 +21,8 @@ def tune(
     ),
     steps: str = typer.Option("5,8,10", help="The numbers of steps to find times for."),
     samples: int = typer.Option(128, min=1, help="How many trajectories are compared."),
-    device: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one]."),
-    engine: str = typer.Option("auto", help=ENGINE_HELP, autocompletion=complete.engines),
+    device: str = DEVICE,
+    engine: str = ENGINE,
 ) -> None:
     """Find the times at which few steps of MODEL end nearest to many, and keep them in its folder.
 

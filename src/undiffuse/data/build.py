@@ -14,10 +14,11 @@ import numpy as np
 
 from undiffuse.cache import writing
 from undiffuse.data import policy
-from undiffuse.data.imageset import MixedSizes, format_shape
+from undiffuse.data.imageset import MixedSizes
 from undiffuse.data.source import Content, Header
 from undiffuse.data.stored import finish
 from undiffuse.errors import UndiffuseError
+from undiffuse.names import format_shape
 
 SHOWN = 10
 CHUNK = 256

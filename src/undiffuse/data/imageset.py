@@ -42,7 +42,7 @@ class ImageSet:
 
     @cached_property
     def condition(self) -> "Condition | None":
-        """What models are told of each image, one row per image: its label, where there are classes."""
+        """The condition of each image, one row per image: its label, where there are classes."""
         import torch  # which reading data does without
 
         from undiffuse.conditions import Labels
@@ -55,11 +55,6 @@ class ImageSet:
     def shape(self) -> tuple[int, ...]:
         """Of a row: (H, W, C) of pictures."""
         return self.images.shape[1:]
-
-
-def format_shape(shape: tuple[int, ...]) -> str:
-    """A shape as it is written: 28x28x1."""
-    return "x".join(map(str, shape))
 
 
 class MixedSizes(UsageError):

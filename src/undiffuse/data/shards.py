@@ -163,7 +163,7 @@ def _parquet(path: Path) -> Table:
                 with parquet.ParquetFile(path, memory_map=True) as file:
                     values = file.read_row_group(group, columns=[name]).column(name)
                 values.validate(full=True)
-            except Exception as error:  # pyarrow raises a dozen kinds, and every image of the group is told of it
+            except Exception as error:  # pyarrow raises a dozen kinds, and every image of the group fails with it
                 raise ValueError(f"its row group cannot be read ({str(error)[:40]}...)") from error
             if len(values) != rows[group]:
                 raise ValueError(f"its row group has {len(values)} values of {rows[group]} in column {name}")

@@ -21,6 +21,7 @@ from undiffuse.errors import UsageError
 from undiffuse.likelihood.bound import Bound, Formula, all_steps, optimal_variance, squared_errors, stratified
 from undiffuse.likelihood.bound import bound as bound_of
 from undiffuse.model import Model
+from undiffuse.names import one_of
 from undiffuse.objectives import step_times
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, keyed_draws
@@ -256,8 +257,7 @@ def unmeasured(
 
 def _checked(model: Model, steps: int | None, variance: str) -> str:
     learned = model.denoiser.learned_variance
-    if variance not in VARIANCES:
-        raise UsageError(f"no variance {variance!r}: choose from {', '.join(VARIANCES)}")
+    one_of("variance", variance, VARIANCES)
     if variance == "learned" and not learned:
         raise UsageError(f"the model {model.name} has not learnt its variance: choose small, large or optimal")
     if steps is None and variance != "auto":

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from undiffuse.cache import cache_dir
 from undiffuse.conditions import Labels
 from undiffuse.config import DataConfig
-from undiffuse.data import ImageSet, MixedSizes, format_shape
+from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
 from undiffuse.devices import shares_a_cpu
 from undiffuse.domains import domain_of
@@ -27,6 +27,7 @@ from undiffuse.generate import Recipe
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
 from undiffuse.model import Model, find, load
+from undiffuse.names import format_shape
 from undiffuse.progress import Bar, no_bar
 
 DEFAULT_N = 2000

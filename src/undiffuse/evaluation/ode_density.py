@@ -33,6 +33,7 @@ from undiffuse.likelihood.dequantise import (
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
 from undiffuse.model import Model
+from undiffuse.names import one_of
 from undiffuse.objectives import Importance, continuous_bound, reconstruction_share
 from undiffuse.objectives.times import low_discrepancy
 from undiffuse.process import GaussianProcess, LogSNR
@@ -65,8 +66,7 @@ def ode_density(
     Raises UsageError for a model of the target "levels" (it knows that pixels are whole numbers, and dequantised ones
     are none of its data), and for a device without float64.
     """
-    if dequantiser not in DEQUANTISERS:
-        raise UsageError(f"no dequantiser {dequantiser!r}: choose from {', '.join(DEQUANTISERS)}")
+    one_of("dequantiser", dequantiser, DEQUANTISERS)
     if model.denoiser.target == LEVELS:
         raise UsageError(
             f"{model.name} gives the odds of whole pixel values and has no density for the values between, which an "

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.data import format_shape
 from undiffuse.evaluation.evaluate import Evaluation
 from undiffuse.evaluation.page import Page, write_page
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import METRICS
+from undiffuse.names import format_shape
 from undiffuse.plots import Panel, curves, grid_of, save_image, strips
 
 SHOWN = 64

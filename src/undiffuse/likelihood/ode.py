@@ -17,6 +17,7 @@ from undiffuse.denoiser import Denoise
 from undiffuse.errors import UsageError
 from undiffuse.likelihood.flow import Flow
 from undiffuse.likelihood.solver import Parts, Solver
+from undiffuse.names import one_of
 from undiffuse.process import GaussianProcess
 from undiffuse.randomness import Purpose, normal
 
@@ -45,8 +46,7 @@ class Likelihood:
 
 def probes_for(divergence: str, x: Tensor, count: int, seed: int, samples: Sequence[int]) -> Tensor:
     """Vectors v (K, B, ...), float64, whose sum of v^T J v is the trace, or has it for its mean (Hutchinson 1990)."""
-    if divergence not in DIVERGENCES:
-        raise UsageError(f"no divergence {divergence!r}: choose from {', '.join(DIVERGENCES)}")
+    one_of("divergence", divergence, DIVERGENCES)
     if divergence == "exact":
         elements = x[0].numel()
         if elements > MOST_EXACT:

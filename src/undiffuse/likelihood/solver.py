@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import one_of
 
 MISSING = 'the likelihood needs torchdiffeq: pip install "undiffuse[likelihood]"'
 ADAPTIVE = ("dopri5", "dopri8", "bosh3")
@@ -40,8 +41,7 @@ class Solver:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ADAPTIVE + FIXED:
-            raise UsageError(f"no solver {self.method!r}: choose from {', '.join(ADAPTIVE + FIXED)}")
+        one_of("solver", self.method, ADAPTIVE + FIXED)
         if self.method in ADAPTIVE and self.steps is not None:
             raise UsageError(f"the solver {self.method} chooses its own steps: to give their number, take rk4")
         if self.method in FIXED and (self.steps is None or self.steps < 1):

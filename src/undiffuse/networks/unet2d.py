@@ -251,6 +251,11 @@ class UNet2D(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, now, options.norm_eps)
         self.conv_out = zero_(nn.Conv2d(now, outputs, 3, padding=1))
 
+    @property
+    def least_log_snr(self) -> float:
+        """The lowest log-SNR that it takes: the last of its table."""
+        return self.log_snr.min().item()
+
     def timestep(self, log_snr: Tensor) -> Tensor:
         """The timestep k in [0, T - 1] at (B,) log-SNRs: that of the step k + 1, fractional between two steps.
 

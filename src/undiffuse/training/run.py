@@ -17,11 +17,12 @@ from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse.build import make_data, make_denoiser, make_objective, make_process
 from undiffuse.config import Config
-from undiffuse.data import ImageSet, format_shape
+from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, shares_a_cpu
 from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import DataFacts, checkpoints
+from undiffuse.names import format_shape
 from undiffuse.objectives.bound import RECONSTRUCTION
 from undiffuse.process import LogSNR
 from undiffuse.progress import bar
