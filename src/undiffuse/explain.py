@@ -17,7 +17,6 @@ from undiffuse.model import Model
 from undiffuse.plots import curves, strips
 from undiffuse.process import cosine, linear
 from undiffuse.randomness import Draw, keyed_draws
-from undiffuse.sampling import trajectory
 
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
@@ -151,7 +150,6 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tic
     )
 
 
-@torch.inference_mode()
 def with_switched_noise(
     model: Model,
     recipe: Recipe,
@@ -167,14 +165,11 @@ def with_switched_noise(
     Step 0 is the noise they start from. `condition` is as in `states`, of `count` samples; `tick` is called after
     every step.
     """
-    process = model.denoiser.process
-    denoise = recipe.denoise(model, model.taken(condition, count))
 
     def draws(step: int) -> Draw:
         return (first if step < switch else then)(step)
 
-    start = process.prior(torch.empty(count, *model.domain.shape, device=model.device)).sample(draws(0))
-    for state in trajectory(denoise, process, recipe.times(model), recipe.step, start, draws):
+    for state in states(model, recipe, range(count), condition, draws=draws):
         last = state
         if state.x0 is not None:
             tick()

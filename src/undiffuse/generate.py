@@ -17,7 +17,7 @@ from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.model import Model, load
-from undiffuse.randomness import keyed_draws
+from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import (
     State,
@@ -114,6 +114,7 @@ def states(
     numbers: Sequence[int],
     condition: Condition | None = None,
     grid: Tensor | None = None,
+    draws: Callable[[int], Draw] | None = None,
 ) -> Iterator[State]:
     """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, *shape of x_0).
 
@@ -121,13 +122,14 @@ def states(
         condition: of the B samples, such as `model.condition(numbers)` or `model.unconditional(B)`; None for a model
             that takes none.
         grid: the times to visit, instead of the recipe's own.
+        draws: number of the step -> its random numbers, 0 for the start, instead of those of the recipe's seed.
 
     Raises UsageError for a condition that is missing, not taken, or of another number of samples.
     """
     condition = model.taken(condition, len(numbers))
-    process, device = model.denoiser.process, model.device
-    draws = keyed_draws(recipe.seed, numbers)
-    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=device)).sample(draws(0))
+    process = model.denoiser.process
+    draws = draws or keyed_draws(recipe.seed, numbers)
+    start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=model.device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
     yield from trajectory(recipe.denoise(model, condition), process, grid, recipe.step, start, draws)
 

@@ -1,11 +1,19 @@
-"""Memory that stays: what freed tensors leave is used again instead of being fetched from the kernel anew."""
+"""This machine's memory: how much there is, and that what freed tensors leave is used again, not fetched anew."""
 
 import ctypes
+import math
+import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 WHOLE = 2**31 - 1
 LARGEST = 2**30
+
+
+def total_memory() -> float:
+    """Bytes of memory of this machine, infinite where that is unknown."""
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= getattr(os, "sysconf_names", {}).keys()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else math.inf
 
 
 def keep_freed_memory() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from undiffuse.domains import Domain
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync
+from undiffuse.memory import total_memory
 from undiffuse.names import format_shape
 
 MOST_IN_A_GRID = 4096
@@ -214,5 +215,5 @@ def write(
 
 def check_memory(count: int, shape: Sequence[int]) -> None:
     """Raises UsageError where so many uint8 images of a shape (H, W, C), say, are more than this machine's memory."""
-    if hasattr(os, "sysconf") and count * math.prod(shape) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if count * math.prod(shape) > total_memory():
         raise UsageError(f"-n {count}: so many images do not fit in memory; draw fewer at a time, with other seeds")

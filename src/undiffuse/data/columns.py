@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from undiffuse.data.remarks import some
 from undiffuse.errors import UsageError
+from undiffuse.names import cut
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -38,7 +39,7 @@ def image_column(name: str, schema: "Schema") -> str:
     others = [column for column in stored if not any(column.lower() in words for words in CLASS_WORDS)]
     found = [column for column in stored if column in typed] or others or stored
     if len(found) != 1:
-        columns = [f"{column.name} ({_short(column.type)})" for column in schema]
+        columns = [f"{column.name} ({cut(str(column.type), 24)})" for column in schema]
         raise UsageError(
             f"{name}: expected one image column (encoded files: binary, or a struct of bytes and path), found "
             f"{some(found) or 'none'} among the columns {some(columns)}. "
@@ -102,8 +103,3 @@ def class_names(schema: "Schema") -> dict[str, tuple[str, ...]]:
         for column, one in labels.items()
         if isinstance(one.get("names"), list) and all(isinstance(name, str) for name in one["names"])
     }
-
-
-def _short(kind: "DataType") -> str:
-    text = str(kind)
-    return text if len(text) <= 24 else f"{text[:21]}..."

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ import numpy as np
 
 from undiffuse.data.reading import reading
 from undiffuse.errors import UsageError
+from undiffuse.memory import total_memory
 
-SYSCONF: dict[str, int] = getattr(os, "sysconf_names", {})
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -29,7 +28,7 @@ class Archive:
     def read(self, name: str) -> np.ndarray:
         """The array, read-only. Raises UndiffuseError when it is broken, larger than memory, or of Python objects."""
         with self._open(name) as (file, header):
-            if header.size > _memory():
+            if header.size > total_memory():
                 raise ValueError(f"it takes {header.size:,} bytes, more than the memory; a .npy file may be larger")
             raw = file.read(header.size)  # no more is unpacked, and at the end the checksum is compared
             return np.frombuffer(raw, header.dtype).reshape(header.shape, order=header.order)
@@ -113,8 +112,3 @@ def _header(file: IO[bytes], length: int, what: str) -> Header:
     if size != there:
         raise ValueError(f"its header promises {size:,} bytes, {there:,} are there")
     return Header(shape, "F" if fortran else "C", dtype, size)
-
-
-def _memory() -> float:
-    """Bytes of memory of this machine, infinite where that is unknown."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in SYSCONF else math.inf

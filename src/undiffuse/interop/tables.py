@@ -9,10 +9,7 @@ from undiffuse.files import read_json
 
 def read_table(path: Path) -> dict[str, Any]:
     """Reads a file of names and values. Raises UndiffuseError where it cannot be read or holds anything else."""
-    try:
-        content = read_json(path)
-    except RecursionError:
-        raise UndiffuseError(f"cannot read {path}: it is nested too deeply") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UndiffuseError(f"{path} is damaged: it holds no table of settings")
     return content
