@@ -1,11 +1,7 @@
-"""The loop and what listens to it: batches, rates, averages, checkpoints, and what goes wrong."""
+"""The training loop and its listeners: rates, averages, checkpoints."""
 
-import errno
 import json
-import os
-import resource
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,180 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, checkpoint_state, ignore, in_child, metrics, run_state
-from filelock import FileLock
+from conftest import TINY, ignore, metrics, run_state
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.integrate import quad
 
 import undiffuse.data
-from undiffuse import plots
 from undiffuse.build import make_data, make_denoiser, make_network, make_objective
 from undiffuse.card import label_facts
-from undiffuse.conditions import Labels
 from undiffuse.config import Config, TrainingConfig, make_config
-from undiffuse.data import ImageSet
-from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import checkpoints, load
 from undiffuse.objectives import Importance
-from undiffuse.randomness import Purpose
-from undiffuse.training import checkpoint, listeners, loop, state, train
-from undiffuse.training.batches import Batch, make_batch, order
+from undiffuse.training import loop, state, train
+from undiffuse.training.batches import make_batch
 from undiffuse.training.ema import EMA, exponent
 from undiffuse.training.loop import learning_rate
 
 Values = dict[str, Any]
-
-
-def image_set(images: np.ndarray, classes: int = 0) -> ImageSet:
-    labels = np.arange(len(images)) % classes if classes else None
-    return ImageSet("made", "train", images, labels, tuple(map(str, range(classes))), (), "", "")
-
-
-def batch_of(data: ImageSet, step: int = 0, share: slice = slice(None), **settings: Any) -> Batch:
-    values = {"training.batch_size": 16, **{key.replace("__", "."): value for key, value in settings.items()}}
-    return make_batch(make_config(values), data, step, share)
-
-
-def pixels(batch: Batch) -> np.ndarray:
-    """x0 as uint8 (B, H, W), and exactly so."""
-    levels = (batch.x0[:, 0].double() + 1) * 127.5
-    assert (levels - levels.round()).abs().max() < 1e-4
-    return levels.round().numpy().astype(np.uint8)
-
-
-# Batches.
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(50, 16), (16, 16), (7, 16), (101, 10)])
-def test_every_epoch_visits_every_item_once(count: int, batch_size: int) -> None:
-    """Across the batches' borders, each stretch of `count` items is a permutation; no two are alike."""
-    steps = 5 * count // batch_size + 1
-    items = np.concatenate([order(3, step, batch_size, count) for step in range(steps)])
-    epochs = items[: 5 * count].reshape(5, count)
-    assert (np.sort(epochs, axis=1) == np.arange(count)).all()
-    assert len({tuple(epoch) for epoch in epochs}) == 5
-    assert not np.array_equal(order(4, 0, batch_size, count), order(3, 0, batch_size, count))
-
-
-@pytest.mark.parametrize("step", [0, 3, 1_000_000])
-@pytest.mark.parametrize("parts", [2, 4, 16])
-def test_a_batch_does_not_depend_on_who_shares_it(step: int, parts: int) -> None:
-    """The slices of any number of processes and micro-batches, put together, are the batch of one."""
-    data = image_set(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8), 3)
-    settings: Values = {"data__flip": True, "data__shift": 2, "training__label_dropout": 0.3}
-    size = 16 // parts
-    whole = batch_of(data, step, **settings)
-    pieces = [batch_of(data, step, slice(k * size, (k + 1) * size), **settings) for k in range(parts)]
-    labels = [piece.condition.index for piece in pieces if isinstance(piece.condition, Labels)]
-    assert isinstance(whole.condition, Labels) and torch.equal(torch.cat(labels), whole.condition.index)
-    for name in ("x0", "u", "noise"):
-        assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(whole, name)), name
-
-
-@pytest.mark.parametrize("draw", ["independent", "antithetic", "low-discrepancy"])
-def test_times_and_noise_are_fresh_every_step(draw: str) -> None:
-    """u in [0, 1) is uniform over many steps; noise is standard normal and differs by step, place and seed."""
-    data = image_set(np.zeros((20, 8, 8, 1), np.uint8))
-    batches = [batch_of(data, step, objective__draw=draw) for step in range(100)]
-    u = torch.cat([batch.u for batch in batches]).numpy()
-    assert u.min() >= 0 and u.max() < 1
-    assert np.abs(np.sort(u) - (np.arange(1600) + 0.5) / 1600).max() < 1.63 / 40  # Kolmogorov-Smirnov at 1 %
-    noise = torch.cat([batch.noise for batch in batches])
-    assert len(noise.flatten(1)[:, 0].unique()) == 1600
-    assert abs(noise.mean().item()) < 4 / noise.numel() ** 0.5
-    assert abs(noise.std().item() - 1) < 4 / (2 * noise.numel()) ** 0.5
-    assert not torch.equal(batch_of(data, 0, training__seed=1).noise, batches[0].noise)
-
-
-def test_flips_mirror_half_of_the_images() -> None:
-    """An image comes as it is or mirrored left to right, half and half, and never otherwise; without flip never."""
-    ramp = np.add.outer(np.arange(8) * 8, np.arange(8)).astype(np.uint8)
-    data = image_set(np.repeat(ramp[None, :, :, None], 9, 0))
-    seen = pixels(batch_of(data, training__batch_size=4096, data__flip=True))
-    mirrored = (seen == ramp[:, ::-1]).all((1, 2))
-    assert (mirrored | (seen == ramp).all((1, 2))).all()
-    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / 64
-    assert (pixels(batch_of(data, training__batch_size=64)) == ramp).all()
-
-
-def test_shifts_are_even_and_repeat_the_edge() -> None:
-    """Each of the (2 s + 1)^2 shifts comes equally often, and is that window of the image with its edge repeated."""
-    ramp = np.add.outer(np.arange(8) * 8, np.arange(8)).astype(np.uint8)
-    data = image_set(np.repeat(ramp[None, :, :, None], 9, 0))
-    seen = pixels(batch_of(data, training__batch_size=2250, data__shift=2))
-    index = np.arange(8)
-    counts = []
-    for y in range(-2, 3):
-        for x in range(-2, 3):
-            window = ramp[np.clip(index + y, 0, 7)][:, np.clip(index + x, 0, 7)]
-            counts.append((seen == window).all((1, 2)).sum())
-    assert sum(counts) == 2250
-    assert np.abs(np.array(counts) - 90).max() < 5 * 90**0.5
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.7])
-def test_labels_are_dropped_in_their_share(share: float) -> None:
-    """A share of the labels becomes "no class", one past the last; the others are the items' own."""
-    images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
-    batch = batch_of(image_set(images, 3), training__batch_size=4000, training__label_dropout=share)
-    assert isinstance(batch.condition, Labels)
-    labels = batch.condition.index
-    items = torch.from_numpy(pixels(batch)[:, 0, 0].astype(np.int64))
-    dropped = labels == 3
-    assert torch.equal(labels[~dropped], items[~dropped] % 3)
-    assert abs(dropped.float().mean().item() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
-
-
-def test_labels_are_dropped_whatever_else_is_drawn() -> None:
-    """Of the items without a label half are mirrored, and noise levels, images and places have their shares."""
-    rows = np.add.outer(np.arange(8) * 8, np.arange(8)).astype(np.uint8)
-    data = image_set(np.stack([rows, rows + 100])[:, :, :, None], 2)
-    settings: Values = {"data__flip": True, "training__label_dropout": 0.3, "objective__draw": "independent"}
-    batches = [batch_of(data, step, training__batch_size=4096, **settings) for step in range(2)]
-    labels = torch.cat([batch.condition.index for batch in batches if isinstance(batch.condition, Labels)])
-    dropped = (labels == 2).numpy()
-    seen = np.concatenate([pixels(batch) for batch in batches])
-    mirrored, second = seen[:, 0, 0] > seen[:, 0, 1], seen[:, 0, 0] >= 100
-    early, first = torch.cat([batch.u for batch in batches]).numpy() < 0.3, np.arange(8192) < 4096
-    for other in (mirrored, second, early, first):
-        expected = dropped.mean() * other.mean()
-        assert abs((dropped & other).mean() - expected) < 4 * (expected * (1 - expected) / 8192) ** 0.5
-    assert not np.array_equal(dropped[:4096], dropped[4096:])
-
-
-def test_no_two_draws_of_a_run_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys of everything that steps and seeds draw: none comes twice."""
-    from undiffuse import randomness
-    from undiffuse.training import batches
-
-    keys: list[tuple[int, ...]] = []
-
-    def spied(make: Callable[..., Any]) -> Callable[..., Any]:
-        def spy(*key: int) -> Any:
-            keys.append(tuple(map(int, key)))
-            return make(*key)
-
-        return spy
-
-    monkeypatch.setattr(batches, "stream", spied(batches.stream))
-    monkeypatch.setattr(batches, "torch_generator", spied(batches.torch_generator))
-    monkeypatch.setattr(randomness, "stream", spied(randomness.stream))
-    data = image_set(np.zeros((21, 8, 8, 1), np.uint8), 3)
-    for seed in (70, 71):
-        for step in range(3):
-            batch_of(data, step, training__seed=seed, data__flip=True, data__shift=1)
-    assert len(keys) == len(set(keys)) == 2 * (3 * (3 + 16) + 3)  # 3 permutations in 48 of 21 items
-    own = {Purpose.ORDER, Purpose.TIME, Purpose.NOISE, Purpose.AUGMENT, Purpose.CONDITION}
-    assert {purpose for _, purpose, *_ in keys} == own  # and so none of sampling's or of measuring's either
-
-
-def test_unconditional_batches_have_no_labels() -> None:
-    """training.conditional=false learns no classes, and data without labels have none."""
-    images = np.zeros((20, 8, 8, 1), np.uint8)
-    assert batch_of(image_set(images, 3), training__conditional=False).condition is None
-    assert batch_of(image_set(images)).condition is None
 
 
 # The learning rate and the average.
@@ -527,27 +366,6 @@ def test_dropout_is_fresh_in_every_step_and_micro_batch(
     assert len(drawn) == len(set(drawn)) == 2 * 3 * 2
 
 
-def test_a_batch_that_does_not_divide_is_refused(tiny: Values, tmp_path: Path) -> None:
-    """16 images cannot be 3 equal micro-batches; nothing is written."""
-    with pytest.raises(UsageError, match=r"training\.batch_size.*multiple of 3"):
-        train({**tiny, "training.accumulation": 3}, tmp_path / "run", report=ignore)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_shift_beyond_the_image_is_refused(tiny: Values, tmp_path: Path) -> None:
-    """Nothing of a picture would be left but its edge; and thousands of pixels of it are gigabytes."""
-    for shift in (16, 4000):
-        with pytest.raises(UsageError, match=r"data\.shift = \d+.*16x16"):
-            train({**tiny, "data.shift": shift}, tmp_path / "run", report=ignore)
-    assert not (tmp_path / "run").exists()
-
-
-def test_steps_and_minutes_exclude_each_other(tiny: Values, tmp_path: Path) -> None:
-    """A run has one length."""
-    with pytest.raises(UsageError, match="exclude each other"):
-        train({**tiny, "training.minutes": 1.0}, tmp_path, report=ignore)
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -574,200 +392,3 @@ def test_kinds_of_run(tiny: Values, tmp_path: Path, values: Values) -> None:
     train({**tiny, "training.steps": 2, "training.preview_every": 1, **values}, tmp_path, report=ignore)
     assert len(list((tmp_path / "previews").iterdir())) == 2
     assert all(np.isfinite(row["loss"]) for row in metrics(tmp_path))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
-def test_a_precision_that_the_device_lacks_is_bad_use(tiny: Values, tmp_path: Path) -> None:
-    """fp16 on a CPU is refused in words, naming the setting."""
-    with pytest.raises(UsageError, match=r"training\.precision|fp16"):
-        train({**tiny, "training.precision": "fp16"}, tmp_path, report=ignore)
-
-
-# What goes wrong.
-
-
-def assert_sound(run: Path) -> None:
-    """Every checkpoint is whole, finite and can be loaded; nothing half-written is beside them."""
-    assert not list(run.rglob(".tmp-*"))
-    for folder in (run / "checkpoints").iterdir():
-        for file in ("weights.safetensors", "training.safetensors"):
-            assert all(tensor.isfinite().all() for tensor in load_file(folder / file).values()), folder
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    "values", [{"training.learning_rate": 1e30}, {"training.learning_rate": 1e30, "training.warmup": 30}]
-)
-def test_a_loss_that_is_not_finite_stops_the_run(tiny: Values, tmp_path: Path, values: Values) -> None:
-    """The error names the step and the last good checkpoint, which is one; none with broken weights is written."""
-    values = {**tiny, "training.checkpoint_every": 1, **values}
-    with pytest.raises(UndiffuseError, match=r"(nan|inf) at step \d+; (the last good|there is no)") as caught:
-        train(values, tmp_path, report=ignore)
-    saved = checkpoints(tmp_path)
-    assert str(saved[-1]) in str(caught.value) if saved else "no checkpoint" in str(caught.value)
-    assert_sound(tmp_path)
-
-
-def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
-    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A finite loss with a gradient that is NaN (step 6, which is saved) must not end in broken weights on disk."""
-    make, calls = loop.make_objective, iter(range(1000))
-
-    def poisoned(config: Config) -> Callable[..., torch.Tensor]:
-        objective = make(config)
-
-        def loss(denoiser: Any, *args: Any) -> torch.Tensor:
-            losses = objective(denoiser, *args)
-            if next(calls) == 5:  # sqrt(0) has an infinite slope
-                losses = losses + sum(p.sum() * 0 for p in denoiser.network.parameters()).sqrt()
-            return losses
-
-        return loss
-
-    monkeypatch.setattr(loop, "make_objective", poisoned)
-    with pytest.raises(UndiffuseError, match=r"last good checkpoint is .*step-00000003"):
-        train(tiny, tmp_path, report=ignore)
-    assert_sound(tmp_path)
-
-
-FULL = OSError(errno.ENOSPC, "No space left on device")
-RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def _raise_from(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, error: Exception) -> None:
-    """`owner.name` raises `error` from its `call`-th call (from 0) on."""
-    function, calls = getattr(owner, name), iter(range(10_000))
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) >= call:
-            raise error
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, failing)
-
-
-@pytest.mark.parametrize("error", [FULL, RUST], ids=["OSError", "SafetensorError"])
-def test_a_full_disk_costs_nothing_but_the_new_checkpoint(
-    tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """One error in words that names the last good checkpoint; from there the run goes on once there is room."""
-    with monkeypatch.context() as patch:
-        _raise_from(patch, checkpoint, "save_file", 1, error)
-        with pytest.raises(UndiffuseError, match=r"No space left.*last good checkpoint is .*step-00000003") as caught:
-            train(tiny, tmp_path, report=ignore)
-    assert len(str(caught.value).splitlines()) <= 2
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000003"]
-    assert_sound(tmp_path)
-    assert train({}, tmp_path, resume=True, report=ignore).finished
-
-
-def test_a_full_disk_beside_the_checkpoints(tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics that cannot be written end the run as a failed checkpoint does: in words, resumable."""
-    with monkeypatch.context() as patch:
-        _raise_from(patch, listeners.Listeners, "log", 2, FULL)
-        with pytest.raises(UndiffuseError, match=r"No space left"):
-            train(tiny, tmp_path, report=ignore)
-    assert checkpoints(tmp_path)
-    assert train({}, tmp_path, resume=True, report=ignore).finished
-
-
-@pytest.mark.parametrize("error", [UndiffuseError("no space left"), RuntimeError("out of memory")], ids=["disk", "any"])
-def test_a_preview_that_fails_costs_neither_run_nor_checkpoint(
-    tiny: Values, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Exception
-) -> None:
-    """Whatever it fails of: one warning however many fail, and the checkpoints of a run whose previews did not."""
-    _raise_from(monkeypatch, plots, "save_grid", 0, error)
-    assert train({**tiny, "training.preview_every": 1}, tmp_path, report=ignore).finished
-    assert [str(error) in record.message for record in caplog.records if record.name == "undiffuse"] == [True]
-    for folder in checkpoints(tmp_path):
-        mine, theirs = (checkpoint_state(run / "checkpoints" / folder.name) for run in (tmp_path, whole))
-        assert (mine["weights"], mine["training"]) == (theirs["weights"], theirs["training"])
-
-
-def limited_in_child(values: Values, run: Path, said: Path) -> None:
-    """A run on a system that refuses files of more than 100 kB once the first checkpoint is there."""
-    torch.set_num_threads(1)
-    save = checkpoint.save
-
-    def save_and_limit(*args: Any) -> Path:
-        folder = save(*args)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-        return folder
-
-    checkpoint.save = save_and_limit
-    try:
-        train(values, run, report=ignore)
-    except UndiffuseError as error:
-        said.write_text(str(error))
-
-
-def test_a_system_that_refuses_to_write(tiny: Values, tmp_path: Path) -> None:
-    """The same with a real refusal by the operating system, in the middle of a file."""
-    assert in_child(limited_in_child, tiny, tmp_path / "run", tmp_path / "said") == 0
-    said = (tmp_path / "said").read_text()
-    assert "step-00000003" in said and len(said.splitlines()) <= 2
-    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-00000003"]
-    assert_sound(tmp_path / "run")
-
-
-def test_a_run_folder_that_cannot_be(tiny: Values, tmp_path: Path) -> None:
-    """A path below a file is one error that names it."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UndiffuseError, match=r"cannot write .*file.*writable"):
-        train(tiny, tmp_path / "file" / "run", report=ignore)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder(tiny: Values, tmp_path: Path) -> None:
-    """A folder without permission is one error that names it."""
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(UndiffuseError, match="cannot write"):
-            train(tiny, tmp_path / "run", report=ignore)
-    finally:
-        tmp_path.chmod(0o700)
-
-
-def test_a_run_folder_that_becomes_read_only(tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permission lost in the middle: the message, the last checkpoint, and no half of a new one."""
-    from undiffuse import files
-
-    make, calls = files.tempfile.mkdtemp, iter(range(99))
-
-    def refuse(*args: Any, **kwargs: Any) -> str:
-        if next(calls):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return make(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.tempfile, "mkdtemp", refuse)
-        with pytest.raises(UndiffuseError, match=r"Permission denied.*step-00000003"):
-            train(tiny, tmp_path, report=ignore)
-    assert checkpoint_state(checkpoints(tmp_path)[-1])["progress"]["step"] == 3
-
-
-def test_two_processes_do_not_share_a_run(tiny: Values, tmp_path: Path) -> None:
-    """A run folder belongs to one process at a time; the second is told so, and the first loses nothing."""
-    with FileLock(tmp_path / ".lock"), pytest.raises(UndiffuseError, match="another process is training"):
-        train(tiny, tmp_path, report=ignore)
-    assert train(tiny, tmp_path, report=ignore).finished
-
-
-def test_checkpoints_of_others_are_left_alone(tiny: Values, tmp_path: Path) -> None:
-    """A folder with checkpoints that are not ours is refused, and nothing in it is swept."""
-    other = tmp_path / "checkpoints" / "step-1000" / "pytorch_model.bin"
-    other.parent.mkdir(parents=True)
-    other.write_text("not ours")
-    with pytest.raises(UsageError, match="choose another --out"):
-        train(tiny, tmp_path, report=ignore)
-    assert other.read_text() == "not ours"
-
-
-def test_training_leaves_the_callers_generator_alone(tiny: Values, tmp_path: Path) -> None:
-    """torch's global generator is where it was."""
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    train(tiny, tmp_path, report=ignore)
-    assert torch.equal(torch.rand(3), expected)
