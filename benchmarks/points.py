@@ -33,7 +33,7 @@ from undiffuse.likelihood import (
     Formula,
     Solver,
     all_steps,
-    bound,
+    estimate_bound,
     log_likelihood,
     optimal_variance,
     squared_errors,
@@ -199,7 +199,7 @@ def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | Non
             if steps == draws + 1
             else stratified(torch.arange(GROUP) + number * GROUP, draws)
         )
-        total = 2 * bound(denoiser, x0.float(), formula, lambda k, noise=noise: Given(noise[k]), u).total
+        total = 2 * estimate_bound(denoiser, x0.float(), formula, lambda k, noise=noise: Given(noise[k]), u).total
         found.append((total.mean(), -density.log_prob(x0).mean()))
     return compared(*torch.tensor(found, dtype=torch.float64).T)
 

@@ -25,7 +25,7 @@ from undiffuse.model import Model, load
 from undiffuse.training.checkpoint import restore
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
-from undiffuse.training.state import Learner, Progress
+from undiffuse.training.state import Learner, Position
 
 FINGERPRINTS = {
     "emoji": "c5412a053e95764e87d8774a4b99ef886e22db3338158951c26fcab5450c1434",
@@ -384,7 +384,7 @@ def test_weights_of_another_precision_are_read(folder: Path, kind: torch.dtype) 
 def _learner(config: Config) -> Learner:
     network = make_network(config, 1, label_facts([1 / 3] * 3))
     return Learner(
-        network, EMA(list(network.parameters()), 0.05), make_optimizer(config.training, network), None, Progress()
+        network, EMA(list(network.parameters()), 0.05), make_optimizer(config.training, network), None, Position()
     )
 
 

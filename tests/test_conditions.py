@@ -31,7 +31,7 @@ from undiffuse.randomness import Purpose, stream
 from undiffuse.registry import CONDITIONS
 from undiffuse.training import checkpoint
 from undiffuse.training.batches import make_batch
-from undiffuse.training.checkpoint import Learner, Progress
+from undiffuse.training.checkpoint import Learner, Position
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
 from undiffuse.training.muon import make_optimizer
@@ -185,7 +185,7 @@ def learner_of(config: Config, facts: DataFacts) -> Learner:
     torch.manual_seed(1)
     network = make_network(config, 1, facts.takes)
     average = EMA(list(network.parameters()), 0.1)
-    return Learner(network, average, make_optimizer(config.training, network), None, Progress())
+    return Learner(network, average, make_optimizer(config.training, network), None, Position())
 
 
 def tensors_of(condition: Any) -> Iterator[Tensor]:

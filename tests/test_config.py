@@ -21,6 +21,7 @@ from undiffuse.config import (
     preset,
     preset_for,
     presets,
+    read_config,
 )
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
@@ -182,8 +183,8 @@ def build(config: Config) -> Denoiser:
         (["denoiser.learned_variance=true"], "learned_variance"),
         (["objective.loss=bound", "objective.variance=learned"], "learned_variance"),
         (["denoiser.learned_variance=true", "objective.variance=learned"], "loss=bound"),
-        (["denoiser.target=levels", "network.head=8"], "learnt by a bound"),
-        (["denoiser.target=levels", "objective.loss=continuous-bound"], "needs network.head"),
+        (["denoiser.target=categorical", "network.head=8"], "learns by a bound"),
+        (["denoiser.target=categorical", "objective.loss=continuous-bound"], "needs network.head"),
     ],
 )
 def test_what_does_not_go_together(settings: list[str], message: str) -> None:
@@ -206,7 +207,7 @@ def test_targets_that_live_without_signal(target: str) -> None:
     ("network", "size", "message"),
     [
         (NetworkConfig(patch=3), (16, 16), "patch"),
-        (NetworkConfig(channels=(8, 8, 8, 8, 8)), (8, 8), "levels"),
+        (NetworkConfig(channels=(8, 8, 8, 8, 8)), (8, 8), "stages"),
         (NetworkConfig(patch=2), (15, 15), "patch"),
         (NetworkConfig(channels=(8, 8), attention=(5,)), (16, 16), "attention"),
         (NetworkConfig(kernel=4), (16, 16), "odd"),
@@ -266,3 +267,8 @@ def test_an_unknown_preset_is_named() -> None:
     """With those there are."""
     with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast, iddpm"):
         preset("quick")
+
+
+def test_the_first_name_of_the_categorical_target_still_reads() -> None:
+    for read in (make_config({"denoiser.target": "levels"}), read_config({"denoiser": {"target": "levels"}})):
+        assert read.denoiser.target == "categorical"

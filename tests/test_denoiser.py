@@ -11,11 +11,11 @@ from scipy import special, stats
 from torch import Tensor
 
 from undiffuse.conditions import Labels, label_encoder
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
+from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.networks import MLP, UNet
 from undiffuse.process import GaussianProcess, Prediction, linear
 from undiffuse.randomness import Given
-from undiffuse.registry import TARGETS
+from undiffuse.registry import CATEGORICAL, TARGETS
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_target = pytest.mark.parametrize("target", TARGETS)
@@ -265,7 +265,7 @@ def test_levels_are_bayes(shape: tuple[int, ...]) -> None:
     output = torch.randn(3, 258, *shape, dtype=torch.float64, generator=generator)
     x_t = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
     told = torch.cat([output[:, :2].flatten(1, 2), output[:, 2:].transpose(1, 2).flatten(1, 2)], 1)
-    prediction = Denoiser(says(told), process, LEVELS, sigma_data=0.6)(x_t, t)
+    prediction = Denoiser(says(told), process, CATEGORICAL, sigma_data=0.6)(x_t, t)
     assert prediction.logits is not None
     mean, sharpness, free = np.split(np.moveaxis(output.numpy(), 1, -1), [1, 2], -1)
     values = np.arange(256) / 127.5 - 1

@@ -67,7 +67,7 @@ def test_importance_is_part_of_a_checkpoint(tiny: dict[str, Any], tmp_path: Path
     assert run_state(tmp_path / "whole") == run_state(parted)
 
 
-def test_the_continuous_bound_of_a_model(likelihood: Path, data: str) -> None:
+def test_the_continuous_estimate_bound_a_model(likelihood: Path, data: str) -> None:
     """The parts add up, per image and in the mean; an independent sum of the same integral agrees with its error."""
     model = load(likelihood)
     found = density(model, n=7, draws=60)
@@ -135,8 +135,8 @@ def test_pictures_of_any_size_fit_the_memory(whole: Path, monkeypatch: pytest.Mo
     model = load(whole)
     together = density(model, n=5, bound=6, draws=2).per_image
     sizes: list[int] = []
-    real = densities.bound_of
-    monkeypatch.setattr(densities, "bound_of", lambda *args: sizes.append(len(args[1])) or real(*args))
+    real = densities.estimate_bound
+    monkeypatch.setattr(densities, "estimate_bound", lambda *args: sizes.append(len(args[1])) or real(*args))
     for elements, expected in ((2 * 256, [2, 2, 1]), (10, [1] * 5)):
         sizes.clear()
         monkeypatch.setattr(densities, "BATCH", elements)

@@ -160,7 +160,9 @@ def test_what_is_for_pictures_is_refused_in_words(bits: ImageSet, tmp_path: Path
     with pytest.raises(UsageError, match="bits"):
         work(model, 4)
     with pytest.raises(UsageError, match="256 values, which bits"):
-        train({**TINY, "denoiser.target": "levels", "objective.loss": "continuous-bound"}, tmp_path / "x", data=bits)
+        train(
+            {**TINY, "denoiser.target": "categorical", "objective.loss": "continuous-bound"}, tmp_path / "x", data=bits
+        )
     with pytest.raises(UsageError, match="for pictures"):
         train({**TINY, "network.head": 8}, tmp_path / "y", data=bits)
 

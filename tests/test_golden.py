@@ -11,7 +11,7 @@ import torch
 
 from undiffuse.conditions import Labels
 from undiffuse.generate import Recipe, states
-from undiffuse.likelihood.bound import Formula, bound, stratified
+from undiffuse.likelihood.bound import Formula, estimate_bound, stratified
 from undiffuse.model import Model, built_in, load
 from undiffuse.randomness import keyed_draws
 
@@ -41,7 +41,9 @@ def said_by(name: str) -> dict[str, np.ndarray]:
     draws = keyed_draws(0, NUMBERS)
     for steps, variance in ((None, "small"), (10, "large")):
         u = stratified(torch.tensor(NUMBERS), 6)
-        said[f"bound:{steps}"] = bound(model.denoiser, x0, Formula(steps, variance), draws, u, condition).total.numpy()
+        said[f"bound:{steps}"] = estimate_bound(
+            model.denoiser, x0, Formula(steps, variance), draws, u, condition
+        ).total.numpy()
     return said
 
 

@@ -12,9 +12,9 @@ from references import SCHEDULES, as64, gaussian_denoiser, levels
 from scipy import special
 from torch import Tensor
 
-from undiffuse.denoiser import LEVELS, Denoiser, Prediction
+from undiffuse.denoiser import Denoiser, Prediction
 from undiffuse.discretised import SHARPEST, value_log_prob, value_logits
-from undiffuse.likelihood import Formula, all_steps, bound, optimal_variance, squared_errors, stratified
+from undiffuse.likelihood import Formula, all_steps, estimate_bound, optimal_variance, squared_errors, stratified
 from undiffuse.likelihood.bound import times_of
 from undiffuse.objectives import continuous_bound, hybrid, variational_bound, weighted_error
 from undiffuse.objectives.bound import RECONSTRUCTION, reconstruction_log_prob
@@ -31,6 +31,7 @@ from undiffuse.process import (
     zero_terminal_snr,
 )
 from undiffuse.randomness import Given
+from undiffuse.registry import CATEGORICAL
 
 MEAN, STD = 0.3, 0.6
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e * STD**2)
@@ -110,7 +111,7 @@ def test_every_term_of_gaussian_data(name: str, variance: str) -> None:
         # -ln N(x_0; x_0_hat, v) where the step ends at the data, else KL(q(x_s | x_t, x_0) || N(., v))
         terms.append(0.5 * (true[i] / v + (math.log(2 * math.pi * v) if i == 0 else math.log(v / tilde) - 1)))
         gap += 0.5 * (true[i] / v - 1 - math.log(true[i] / v))
-    found = bound(
+    found = estimate_bound(
         denoiser, X0, Formula(steps, given if variance == "optimal" else variance, None), lambda k: Given(NOISE), u
     )
     # `added` cancels: eps sigma_t^2 / added, at most 1e-13 here
@@ -170,7 +171,7 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
     halfway = []
     for schedule in SAME_ENDS.values():
         denoiser, (u, weights) = gaussian(schedule), panels(schedule, 24, 8)
-        found = bound(denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), u.expand(4, -1))
+        found = estimate_bound(denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), u.expand(4, -1))
         torch.testing.assert_close(found.times[0], schedule.t_min + (1 - schedule.t_min) * u, rtol=0, atol=1e-14)
         torch.testing.assert_close(found.draws.mean(1), found.diffusion)
         diffusion = (found.draws.mean(0) @ weights).item()
@@ -180,7 +181,9 @@ def test_the_continuous_bound_depends_on_the_ends_alone() -> None:
         gap = prior_gap(end.alpha.item(), end.sigma.item()) + 0.5 * math.log1p(math.exp(-FIRST) / STD**2)
         total = (found.prior + found.reconstruction).mean().item() + diffusion
         assert total - ENTROPY == pytest.approx(gap, abs=1e-11)
-        two = bound(denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), as64(0.0, 0.5).expand(4, 2))
+        two = estimate_bound(
+            denoiser, X0, Formula(None, values=None), lambda k: Given(NOISE), as64(0.0, 0.5).expand(4, 2)
+        )
         halfway.append(two.draws[:, 1].mean().item())
         slope = -schedule.log_snr_derivative(schedule.t_min).item() * (1 - schedule.t_min)
         first = 0.5 * slope / (1 + math.exp(-FIRST) / STD**2)
@@ -233,7 +236,7 @@ def test_odds_are_by_bayes_rule(log_snr: float) -> None:
     x0 = torch.from_numpy(VALUES)[torch.randint(256, (2, channels, 2), generator=draw)]
     x_t = process.corrupt(x0, t, Given(torch.randn(2, channels, 2, dtype=torch.float64, generator=draw)))
     said = torch.cat([mean / sd, sharp, free.flatten(1, 2)], 1)
-    prediction = Denoiser(lambda x, log_snr, condition: said, process, LEVELS, sd)(x_t, t)
+    prediction = Denoiser(lambda x, log_snr, condition: said, process, CATEGORICAL, sd)(x_t, t)
     assert prediction.logits is not None
     level = process.noise_level(t[0])
     alpha, sigma = level.alpha.item(), level.sigma.item()
@@ -278,7 +281,7 @@ def categorical(schedule: Schedule) -> tuple[Denoiser, Tensor, Tensor, Tensor, f
     with np.errstate(divide="ignore"):
         free = np.log(chance) + (VALUES - mean) ** 2 / 2 * (math.exp(sharpness) / 0.5) ** 2
     said = torch.from_numpy(np.concatenate([[mean / 0.5, sharpness], free]))
-    denoiser = Denoiser(lambda x, log_snr, condition: said.expand(len(x), -1), process, LEVELS, 0.5)
+    denoiser = Denoiser(lambda x, log_snr, condition: said.expand(len(x), -1), process, CATEGORICAL, 0.5)
     x0 = torch.from_numpy(VALUES[CATEGORIES].repeat(len(nodes)))[:, None]
     noise = torch.from_numpy(np.tile(nodes, 3))[:, None]
     weights = torch.from_numpy(np.outer(CHANCES, np.exp(-(nodes**2) / 2) / math.sqrt(200 * math.pi)).flatten())
@@ -293,7 +296,7 @@ def test_the_continuous_bound_of_categories_is_their_entropy() -> None:
     """All that is lost is the prior's KL: the integral of the errors is what x_t tells, its rest is the decoder's."""
     denoiser, x0, noise, chance, limit = categorical(LogSNR([4.0, -4.0]))
     u, weights = panels(denoiser.process.schedule, 2, 16)
-    found = bound(denoiser, x0, Formula(None), lambda k: Given(noise), u.expand(len(x0), -1))
+    found = estimate_bound(denoiser, x0, Formula(None), lambda k: Given(noise), u.expand(len(x0), -1))
     assert (chance @ found.reconstruction).item() > 1e-3
     total = chance @ (found.prior + found.reconstruction + found.draws @ weights)
     assert total.item() == pytest.approx(limit, rel=1e-10)
@@ -304,7 +307,7 @@ def test_the_bound_of_categories_falls_to_their_entropy() -> None:
     denoiser, x0, noise, chance, limit = categorical(LogSNR([4.0, -4.0], 0.05))
     gaps = []
     for n in (16, 32, 64, 128):
-        found = bound(denoiser, x0, Formula(n + 1), lambda k: Given(noise), all_steps(len(x0), n + 1))
+        found = estimate_bound(denoiser, x0, Formula(n + 1), lambda k: Given(noise), all_steps(len(x0), n + 1))
         gaps.append((chance @ found.total).item() - limit)
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > 0.03
     rows = richardson(gaps)
@@ -381,7 +384,7 @@ def test_the_bound_is_the_papers(table: Table, steps: int, variance: str) -> Non
     chosen: Any = torch.linspace(0.001, 0.2, steps, dtype=torch.float64) if variance == "given" else variance
     learned = variance == "learned"
     denoiser = Denoiser(network, GaussianProcess(table), "eps", 1.0, learned, least_log_snr=-40)
-    found = bound(denoiser, x0, Formula(steps, chosen), lambda k: Given(seeded(shape)(k)), all_steps(6, steps))
+    found = estimate_bound(denoiser, x0, Formula(steps, chosen), lambda k: Given(seeded(shape)(k)), all_steps(6, steps))
     bar = np.append(1.0, np.cumprod(1 - table.betas.numpy()))[:: table.steps // steps]
     prior, terms = ddpm_terms(1 - bar[1:] / bar[:-1], x0.numpy(), seeded(shape), said, chosen)
     np.testing.assert_allclose(found.prior.numpy(), prior, rtol=1e-11, atol=1e-15)
@@ -430,7 +433,7 @@ def test_an_image_has_its_bound_in_any_company(formula: Formula) -> None:
 
     def of(numbers: list[int]) -> Any:
         u = stratified(torch.tensor(numbers), 7)
-        return bound(denoiser, x0[numbers], formula, lambda k: Given(seeded(shape)(k)[numbers]), u)
+        return estimate_bound(denoiser, x0[numbers], formula, lambda k: Given(seeded(shape)(k)[numbers]), u)
 
     whole = of(list(range(6)))
     for numbers in ([5, 2, 3], [5], [2]):
@@ -470,6 +473,8 @@ def test_a_step_is_never_taken_for_the_decoder(steps: int) -> None:
         asked.append(log_snr.item())
         return torch.zeros_like(x)
 
-    bound(Denoiser(network, process), x0, Formula(steps), lambda k: Given(x0), torch.zeros(1, 1, dtype=torch.float64))
+    estimate_bound(
+        Denoiser(network, process), x0, Formula(steps), lambda k: Given(x0), torch.zeros(1, 1, dtype=torch.float64)
+    )
     first, second = (process.schedule.log_snr(i / steps).item() for i in (1, 2))
     assert asked == pytest.approx([first, second], rel=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse.build import make_denoiser, make_network
 from undiffuse.config import make_config, read_config
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
+from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.model import load, with_process
 from undiffuse.networks import UNet2D
@@ -32,7 +32,7 @@ from undiffuse.process import (
     sigmoid,
     zero_terminal_snr,
 )
-from undiffuse.registry import TARGETS
+from undiffuse.registry import CATEGORICAL, TARGETS
 from undiffuse.sampling import SAMPLERS, make_grid
 from undiffuse.targets import SCORE_OF_STATE
 
@@ -116,7 +116,7 @@ def test_levels_and_a_learned_variance_mean_the_same_under_every_process(name: s
     for schedule in (OTHERS[name], VP()):
         (t, r), (s, r_s) = at(schedule, log_snrs), at(schedule, after)
         process = GaussianProcess(schedule)
-        odds = Denoiser(levels, process, LEVELS, SD)(r * y, t)
+        odds = Denoiser(levels, process, CATEGORICAL, SD)(r * y, t)
         assert odds.logits is not None
         step = Denoiser(exact("v", mix=0.3), process, "v", SD, learned_variance=True)(r * y, t)
         kinds = [process.reverse(step, r * y, s, t, kind) for kind in ("small", "large", "learned")]
@@ -227,7 +227,7 @@ def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
 
 def test_the_data_itself_is_not_asked_about() -> None:
     """At t = 0 eps is 0 / 0: ValueError, also for one sample of many."""
-    for target in (*TARGETS, LEVELS):
+    for target in (*TARGETS, CATEGORICAL):
         denoiser = Denoiser(lambda x, *_: torch.zeros(len(x), 258), GaussianProcess(linear(10)), target)
         for t in (0.0, as64(0.5, 0.0)):
             with pytest.raises(ValueError, match="t = 0"):

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from undiffuse.likelihood import Formula, all_steps, bound
+from undiffuse.likelihood import Formula, all_steps, estimate_bound
 from undiffuse.objectives import variational_bound
 from undiffuse.process import FlowMatching, Schedule, Time, expand
 from undiffuse.randomness import Draw, keyed_draws, stream
@@ -149,11 +149,11 @@ def test_the_bound_knows_it() -> None:
     x0 = torch.from_numpy(stream(5).poisson(MEAN, (4000, 1)))
     entropy = stats.poisson(MEAN).entropy()
     for steps in (1, 3):
-        found = bound(exact, x0, Formula(steps), Shared, all_steps(len(x0), steps))  # type: ignore[arg-type]
+        found = estimate_bound(exact, x0, Formula(steps), Shared, all_steps(len(x0), steps))  # type: ignore[arg-type]
         error = found.total.std().item() / len(x0) ** 0.5
         assert found.prior.abs().max() == 0  # all is lost at t = 1
         assert abs(found.total.mean().item() - entropy) < 4 * error < 0.1
-    wrong = bound(Exact(process, 5.0), x0, Formula(3), Shared, all_steps(len(x0), 3))  # type: ignore[arg-type]
+    wrong = estimate_bound(Exact(process, 5.0), x0, Formula(3), Shared, all_steps(len(x0), 3))  # type: ignore[arg-type]
     assert wrong.total.mean() > entropy + 0.3
     u = torch.full((4000,), 0.5, dtype=torch.float64)
     assert variational_bound(exact, x0, None, u, Shared(7), steps=3).isfinite().all()  # type: ignore[arg-type]

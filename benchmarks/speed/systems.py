@@ -29,7 +29,7 @@ from undiffuse.training.batches import make_batch
 from undiffuse.training.ema import EMA
 from undiffuse.training.loop import training_steps
 from undiffuse.training.muon import make_optimizer
-from undiffuse.training.state import Learner, Progress
+from undiffuse.training.state import Learner, Position
 
 SIZE, CHANNELS, OUR_BATCH = 28, 1, 64
 OURS = "undiffuse"
@@ -126,7 +126,7 @@ def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = No
     optimizer = make_optimizer(config.training, network)
     ema = EMA(parameters, config.training.ema)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    steps = training_steps(config, data, Learner(network, ema, optimizer, None, Progress()), accelerator)
+    steps = training_steps(config, data, Learner(network, ema, optimizer, None, Position()), accelerator)
     ready = make_batch(config, data, 0, slice(None))
     log_snr = torch.randn(batch)
     own = make_optimizer(config.training, network)

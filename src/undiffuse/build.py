@@ -16,7 +16,7 @@ from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT, Denoiser
+from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
@@ -24,7 +24,7 @@ from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective, TimeSampler
 from undiffuse.progress import Bar, no_bar
-from undiffuse.registry import CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
+from undiffuse.registry import CATEGORICAL, CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
 
 MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
@@ -51,9 +51,9 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
         if images.shape != shape and shape[0] == shape[1]:
             images = make_data(config.model_copy(update={"size": shape[0], "channels": shape[2]}), split, tick)
         elif images.shape != shape:
-            own = partial(load_data, channels=shape[2], skip_corrupt=config.skip_corrupt, keep_size=True)
+            load = partial(load_data, channels=shape[2], skip_corrupt=config.skip_corrupt, keep_size=True)
             try:
-                images = own(config.source, split, progress=tick)
+                images = load(config.source, split, progress=tick)
             except MixedSizes as error:
                 raise UsageError(f"{config.source} has {error}; the samples are all of {format_shape(shape)}") from None
     if images.shape != shape:
@@ -122,13 +122,13 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
     widths = (64, 128) if inner <= 16 else (64, 128, 192)
     channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in widths)
     if inner < 2 ** (len(channels) - 1):
-        raise UsageError(f"network.channels has {len(channels)} levels, too many for {format_shape(size)} pixels")
+        raise UsageError(f"network.channels has {len(channels)} stages, too many for {format_shape(size)} pixels")
     # Attention costs the square of the pixels: worth it from 16 x 16 down.
     attention = config.attention
     if attention is None:
-        attention = tuple(level for level in range(len(channels)) if level and -(-inner // 2**level) <= 16)
-    if any(level >= len(channels) for level in attention):
-        raise UsageError(f"network.attention = {attention}: the levels are 0 to {len(channels) - 1}")
+        attention = tuple(stage for stage in range(len(channels)) if stage and -(-inner // 2**stage) <= 16)
+    if any(stage >= len(channels) for stage in attention):
+        raise UsageError(f"network.attention = {attention}: the stages are 0 to {len(channels) - 1}")
     if len(size) != 2 and (unet2d or config.head or config.fourier or config.kernel or config.values):
         raise UsageError("network.kind=unet2d and network.head, fourier, kernel and values are for pictures")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
@@ -167,11 +167,11 @@ def _unet2d_options(
     factor = 2 ** (len(channels) - 1)
     if any(side % factor for side in size):
         raise UsageError(
-            f"network.channels: {len(channels)} levels of a unet2d need sides that are multiples of {factor}, "
-            f"and these are {format_shape(size)} pixels; give fewer levels or another data.size"
+            f"network.channels: {len(channels)} stages of a unet2d need sides that are multiples of {factor}, "
+            f"and these are {format_shape(size)} pixels; give fewer stages or another data.size"
         )
-    common = math.gcd(*channels)
-    options = {"norm_num_groups": 32 if common % 32 == 0 else parts(common, 4), **given}
+    divisor = math.gcd(*channels)
+    options = {"norm_num_groups": 32 if divisor % 32 == 0 else parts(divisor, 4), **given}
     make_options(options)
     return options
 
@@ -239,9 +239,9 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
-    of_levels = config.denoiser.target == LEVELS
+    of_levels = config.denoiser.target == CATEGORICAL
     if network.values and not of_levels:
-        raise UsageError("network.values tells of the values of denoiser.target=levels: set that too, or leave it out")
+        raise UsageError("network.values is for denoiser.target=categorical: set that too, or leave it out")
     outputs = channels * (discretised.OUTPUTS if of_levels else 2 if config.denoiser.learned_variance else 1)
     return partial(NETWORKS.find(network.kind), config, channels, outputs, takes, dims)
 
@@ -257,7 +257,7 @@ def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | 
 def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
     """For network.kind=unet; where exact values matter, with what they need."""
     network = config.network
-    common: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "patch": network.patch,
         "channels": network.channels,
         "blocks": network.blocks,
@@ -266,7 +266,7 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):
-        return UNet(inputs, outputs, dims=dims, **common)
+        return UNet(inputs, outputs, dims=dims, **shared)
     sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
     return PixelUNet(
         inputs,
@@ -277,7 +277,7 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         sigma_data=sigma_data,
         # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
-        **common,
+        **shared,
     )
 
 
@@ -317,8 +317,8 @@ def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
     sigma_data = _sigma_data(config)
-    if config.denoiser.target == LEVELS and config.denoiser.learned_variance:
-        raise UsageError("denoiser.target=levels says all there is of a pixel: leave denoiser.learned_variance out")
+    if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
+        raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")
     if config.denoiser.score_scale != "unit" and config.denoiser.target != "score":
         raise UsageError("denoiser.score_scale belongs to denoiser.target=score: leave it out")
     denoiser = Denoiser(
@@ -330,7 +330,7 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         least_log_snr=_least_log_snr(network),
     )
     try:
-        if config.denoiser.target != LEVELS:
+        if config.denoiser.target != CATEGORICAL:
             denoiser.coefficients(1.0)
     except ValueError as error:
         raise UsageError(f"denoiser.target with process.schedule={config.process.schedule}: {error}") from None
@@ -369,10 +369,10 @@ def make_objective(config: Config) -> Objective:
             "denoiser.learned_variance=true belongs to objective.loss=hybrid, or to objective.loss=bound with "
             "objective.variance=learned: only the bound teaches a variance"
         )
-    if objective.loss == "error" and config.denoiser.target == LEVELS:
-        raise UsageError("denoiser.target=levels is learnt by a bound: set objective.loss=continuous-bound or bound")
-    if config.denoiser.target == LEVELS and config.network.kind == "unet" and not config.network.head:
-        raise UsageError("denoiser.target=levels needs network.head, such as 32: a last layer that is never rounded")
+    if objective.loss == "error" and config.denoiser.target == CATEGORICAL:
+        raise UsageError("denoiser.target=categorical learns by a bound: set objective.loss=continuous-bound or bound")
+    if config.denoiser.target == CATEGORICAL and config.network.kind == "unet" and not config.network.head:
+        raise UsageError("denoiser.target=categorical needs network.head, such as 32: a last layer in float32")
     weighting = _with(
         WEIGHTINGS.find(objective.weighting),
         gamma=objective.gamma,

@@ -17,8 +17,8 @@ from undiffuse.files import atomic_folder
 def cache_dir() -> Path:
     """$UNDIFFUSE_CACHE, else the system's place: ~/.cache/undiffuse or $XDG_CACHE_HOME/undiffuse on Linux,
     ~/Library/Caches/undiffuse on macOS. It need not exist yet."""
-    if own := os.environ.get("UNDIFFUSE_CACHE"):
-        return Path(own).expanduser()
+    if chosen := os.environ.get("UNDIFFUSE_CACHE"):
+        return Path(chosen).expanduser()
     return platformdirs.user_cache_path("undiffuse", appauthor=False)
 
 

@@ -26,7 +26,9 @@ from pydantic import (
 from undiffuse.errors import UsageError
 from undiffuse.names import cut, did_you_mean, fault, shown
 from undiffuse.registry import (
+    CATEGORICAL,
     DRAWS,
+    FIRST_CATEGORICAL,
     LOSSES,
     NETWORKS,
     PRESETS,
@@ -42,7 +44,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
-Level = Annotated[int, Field(ge=0, le=12)]
+Stage = Annotated[int, Field(ge=0, le=12)]
 Octave = Annotated[int, Field(ge=0, le=24)]
 OptionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
 Option = (
@@ -84,7 +86,7 @@ if TYPE_CHECKING:
     DrawName = str
     NetworkName = str
 else:
-    ScheduleName, TargetName, LossName = _choice(SCHEDULES), _choice(TARGETS, "levels"), _choice(LOSSES)
+    ScheduleName, TargetName, LossName = _choice(SCHEDULES), _choice(TARGETS, CATEGORICAL), _choice(LOSSES)
     WeightingName, TimesName, DrawName = _choice(WEIGHTINGS), _choice(TIME_SAMPLERS), _choice(DRAWS)
     NetworkName = _choice(NETWORKS)
 
@@ -134,12 +136,18 @@ class ProcessConfig(_Section):
 class DenoiserConfig(_Section):
     """What the network predicts."""
 
-    target: TargetName = Field("edm", description="the network's output; levels: the odds of a pixel's 256 values")
+    target: TargetName = Field("edm", description="the output; categorical: probabilities of a pixel's 256 values")
     sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
     score_scale: Literal["unit", "state"] = Field(
         "unit", description="target=score: unit, of x_t at unit scale; state, of x_t itself, as models once learnt it"
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _name_of_today(cls, name: Any) -> Any:
+        """Saved models may hold the name that "categorical" had first."""
+        return CATEGORICAL if name == FIRST_CATEGORICAL else name
 
     @model_serializer(mode="wrap")
     def _with_what_belongs(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -175,16 +183,16 @@ class NetworkConfig(_Section):
         None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
     )
     channels: tuple[Channels, ...] | None = Field(
-        None, min_length=1, max_length=13, description="channels at each level; None: from the image size"
+        None, min_length=1, max_length=13, description="channels at each resolution; None: from the image size"
     )
     width: float = Field(1.0, gt=0, le=16, description="what the channels from the image size are multiplied with")
-    blocks: int = Field(1, ge=1, le=32, description="residual blocks per level and direction")
-    attention: tuple[Level, ...] | None = Field(
-        None, max_length=13, description="levels with attention; None: where it is cheap"
+    blocks: int = Field(1, ge=1, le=32, description="residual blocks per resolution and direction")
+    attention: tuple[Stage, ...] | None = Field(
+        None, max_length=13, description="stages with attention, 0 the highest resolution; None: where it is cheap"
     )
     head: int = Field(0, ge=0, le=4096, description="channels per pixel of a last layer at full resolution; 0: none")
     kernel: int = Field(0, ge=0, le=63, description="side of a filter of the input made for each pixel, odd; 0: none")
-    values: bool = Field(False, description="see which values a picture has, for denoiser.target=levels")
+    values: bool = Field(False, description="see which values a picture has, for denoiser.target=categorical")
     fourier: tuple[Octave, ...] = Field(
         (), max_length=25, description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8"
     )

@@ -14,11 +14,10 @@ from torch import Tensor
 from undiffuse import discretised
 from undiffuse.conditions import Condition
 from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, cached_by_time, expand
+from undiffuse.registry import CATEGORICAL
 from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
 
 LOG_SNR_LIMIT = 20.0  # the network's input for log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
-
-LEVELS = "levels"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Denoiser:
     Attributes:
         network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
         process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
-        target: a name in TARGETS, or "levels", for data of 8 bits: (B, 258 C, ...), see undiffuse/discretised.py.
+        target: a name in TARGETS, or "categorical", for data of 8 bits: (B, 258 C, ...), see undiffuse/discretised.py.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
         learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
         least_log_snr: the lowest log-SNR that the network takes; for less signal its input is this one.
@@ -92,7 +91,7 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
         """The prediction at x_t. `t` > 0: one for the batch or one per sample."""
-        if self.target == LEVELS:
+        if self.target == CATEGORICAL:
             output, _ = self.output(x_t, t, condition)
             return discretised.predict(output, x_t, self.process.noise_level(t), self.sigma_data)
         output, v = self.output(x_t, t, condition)

@@ -1,7 +1,7 @@
 """Data whose elements take some values, evenly spaced on [-1, 1], such as the 256 of 8 bits: their probabilities.
 
-A network of the target "levels" gives each element of x_0 the odds of its values; a normal law, those of the intervals
-around them.
+A network of the target "categorical" gives the probabilities of each element's values; a normal law gives those of the
+intervals around them.
 """
 
 import torch
@@ -11,16 +11,16 @@ from undiffuse.process import NoiseLevel, Normal, Prediction, expand, float64_de
 
 VALUES = 256  # of 8 bits
 OUTPUTS = VALUES + 2
-"""What a network of the target "levels" says of an element: a Gaussian's mean and sharpness, and logits."""
+"""The channels of an element for the target "categorical": a Gaussian's mean and sharpness, and 256 logits."""
 SHARPEST = 6.0
 """Such a Gaussian's standard deviation is at least sigma_data exp(-6): a third of the gap between values, or less."""
 
 
 def predict(output: Tensor, x_t: Tensor, level: NoiseLevel, sigma_data: float) -> Prediction:
-    """The prediction of a network of the target "levels": x_0 is its mean over the values an element can take.
+    """The prediction of a network of the target "categorical": x_0 is its mean over the values an element can take.
 
-    The network's odds, a Gaussian's times free ones, stand for what surrounds an element, and x_t there is weighed in
-    by Bayes' rule. So what little noise hides need not be learnt: there x_0 is the value next to x_t.
+    The network's probabilities, a Gaussian's times free ones, are given an element's surroundings; Bayes' rule
+    adds the element's own x_t. So at little noise, where x_0 is the value next to x_t, nothing need be learnt.
 
     Args:
         output: (B, 258 C, ...).

@@ -181,7 +181,7 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
     steps = _at_most(model, SHARED_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]
-    common, own = keyed_draws(seed, [0] * count), keyed_draws(seed, range(1, count + 1))
+    shared, separate = keyed_draws(seed, [0] * count), keyed_draws(seed, range(1, count + 1))
     condition = model.condition([0] * count)
 
     def run(first: Draws, then: Draws, switch: int) -> np.ndarray:
@@ -189,11 +189,11 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
 
     columns = [f"variant {k}" for k in range(1, count + 1)]
     of = f"of {steps}"
-    rows = [(f"{k} {of}", run(common, own, k)) for k in switches]
+    rows = [(f"{k} {of}", run(shared, separate, k)) for k in switches]
     path = out / "5-early-steps-shared.png"
     strips(rows, columns, "All variants share the noise of the first k steps; k:", path)
     yield path, "Sharing the early steps fixes what the picture is of; what still varies is what late steps decide."
-    rows = [(f"{steps - k} {of}", run(own, common, k)) for k in switches]
+    rows = [(f"{steps - k} {of}", run(separate, shared, k)) for k in switches]
     path = out / "6-late-steps-shared.png"
     strips(rows, columns, "All variants share the noise of the last k steps; k:", path)
     yield path, "Sharing only the late steps fixes next to nothing: the early steps decide what the picture is of."

@@ -41,7 +41,7 @@ from undiffuse.domains import Domain, domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed
-from undiffuse.registry import CONDITIONS
+from undiffuse.registry import CATEGORICAL, CONDITIONS, FIRST_CATEGORICAL
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.weights import read_weights, sha256_of_weights
 
@@ -120,7 +120,10 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of all that its samples depend on: weights, configuration, class shares and grids."""
-        facts: list[Any] = [self.config.model_dump(mode="json"), self.data.shape, self.data.class_share, self.grids]
+        config = self.config.model_dump(mode="json")
+        if self.config.denoiser.target == CATEGORICAL:  # fingerprints stay what they were under its first name
+            config["denoiser"]["target"] = FIRST_CATEGORICAL
+        facts: list[Any] = [config, self.data.shape, self.data.class_share, self.grids]
         if self.data.condition:
             facts.append(dataclasses.asdict(self.data.condition))
         if self.data.domain != "pictures":  # those of pictures stay what they were

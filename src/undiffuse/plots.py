@@ -56,8 +56,8 @@ def strips(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title
     axes = figure.subplots()
     sheet = np.concatenate(sheets)
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    own = sheets[0].shape[0]
-    axes.set_yticks([own * (row + 0.5) for row in range(len(rows))], [name for name, _ in rows])
+    height = sheets[0].shape[0]
+    axes.set_yticks([height * (row + 0.5) for row in range(len(rows))], [name for name, _ in rows])
     axes.set_xticks([width * (column + 0.5) for column in range(len(columns))], columns)
     axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)

@@ -136,7 +136,9 @@ TARGETS: Registry[Any] = Registry(
         "edm": "undiffuse.targets:edm",
     },
 )
-"""Functions (level, sigma_data) -> `undiffuse.targets.Coefficients`."""
+"""Functions (noise level, sigma_data) -> `undiffuse.targets.Coefficients`."""
+CATEGORICAL, FIRST_CATEGORICAL = "categorical", "levels"
+"""The one target that is not linear in x_0 and eps (undiffuse.discretised), and the name it had first."""
 LOSSES: Registry[Any] = Registry(
     "loss",
     {

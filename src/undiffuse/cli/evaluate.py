@@ -154,8 +154,8 @@ def _density(metric: str, given: dict[str, Any]) -> None:
 
     if given["bound"].isdecimal():
         given["bound"] = int(given["bound"])
-    measure, own = (density, OF_BOUND) if metric == "bpd" else (ode_density, OF_ODE)
-    options = {name: given[name] for name in ("data", "split", "n", "seed", *own) if name in given}
+    measure, names = (density, OF_BOUND) if metric == "bpd" else (ode_density, OF_ODE)
+    options = {name: given[name] for name in ("data", "split", "n", "seed", *names) if name in given}
     measured = measure(load(given["subject"], given.get("device")), **options, bar=bar)
     if os.environ.get("RANK", "0") != "0":  # another process of a torchrun tells
         return

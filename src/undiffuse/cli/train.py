@@ -46,7 +46,7 @@ def train(
         for name, kind, default, description in keys():
             say(f"{name} = {written(default)}\n    {description} ({kind})")
         return
-    asked = parse_settings(settings)
+    chosen = parse_settings(settings)
     given = {
         "data.source": data,
         "data.size": size,
@@ -56,13 +56,13 @@ def train(
         "training.steps": steps,
         "training.seed": seed,
     }
-    asked |= {name: value for name, value in given.items() if value is not None}
+    chosen |= {name: value for name, value in given.items() if value is not None}
     if config:
-        asked = over(read_settings(config), asked)
+        chosen = over(read_settings(config), chosen)
     if not resume:
-        asked.setdefault("data.source", "emoji")
-        preset = preset or preset_for(asked.get("training.minutes"))
-    values = over(settings_of(preset), asked) if preset else asked
+        chosen.setdefault("data.source", "emoji")
+        preset = preset or preset_for(chosen.get("training.minutes"))
+    values = over(settings_of(preset), chosen) if preset else chosen
     if resume and out is None:
         from undiffuse.training.folders import folder_to_resume
 

@@ -23,7 +23,7 @@ from undiffuse.names import format_shape
 SHOWN = 10
 CHUNK = 256
 DARK = 64  # 14 bits in 16 reach this, 12 bits 16, masks 1
-Progress = Callable[[int, int], None]
+Tick = Callable[[int, int], None]
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ def build(
     size: int | None,
     channels: int | None,
     skip_corrupt: bool,
-    progress: Progress | None,
+    progress: Tick | None,
 ) -> None:
     """Writes the images at the positions `chosen`, int64 (n,), to the cache folder, atomically.
 
@@ -130,7 +130,7 @@ def _survey(content: Content) -> Iterator[Header | None]:
 
 
 def _decode(
-    content: Content, chosen: np.ndarray, path: Path, size: int | None, channels: int, progress: Progress | None
+    content: Content, chosen: np.ndarray, path: Path, size: int | None, channels: int, progress: Tick | None
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Streams the readable images to `path`; returns which rows are good, bool (n,), and why the others are not."""
 

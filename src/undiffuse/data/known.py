@@ -97,8 +97,8 @@ def find(known: Known) -> Path | None:
 
 def _places(known: Known) -> list[Path]:
     places = []
-    if own := os.environ.get("UNDIFFUSE_DATA"):
-        places.append(Path(own).expanduser() / known.name)
+    if chosen := os.environ.get("UNDIFFUSE_DATA"):
+        places.append(Path(chosen).expanduser() / known.name)
     if known.npm_folder:
         roots = [
             "node_modules",

@@ -72,12 +72,12 @@ def _are_both(kinds_of_split: set[str | None]) -> bool:
 
 
 def _tops(files: Sequence[PurePosixPath], depth: int) -> set[str]:
-    """The folders at a level."""
+    """The folders of a folder."""
     return {file.parts[depth] for file in files if len(file.parts) > depth + 1}
 
 
 def _loose(files: Sequence[PurePosixPath], depth: int) -> list[PurePosixPath]:
-    """The files in no folder of a level."""
+    """The files that are in none of its folders."""
     return [file for file in files if len(file.parts) == depth + 1]
 
 

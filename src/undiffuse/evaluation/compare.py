@@ -62,11 +62,11 @@ def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int
     """Medians over repeats, the models taking turns so that all meet the same machine."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(REPEATS):
-        for own, (model, recipe) in zip(times, runs, strict=True):
+        for spent, (model, recipe) in zip(times, runs, strict=True):
             began = time.perf_counter()
             list(generate(model, recipe, range(BATCH), model.condition(range(BATCH)), batch_size=BATCH, tick=tick))
-            own.append((time.perf_counter() - began) / BATCH)
-    return [statistics.median(own) for own in times]
+            spent.append((time.perf_counter() - began) / BATCH)
+    return [statistics.median(spent) for spent in times]
 
 
 def compare(

@@ -18,8 +18,15 @@ from undiffuse.data import ImageSet
 from undiffuse.devices import shares_a_cpu
 from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
-from undiffuse.likelihood.bound import Bound, Formula, all_steps, optimal_variance, squared_errors, stratified
-from undiffuse.likelihood.bound import bound as bound_of
+from undiffuse.likelihood.bound import (
+    Bound,
+    Formula,
+    all_steps,
+    estimate_bound,
+    optimal_variance,
+    squared_errors,
+    stratified,
+)
 from undiffuse.model import Model
 from undiffuse.names import one_of
 from undiffuse.objectives import step_times
@@ -122,8 +129,8 @@ def density(
         raise UsageError(f"bound = {bound}: a bound has 1 to {MOST_STEPS:,} steps; beyond, take continuous")
     if draws < 1:
         raise UsageError(f"draws = {draws}: take one at least")
-    own = model.denoiser.process.schedule.steps
-    steps = (own if bound == "auto" else None) if isinstance(bound, str) else int(bound)
+    native = model.denoiser.process.schedule.steps
+    steps = (native if bound == "auto" else None) if isinstance(bound, str) else int(bound)
     variance = _checked(model, steps, variance)
     images = images_of(model, data, split, bar)
     count = count_of(images, n, DEFAULT_N)
@@ -140,7 +147,7 @@ def density(
         every = steps is not None and draws == steps - 1
         u = all_steps(len(x0), draws + 1) if every else stratified(torch.from_numpy(numbers), draws)
         draws_of = keyed_draws(seed, numbers, Purpose.BOUND)
-        return bound_of(model.denoiser, x0, formula, draws_of, u, model.unconditional(len(x0)))
+        return estimate_bound(model.denoiser, x0, formula, draws_of, u, model.unconditional(len(x0)))
 
     parts = shared(measure, np.arange(count), BATCH, model, f"bits per dimension of {model.name}", bar)
     conditions = facts | {
@@ -175,7 +182,7 @@ def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) 
         "fingerprint": images.fingerprint,
         "learnt_this_data": model.has_learnt(images_of(model, data, "train", no_bar).fingerprint),
         "dimensions": int(np.prod(images.shape)),
-        "levels": 256,
+        "values": 256,
         "classes": "not given",
         "processes": PartialState(cpu=shares_a_cpu()).num_processes,
         "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},

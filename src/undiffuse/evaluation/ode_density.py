@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.data import ImageSet
-from undiffuse.denoiser import LEVELS, LOG_SNR_LIMIT
+from undiffuse.denoiser import LOG_SNR_LIMIT
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.density import (
     BITS,
@@ -39,6 +39,7 @@ from undiffuse.objectives.times import low_discrepancy
 from undiffuse.process import GaussianProcess, LogSNR
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Given, Purpose, torch_generator
+from undiffuse.registry import CATEGORICAL
 
 DEFAULT_N = 100
 BATCH = 50 * 28 * 28  # elements; the steps of the solver are the batch's
@@ -63,14 +64,14 @@ def ode_density(
     Args:
         dequantiser: "uniform", or "learned": fitted to the model first, on training images that are not measured.
 
-    Raises UsageError for a model of the target "levels" (it knows that pixels are whole numbers, and dequantised ones
-    are none of its data), and for a device without float64.
+    Raises UsageError for a model of the target "categorical" (its data are whole pixel values, never dequantised ones),
+    and for a device without float64.
     """
     one_of("dequantiser", dequantiser, DEQUANTISERS)
-    if model.denoiser.target == LEVELS:
+    if model.denoiser.target == CATEGORICAL:
         raise UsageError(
-            f"{model.name} gives the odds of whole pixel values and has no density for the values between, which an "
-            "ODE needs: ask for --metrics bpd"
+            f"{model.name} gives probabilities of whole pixel values and has no density for values between, "
+            "which an ODE needs: ask for --metrics bpd"
         )
     if model.device.type == "mps":
         raise UsageError("the ODE is solved in float64, which this device does not have: add --device cpu")

@@ -88,7 +88,7 @@ def import_diffusers(
     path = find_weights(home)
     held = read_headers(path)
     config, data = _config(folder.resolve().name, home, content, found.settings, len(held))
-    default_network(config.network, data.shape[:2])  # refuse a size that its levels cannot halve
+    default_network(config.network, data.shape[:2])  # refuse a size that its stages cannot halve
     check_shapes(home, network_shapes(config, data.shape[2], data.takes), held)  # before anything is allocated
     network = make_network(config, data.shape[2], data.takes)
     network.load_state_dict(read_weights(held))
@@ -207,18 +207,18 @@ def _sides(name: str, size: int | list[Any] | None) -> tuple[int, int]:
 
 
 def _attention(unet: _Described) -> list[int]:
-    """The levels with attention."""
+    """The stages with attention."""
     kinds = [kind.removeprefix("UNetRes") for kind in unet.down_block_types]
     for kind in kinds:
         if kind not in ("DownBlock2D", "AttnDownBlock2D"):
             raise UsageError(f"down_block_types has {cut(kind)}: only DownBlock2D and AttnDownBlock2D are read")
     if len(kinds) != len(unet.block_out_channels):
-        raise UsageError(f"down_block_types has {len(kinds)} levels, block_out_channels {len(unet.block_out_channels)}")
+        raise UsageError(f"down_block_types has {len(kinds)} stages, block_out_channels {len(unet.block_out_channels)}")
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
     if [kind.removeprefix("UNetRes") for kind in unet.up_block_types] != mirrored:
         said = ", ".join(unet.up_block_types)
         raise UsageError(f"up_block_types = {cut(said)}: only the mirror of down_block_types is read")
-    return [level for level, kind in enumerate(kinds) if kind.startswith("Attn")]
+    return [stage for stage, kind in enumerate(kinds) if kind.startswith("Attn")]
 
 
 def needs_adapter(model: Model) -> str | None:
@@ -309,7 +309,7 @@ def _unet_config(model: Model, adapted: bool) -> dict[str, Any]:
         return shared | {"card": {"config": model.config.model_dump(mode="json"), "data": model.data.to_json()}}
     assert network.channels and network.attention is not None
     kinds = [
-        "AttnDownBlock2D" if level in network.attention else "DownBlock2D" for level in range(len(network.channels))
+        "AttnDownBlock2D" if stage in network.attention else "DownBlock2D" for stage in range(len(network.channels))
     ]
     return shared | {
         "down_block_types": kinds,

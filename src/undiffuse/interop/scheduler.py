@@ -158,14 +158,14 @@ def find_scheduler(folder: Path, given: Path | None = None) -> Scheduler:
 
 def _about(folder: Path) -> list[Path]:
     """The files of schedulers about a network's folder, nearest first: where it lies, else where a link to it leads."""
-    for level in (Path(os.path.abspath(folder)), folder.resolve()):
+    for place in (Path(os.path.abspath(folder)), folder.resolve()):
         found = []
         part = True
         while part:
-            found += [path for path in (level / "scheduler" / FILE, level / FILE) if path.is_file()]
-            network_or_checkpoint = (level / "config.json").exists() or re.fullmatch(r"checkpoint-\d+", level.name)
-            part = bool(network_or_checkpoint) and not (level / "model_index.json").exists()
-            level = level.parent
+            found += [path for path in (place / "scheduler" / FILE, place / FILE) if path.is_file()]
+            network_or_checkpoint = (place / "config.json").exists() or re.fullmatch(r"checkpoint-\d+", place.name)
+            part = bool(network_or_checkpoint) and not (place / "model_index.json").exists()
+            place = place.parent
         if found:
             here = Path.cwd()
             return [path.relative_to(here) if path.is_relative_to(here) else path for path in found]

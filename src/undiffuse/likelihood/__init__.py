@@ -1,6 +1,14 @@
 """How probable data is under a model: the variational bound, the probability-flow ODE, in bits per dimension."""
 
-from undiffuse.likelihood.bound import Bound, Formula, all_steps, bound, optimal_variance, squared_errors, stratified
+from undiffuse.likelihood.bound import (
+    Bound,
+    Formula,
+    all_steps,
+    estimate_bound,
+    optimal_variance,
+    squared_errors,
+    stratified,
+)
 from undiffuse.likelihood.ode import Likelihood, decode, encode, log_likelihood
 from undiffuse.likelihood.solver import Solver
 
@@ -10,9 +18,9 @@ __all__ = [
     "Likelihood",
     "Solver",
     "all_steps",
-    "bound",
     "decode",
     "encode",
+    "estimate_bound",
     "log_likelihood",
     "optimal_variance",
     "squared_errors",

@@ -66,7 +66,7 @@ class Bound:
 
 
 @torch.no_grad()
-def bound(
+def estimate_bound(
     denoiser: Denoiser,
     x0: Tensor,
     formula: Formula,

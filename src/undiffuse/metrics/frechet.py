@@ -74,9 +74,9 @@ def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> C
         total = weights.sum()
         scale = (weights / (total - 1)).sqrt()[:, None]
         mean = weights @ x[there] / total
-        own = (scale * (x[there] - mean)).square().sum()
+        within = (scale * (x[there] - mean)).square().sum()
         overlap = torch.linalg.svdvals(scale * (projected[there] - mean @ root_b)).sum()
-        return ((mean - target.mean).square().sum() + own + trace - 2 * overlap).item()
+        return ((mean - target.mean).square().sum() + within + trace - 2 * overlap).item()
 
     return distance
 

@@ -34,8 +34,8 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float], replicates: 
     value = statistic(np.ones(count, dtype=np.int64))
     if count < 2:
         return Measure(value)
-    spread = 1.96 * float(np.std([statistic(counts) for counts in resampled(count, replicates)], ddof=1))
-    return Measure(value, value - spread, value + spread)
+    half = 1.96 * float(np.std([statistic(counts) for counts in resampled(count, replicates)], ddof=1))
+    return Measure(value, value - half, value + half)
 
 
 def mean(values: np.ndarray) -> Measure:

@@ -14,11 +14,11 @@ def inception_score(logits: np.ndarray) -> Measure:
     """exp of the mean KL divergence of p(y | x) from p(y) (Salimans et al. 2016): from 1 to the number of classes."""
     p = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
     p /= p.sum(1, keepdims=True)
-    own = _entropy(p)
+    entropies = _entropy(p)
 
     def score(counts: np.ndarray) -> float:
         share = counts / counts.sum()
-        return float(np.exp(_entropy(share @ p) - share @ own))
+        return float(np.exp(_entropy(share @ p) - share @ entropies))
 
     return bootstrap(len(p), score, replicates=200)
 

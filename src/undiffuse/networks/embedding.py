@@ -1,4 +1,4 @@
-"""How networks are told the noise level and the condition."""
+"""Embeddings of the noise level and the condition."""
 
 import math
 

@@ -102,7 +102,7 @@ class Attention2D(nn.Module):
         super().__init__()
         width = options.attention_head_dim or channels
         if width > channels:
-            raise ValueError(f"attention_head_dim = {width} is more than the {channels} channels of a level")
+            raise ValueError(f"attention_head_dim = {width} is more than the {channels} channels of a stage")
         self.heads, self.scale = channels // width, scale
         self.group_norm = nn.GroupNorm(groups, channels, options.norm_eps) if groups else nn.Identity()
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, self.heads * width) for _ in range(3))
@@ -140,7 +140,7 @@ class Resolution(nn.Module):
 
 
 class Down(Resolution):
-    """A level on the way down, which keeps what it makes in `skips`."""
+    """A stage on the way down, which keeps what it makes in `skips`."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], downsamplers: list[nn.Module]):
         super().__init__(resnets, attentions)
@@ -164,7 +164,7 @@ class Middle(Resolution):
 
 
 class Up(Resolution):
-    """A level on the way up, which uses `skips` up."""
+    """A stage on the way up, which uses `skips` up."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], upsamplers: list[nn.Module]):
         super().__init__(resnets, attentions)
@@ -181,7 +181,7 @@ class Up(Resolution):
 class UNet2D(nn.Module):
     """(B, inputs, H, W), log-SNR (B,), `Labels` or None -> (B, outputs, H, W).
 
-    H and W must be multiples of 2^(levels - 1). To a sample of any class no class embedding is added; without classes
+    H and W must be multiples of 2^(stages - 1). To a sample of any class no class embedding is added; without classes
     the network takes no condition, None.
 
     Args:
@@ -220,33 +220,33 @@ class UNet2D(nn.Module):
         self.class_embedding = nn.Embedding(classes, width) if classes else None
         resnet = partial(ResnetBlock, embedding=width, dropout=dropout, options=options)
 
-        def attend(level: int) -> nn.Module:
-            return Attention2D(channels[level], groups, options) if level in attention else nn.Identity()
+        def attend(stage: int) -> nn.Module:
+            return Attention2D(channels[stage], groups, options) if stage in attention else nn.Identity()
 
-        def resample(level: int, direction: Literal["down", "up"]) -> nn.Module:
+        def resample(stage: int, direction: Literal["down", "up"]) -> nn.Module:
             kind = options.downsample_type if direction == "down" else options.upsample_type
-            here = channels[level]
-            if kind == "conv" or level not in attention:  # diffusers has this choice for levels with attention alone
+            here = channels[stage]
+            if kind == "conv" or stage not in attention:  # diffusers has this choice for stages with attention alone
                 return Resample(here, direction, options.downsample_padding if direction == "down" else 1)
             return resnet(here, here, resample=_halve if direction == "down" else _double)
 
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         now, last, skips = channels[0], len(channels) - 1, [channels[0]]
-        for level, here in enumerate(channels):
+        for stage, here in enumerate(channels):
             resnets = [resnet(now if k == 0 else here, here) for k in range(blocks)]
-            downsamplers = [resample(level, "down")] if level < last else []
-            self.down_blocks.append(Down(resnets, [attend(level) for _ in resnets], downsamplers))
+            downsamplers = [resample(stage, "down")] if stage < last else []
+            self.down_blocks.append(Down(resnets, [attend(stage) for _ in resnets], downsamplers))
             skips += [here] * (blocks + len(downsamplers))
             now = here
         scale = options.mid_block_scale_factor
         middle = options.attn_norm_num_groups or (groups if options.resnet_time_scale_shift == "default" else None)
         attended = Attention2D(now, middle, options, scale) if options.add_attention else nn.Identity()
         self.mid_block = Middle([resnet(now, now, scale=scale) for _ in range(2)], [attended])
-        for level, here in reversed(list(enumerate(channels))):
+        for stage, here in reversed(list(enumerate(channels))):
             resnets = [resnet((now if k == 0 else here) + skips.pop(), here) for k in range(blocks + 1)]
-            upsamplers = [resample(level, "up")] if level else []
-            self.up_blocks.append(Up(resnets, [attend(level) for _ in resnets], upsamplers))
+            upsamplers = [resample(stage, "up")] if stage else []
+            self.up_blocks.append(Up(resnets, [attend(stage) for _ in resnets], upsamplers))
             now = here
         self.conv_norm_out = nn.GroupNorm(groups, now, options.norm_eps)
         self.conv_out = zero_(nn.Conv2d(now, outputs, 3, padding=1))

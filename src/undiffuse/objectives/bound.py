@@ -63,7 +63,7 @@ def variational_bound(
     Args:
         variance: that of p(x_s | x_t): "small", "large", "learned", or (T,) numbers, one per step. The decoder's is
             beta_1 unless it is given (the code of Ho et al. 2020 takes the posterior's at the second step instead); a
-            denoiser of the target "levels" is its own decoder.
+            denoiser of the target "categorical" is its own decoder.
         steps: T; by default the schedule's own, or 1000 for a continuous one.
         values: how many values a data element takes, evenly spaced on [-1, 1]; None: data is continuous.
     """
@@ -101,7 +101,7 @@ def continuous_bound(
         -ln p(x_0 | x_t) at t_min,  and  1/2 integral of (-d lambda/dt) SNR(t) ||x_0 - x_0_hat||^2 from t_min to 1
 
     (Kingma et al. 2021, eq. 11 and 17). The schedule between its ends changes the variance of this estimate, not its
-    mean (section 5.1). p(x_0 | x_t) is the network's for the target "levels", else proportional to q(x_t | x_0).
+    mean (section 5.1). p(x_0 | x_t) is the network's for the target "categorical", else proportional to q(x_t | x_0).
     """
     schedule = denoiser.process.schedule
     first = u < RECONSTRUCTION

@@ -54,10 +54,10 @@ class Normal:
 
     def kl(self, other: "Normal") -> Tensor:
         """KL(self || other) per element, in nats: shaped like the means. Infinite where only one variance is 0."""
-        own, its = (torch.as_tensor(expand(v, self.mean)) for v in (self.variance, other.variance))
-        ratio = own / its
-        kl = 0.5 * ((self.mean - other.mean) ** 2 / its + (ratio - 1 - ratio.log()))
-        return torch.where((its == 0) & (own > 0), torch.inf, kl)
+        ours, theirs = (torch.as_tensor(expand(v, self.mean)) for v in (self.variance, other.variance))
+        ratio = ours / theirs
+        kl = 0.5 * ((self.mean - other.mean) ** 2 / theirs + (ratio - 1 - ratio.log()))
+        return torch.where((theirs == 0) & (ours > 0), torch.inf, kl)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density of x, per element, in nats."""

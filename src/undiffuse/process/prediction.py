@@ -20,8 +20,8 @@ class Prediction:
         eps: the noise that goes with it, (x_t - alpha_t x0) / sigma_t.
         v: where between the posterior's (0) and the transition's (1) log-variance that of p(x_s | x_t) lies: v of
             Nichol & Dhariwal 2021, eq. 15, not clipped, as there; None where it was not learnt.
-        logits: of the target "levels", ln p(x_0 = v | x_t) per element and value, up to a constant for the element:
-            (B, C, ..., levels).
+        logits: of the target "categorical", ln p(x_0 = v | x_t) per element and value, up to a constant of the
+            element: (B, C, ..., values).
     """
 
     x0: Tensor

@@ -39,7 +39,7 @@ def cached_by_time(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]
     """
 
     @functools.wraps(method)
-    def asked(schedule: Any, t: Time) -> T:
+    def cached(schedule: Any, t: Time) -> T:
         if not isinstance(t, float):
             return method(schedule, t)
         known = schedule.__dict__.setdefault("_cached", {})
@@ -50,7 +50,7 @@ def cached_by_time(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]
             known[key] = method(schedule, t)
         return known[key]
 
-    return asked
+    return cached
 
 
 @dataclass(frozen=True)

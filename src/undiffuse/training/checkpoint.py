@@ -19,10 +19,10 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
 from undiffuse.names import cut, fault
-from undiffuse.training.state import Learner, Progress
+from undiffuse.training.state import Learner, Position
 from undiffuse.weights import read_tensors, read_weights
 
-_PROGRESS = TypeAdapter(Progress)
+_PROGRESS = TypeAdapter(Position)
 
 
 def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: dict[str, Any], keep: int) -> Path:
@@ -72,7 +72,7 @@ def restore(folder: Path, learner: Learner) -> None:
         averages = read_weights(folder / "weights.safetensors", shapes)
         tensors = read_tensors(folder / "training.safetensors")
         state = read_json(folder / "training.json", finite=True)
-        progress = _PROGRESS.validate_python({key: state[key] for key in asdict(Progress())})
+        progress = _PROGRESS.validate_python({key: state[key] for key in asdict(Position())})
         known = {name: tensors.pop(f"network.{name}") for name in shapes}
         importance = (
             {key: tensors.pop(f"importance.{key}") for key in ("moments", "seen")} if learner.importance else {}

@@ -74,9 +74,9 @@ def _learns(run: Path, source: str) -> bool:
         record = read_record(run)
     except UndiffuseError:
         return False
-    known, asked = recorded_source(run), located(source)
-    if known and os.path.isabs(asked):
-        return os.path.samefile(known, asked)
+    known, wanted = recorded_source(run), located(source)
+    if known and os.path.isabs(wanted):
+        return os.path.samefile(known, wanted)
     return record is not None and record["config"]["data"]["source"] == source
 
 

@@ -56,16 +56,16 @@ def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
         raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
     config = read_config(record["config"])
     values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
-    asked = make_config(values, config)
+    wanted = make_config(values, config)
     for name in values:
         section, key = name.split(".")[:2]
-        ours, theirs = (getattr(getattr(c, section), key) for c in (config, asked))
+        ours, theirs = (getattr(getattr(c, section), key) for c in (config, wanted))
         if ours != theirs and name not in MACHINE_KEYS and name != "data.source":
             raise UsageError(
                 f"{run} was begun with {name} = {ours}, not {theirs}: a resumed run keeps its settings. "
                 "Choose another --out for new ones."
             )
-    return asked
+    return wanted
 
 
 def data_source(run: Path, config: Config, given: bool) -> str:

@@ -6,21 +6,21 @@ import torch
 from undiffuse.build import default_network
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
-from undiffuse.denoiser import LEVELS
 from undiffuse.devices import has_bf16
 from undiffuse.discretised import VALUES
 from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
+from undiffuse.registry import CATEGORICAL
 from undiffuse.training.statistics import root_mean_square
 
 
-def decided_precision(asked: str) -> str:
+def decided_precision(precision: str) -> str:
     """For "auto" bf16 where the hardware has it, else fp16 on a GPU, else fp32. Raises UsageError for fp16 on a CPU."""
-    if asked == "auto":
+    if precision == "auto":
         return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
-    if asked == "fp16" and not torch.cuda.is_available():
+    if precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("training.precision=fp16 needs a GPU; on this machine use fp32 or bf16")
-    return asked
+    return precision
 
 
 def decided(config: Config, data: ImageSet, precision: str) -> Config:
@@ -28,8 +28,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     sigma_data = config.denoiser.sigma_data
     domain = domain_of(data)
     domain.check(config.data)
-    if config.denoiser.target == LEVELS and domain.values != VALUES:
-        raise UsageError(f"denoiser.target={LEVELS} is for data of {VALUES} values, which {domain.noun} are not")
+    if config.denoiser.target == CATEGORICAL and domain.values != VALUES:
+        raise UsageError(f"denoiser.target={CATEGORICAL} is for data of {VALUES} values, which {domain.noun} are not")
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     return config.model_copy(

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from undiffuse.build import make_network
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
-from undiffuse.denoiser import LEVELS
 from undiffuse.devices import placed
 from undiffuse.domains import domain_of
 from undiffuse.model import DataFacts
 from undiffuse.networks import PixelUNet
 from undiffuse.objectives import Importance
+from undiffuse.registry import CATEGORICAL
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
 from undiffuse.training.statistics import log_value_prior
@@ -26,7 +26,7 @@ Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a run is.
 
     Attributes:
@@ -51,7 +51,7 @@ class Learner:
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: Any | None
-    progress: Progress
+    progress: Position
     importance: Importance | None = None
 
     @property
@@ -67,7 +67,7 @@ def make_learner(config: Config, images: ImageSet, data: DataFacts, accelerator:
         shape = domain_of(data).shape
         network = make_network(config, shape[0], data.takes, len(shape) - 1)
         network = placed(network, accelerator.device)
-    if config.denoiser.target == LEVELS and isinstance(network, PixelUNet):
+    if config.denoiser.target == CATEGORICAL and isinstance(network, PixelUNet):
         network.set_value_prior(log_value_prior(images))
     if config.training.compile:
         network.compile()
@@ -76,6 +76,6 @@ def make_learner(config: Config, images: ImageSet, data: DataFacts, accelerator:
         EMA(list(network.parameters()), config.training.ema),
         make_optimizer(config.training, network),
         accelerator.scaler,
-        Progress(),
+        Position(),
         Importance() if config.objective.importance else None,
     )

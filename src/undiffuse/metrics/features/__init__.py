@@ -20,12 +20,12 @@ def find_extractor(
 ) -> Extractor:
     """The extractor that `name` (see CHOICES) means for a data set.
 
-    auto: a classifier of the data's own for grey images with enough labels (`can_be_told_apart`), else
+    auto: a classifier of the data's own for grey images with enough labels (`has_enough_labels`), else
     EfficientNet-Lite0. `test` gives a classifier its accuracy. `tick` is told (steps done, steps in all) where a
     classifier has to be trained first. Raises UsageError for a name or file that there is not.
     """
     if name == "auto":
-        name = "classifier" if train.shape[2] == 1 and can_be_told_apart(train) else "efficientnet-lite0"
+        name = "classifier" if train.shape[2] == 1 and has_enough_labels(train) else "efficientnet-lite0"
     if name == "classifier":
         from undiffuse.metrics.features.classifier import classifier
 
@@ -46,7 +46,7 @@ def find_extractor(
     raise UsageError(f"no features are called {name!r}: choose {CHOICES}")
 
 
-def can_be_told_apart(data: ImageSet) -> bool:
+def has_enough_labels(data: ImageSet) -> bool:
     """Whether a classifier of the data can be learnt: two classes at least, ten images of each that there is, and sides
     of four pixels, which its poolings take."""
     if data.labels is None:

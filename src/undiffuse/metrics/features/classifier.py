@@ -45,8 +45,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """128 pooled features; the first 16 channels of the last maps; logits."""
-        for level, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            if level:
+        for stage, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            if stage:
                 x = functional.max_pool2d(x, 2)
             x = functional.relu(norm(convolution(x)))
         pooled = x.mean((2, 3))
