@@ -1,4 +1,4 @@
-"""A denoiser that wraps a denoiser, so that every sampler gets it for free: clipping and dynamic thresholding."""
+"""Thresholds: clipping and dynamic thresholding of the predicted x_0."""
 
 import torch
 
