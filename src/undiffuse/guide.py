@@ -1,0 +1,88 @@
+"""What guides a model: from a model, a condition and the settings of guidance to the denoiser that sampling follows."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from undiffuse.conditions import Composition, Condition, Request
+from undiffuse.errors import UsageError
+from undiffuse.guidance import Guidance, composed, guided, of_two, with_and_without, within
+from undiffuse.model import Model, load
+from undiffuse.process import Denoise
+
+
+def with_guide(model: Model, guide: Model | str | os.PathLike[str]) -> Model:
+    """`model` guided by a weaker one (autoguidance, Karras et al. 2024a): another, or an earlier checkpoint of its run.
+
+    The guide is evaluated on the model's process. Raises UsageError for a guide of another kind of data or condition.
+    """
+    weaker = guide if isinstance(guide, Model) else load(guide, model.device)
+    if (weaker.data.domain, weaker.data.shape) != (model.data.domain, model.data.shape):
+        raise UsageError(
+            f"--guide {weaker.name} makes {weaker.domain.noun} of {weaker.data.shape}, and {model.name} "
+            f"{model.domain.noun} of {model.data.shape}"
+        )
+    if weaker.data.takes != model.data.takes and weaker.data.classes != model.data.classes:
+        raise UsageError(f"--guide {weaker.name} was trained on other classes than {model.name}")
+    return dataclasses.replace(model, guide=weaker)
+
+
+def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance) -> Denoise:
+    """The denoiser of `model` for `condition` with `guidance`; plain, and one evaluation, where the scale is 1.
+
+    Raises UsageError for guidance that the model cannot have.
+    """
+    process, parts = model.denoiser.process, condition.parts if isinstance(condition, Composition) else (condition,)
+    if guidance.scale == 1 and len(parts) == 1:
+        return model.denoiser.bind(parts[0])
+    if model.guide is None:
+        inside, plain = _free(model, condition, guidance)
+    elif len(parts) > 1:
+        raise UsageError("a --guide guides by one class at a time: name one, or leave --guide out")
+    else:
+        weaker = dataclasses.replace(model.guide.denoiser, process=process).bind(parts[0])
+        plain = model.denoiser.bind(parts[0])
+        inside = guided(of_two(plain, weaker), process, guidance.rule)
+    return inside if guidance.interval is None else within(inside, plain, process, guidance.interval)
+
+
+def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[Denoise, Denoise]:
+    """Classifier-free guidance, and the denoiser that it becomes at scale 1."""
+    if condition is None:
+        raise UsageError(
+            f"the model {model.name} takes no condition, so there is nothing to guide by: name a --guide, or leave "
+            "--guidance out"
+        )
+    if "imported" in model.training or not model.config.training.label_dropout:
+        raise UsageError(
+            f"{model.name} never learnt without its condition (training.label_dropout = 0), which guidance needs: "
+            "name a --guide, or leave --guidance out"
+        )
+    denoiser, process = model.denoiser, model.denoiser.process
+    parts = condition.parts if isinstance(condition, Composition) else (condition,)
+    away = condition.away if isinstance(condition, Composition) else condition.dropped()
+    if len(parts) == 1:
+        if guidance.scale == 0:
+            return denoiser.bind(away), denoiser.bind(parts[0])
+        pair = with_and_without(denoiser, parts[0], away)
+        return guided(pair, process, guidance.rule), denoiser.bind(parts[0])
+    scaled = composed(denoiser, process, parts, away, [guidance.scale] * len(parts))
+    return scaled, composed(denoiser, process, parts, away, [1.0] * len(parts))
+
+
+def request(
+    model: Model, numbers: Sequence[int], classes: Sequence[str | int] = (), negative: str | int | None = None
+) -> Request | None:
+    """What the samples numbered `numbers` are asked to be: of all of `classes`, and unlike `negative`.
+
+    Without either, in the data's proportions (`Model.condition`). Raises UsageError for a class that the model lacks.
+    """
+    count = len(numbers)
+    if not classes and negative is None:
+        return model.condition(numbers)
+    parts: list[Condition | None] = [model.of_class(name, count) for name in classes]
+    parts = parts or [model.condition(numbers)]
+    away = None if negative is None else model.of_class(negative, count)
+    if len(parts) == 1 and away is None:
+        return parts[0]
+    return Composition(tuple(part for part in parts if part is not None), away)
