@@ -183,7 +183,7 @@ def build(config: Config) -> Denoiser:
         (["denoiser.learned_variance=true"], "learned_variance"),
         (["objective.loss=bound", "objective.variance=learned"], "learned_variance"),
         (["denoiser.learned_variance=true", "objective.variance=learned"], "loss=bound"),
-        (["denoiser.target=categorical", "network.head=8"], "learns by a bound"),
+        (["denoiser.target=categorical", "network.head=8"], "categorical needs a bound"),
         (["denoiser.target=categorical", "objective.loss=continuous-bound"], "needs network.head"),
     ],
 )

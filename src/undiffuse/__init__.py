@@ -5,7 +5,7 @@
     undiffuse.train({"data.source": "emoji", "training.minutes": 5}, out="runs/emoji")
     model = undiffuse.load("runs/emoji")
 
-Names are imported when first used, so that `undiffuse --help` need not wait for torch.
+Names are imported when first used, so that `undiffuse --help` does not wait for torch.
 """
 
 from importlib import import_module

@@ -78,6 +78,11 @@ class Recipe:
         return SAMPLERS[self.sampler].evaluations * (self.steps - 1) + 1
 
     @property
+    def random(self) -> bool:
+        """Whether its steps draw noise."""
+        return SAMPLERS[self.sampler].random or self.eta > 0
+
+    @property
     def key(self) -> str:
         """The key of a grid made for a model (`Model.grids`)."""
         return f"{self.sampler}:{self.steps}"

@@ -58,6 +58,9 @@ class _NoDraw:
 
     uniform = normal
 
+    def fold(self, number: int) -> "_NoDraw":
+        return self
+
 
 def _states(start: State, times: list[float], denoise: Denoise, process: GaussianProcess, step: Step) -> list[State]:
     states = [start]
