@@ -91,20 +91,20 @@ def test_a_guide_is_a_weaker_model_on_the_same_process(model: Model, whole: Path
 
 def test_requests(model: Model) -> None:
     """No class: the data's proportions; one: it; several or a negative: a composition."""
-    assert isinstance(request(model, range(5)), Labels)
-    assert request(model, range(5)).index.tolist() == model.condition(range(5)).index.tolist()  # type: ignore[union-attr]
-    assert request(model, range(2), [1]).index.tolist() == [1, 1]  # type: ignore[union-attr]
-    several = request(model, range(2), [0, 1], 2)
+    assert isinstance(request(model, 5, model.condition(range(5))), Labels)
+    assert request(model, 5, model.condition(range(5))).index.tolist() == model.condition(range(5)).index.tolist()  # type: ignore[union-attr]
+    assert request(model, 2, None, [1]).index.tolist() == [1, 1]  # type: ignore[union-attr]
+    several = request(model, 2, None, [0, 1], 2)
     assert isinstance(several, Composition)
     assert [part.index.tolist() for part in (*several.parts, several.away)] == [[0, 0], [1, 1], [2, 2]]  # type: ignore[attr-defined]
-    composed = last(model, request(model, range(3), [0, 0]), scale=1.0)
+    composed = last(model, request(model, 3, None, [0, 0]), scale=1.0)
     torch.testing.assert_close(composed, last(model, model.of_class(0, 3), scale=2.0), rtol=1e-4, atol=1e-4)
-    away = last(model, request(model, range(3), [0], 0), scale=5.0)
+    away = last(model, request(model, 3, None, [0], 0), scale=5.0)
     torch.testing.assert_close(away, last(model, model.of_class(0, 3)), rtol=1e-4, atol=1e-4)
 
 
 def test_a_composition_is_the_same_in_any_batch(model: Model) -> None:
-    recipe, whole = Recipe("ddim", 3, guidance=Guidance(2.0)), request(model, range(5), [0, 1])
+    recipe, whole = Recipe("ddim", 3, guidance=Guidance(2.0)), request(model, 5, None, [0, 1])
     (together,) = generate(model, recipe, range(5), whole)
     apart = list(generate(model, recipe, range(5), whole, batch_size=2))
     difference = abs(together.astype(int) - np.concatenate(apart))
@@ -160,7 +160,7 @@ def test_models_that_cannot_be_guided(model: Model) -> None:
     with pytest.raises(UsageError, match="nothing to guide by"):
         guided_denoiser(model, None, Guidance(2.0))
     with pytest.raises(UsageError, match="one class"):
-        guided_denoiser(with_guide(model, model), request(model, [0], [0, 1]), Guidance(2.0))
+        guided_denoiser(with_guide(model, model), request(model, 1, None, [0, 1]), Guidance(2.0))
 
 
 def test_the_command_says_what_it_cost(command: Command, whole: Path, tmp_path: Path) -> None:

@@ -71,17 +71,18 @@ def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[
 
 
 def request(
-    model: Model, numbers: Sequence[int], classes: Sequence[str | int] = (), negative: str | int | None = None
+    model: Model,
+    count: int,
+    default: Condition | None,
+    classes: Sequence[str | int] = (),
+    negative: str | int | None = None,
 ) -> Request | None:
-    """What the samples numbered `numbers` are asked to be: of all of `classes`, and unlike `negative`.
+    """What `count` samples are asked to be: of all of `classes` (where there are none, `default`), unlike `negative`.
 
-    Without either, in the data's proportions (`Model.condition`). Raises UsageError for a class that the model lacks.
+    Raises UsageError for a class that the model lacks.
     """
-    count = len(numbers)
-    if not classes and negative is None:
-        return model.condition(numbers)
     parts: list[Condition | None] = [model.of_class(name, count) for name in classes]
-    parts = parts or [model.condition(numbers)]
+    parts = parts or [default]
     away = None if negative is None else model.of_class(negative, count)
     if len(parts) == 1 and away is None:
         return parts[0]

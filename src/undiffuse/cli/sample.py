@@ -83,7 +83,7 @@ def sample(
         loaded = with_guide(loaded, guide)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
-    condition, overshoot = request(loaded, range(n), class_name, negative), Overshoot()
+    condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative), Overshoot()
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
         images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)

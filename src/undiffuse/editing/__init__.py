@@ -1,1 +1,1 @@
-"""Editing by what a model knows: SDEdit, inpainting, inversion, interpolation, style mixing. Recipes over `trajectory`."""
+"""Editing by what a model knows: recipes over `trajectory`. SDEdit, inpainting, inversion, interpolation, mixing."""

@@ -27,8 +27,9 @@ class Inverted(NamedTuple):
 
     Attributes:
         x: x at the first time of the grid, (B, ...).
-        error: per sample, float64 (B,): the root mean square by which the worst step misses its end, over that of x.
-        remainder: x_0 less where the trajectory from x ends, as far as the last step goes.
+        error: per sample, float64 (B,): the root mean square by which the worst step but the last misses its end, over
+            that of x.
+        remainder: x_0 less the end of the trajectory from x, (B, ...).
     """
 
     x: Tensor
@@ -45,10 +46,12 @@ def invert(
     tolerance: float | None = None,
     most: int = 100,
 ) -> Inverted:
-    """The x at grid[0] from which DDIM on `grid` ends at x_0, one evaluation per iteration.
+    """The x at grid[0] from which DDIM on `grid` ends at x_0 less the remainder; an iteration is one evaluation.
 
     Each step t -> s, x_s = alpha_s D(x_t) + sigma_s eps(x_t), is solved for x_t by fixed-point iteration, accelerated
-    (Anderson 1965), from the solution with the prediction at s.
+    (Anderson 1965), from the solution with the prediction at s. The step onto the data, x_0 = D(x_t), may have no
+    solution, since pictures with saturated pixels lie at the edge of what a network predicts: it is left as near as it
+    comes, and the remainder is what to add at the end.
 
     Args:
         grid: decreasing to 0.
@@ -57,7 +60,8 @@ def invert(
     """
     tolerance = tolerance or (1e-13 if x0.dtype == torch.float64 else 1e-6)
     times = grid.flip(0).tolist()
-    x, error = _solved(denoise, process, x0, 0.0, times[1], tolerance, most)
+    x, _ = _solved(denoise, process, x0, 0.0, times[1], tolerance, most)
+    error = torch.zeros(len(x0), dtype=torch.float64)
     remainder = x0 - denoise(x, times[1]).x0
     for s, t in itertools.pairwise(times[1:]):
         x, missed = _solved(denoise, process, x, s, t, tolerance, most)
@@ -90,7 +94,7 @@ def _solved(
     best, least = x, torch.full((len(x),), torch.inf, dtype=torch.float64)
     for _ in range(most):
         step = update(x, t) - x
-        missed = (_size(step) / _size(x)).cpu()
+        missed = (_size(step) / _size(x).clamp(min=1e-30)).cpu()
         best, least = torch.where(_column(missed < least, x), x, best), torch.minimum(least, missed)
         progress = [*progress, least.max().item()][-PATIENCE:]
         if progress[-1] <= tolerance or (len(progress) == PATIENCE and progress[-1] > 0.5 * progress[0]):
@@ -128,7 +132,7 @@ def _accelerated(xs: list[Tensor], steps: list[Tensor]) -> Tensor:
         return x + step
     moves = torch.stack([(step - old).flatten(1) for old in steps[:-1]], 2).double()  # (B, D, m)
     gram = moves.mT @ moves
-    ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1).clamp(min=1e-300)
+    ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp(min=1e-100)
     gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(gram, moves.mT @ step.flatten(1).double().unsqueeze(2))  # (B, m, 1)
     changes = torch.stack([(x + step - old - was).flatten(1) for old, was in zip(xs[:-1], steps[:-1], strict=True)], 2)
@@ -159,7 +163,9 @@ class NoiseMaps(NamedTuple):
 
 
 @torch.no_grad()
-def noise_maps(denoise: Denoise, process: GaussianProcess, x0: Tensor, grid: Tensor, draws: Sequence[Draw]) -> NoiseMaps:
+def noise_maps(
+    denoise: Denoise, process: GaussianProcess, x0: Tensor, grid: Tensor, draws: Sequence[Draw]
+) -> NoiseMaps:
     """The edit-friendly noise of DDPM's steps (Huberman-Spiegelglas et al. 2024, algorithm 1).
 
     Every x_t is drawn from q(x_t | x_0) by itself, by `draws` (one for each time of the grid but 0), and the noise of
@@ -168,7 +174,7 @@ def noise_maps(denoise: Denoise, process: GaussianProcess, x0: Tensor, grid: Ten
     times = grid.tolist()
     states = [process.corrupt(x0, t, draw) for t, draw in zip(times[:-1], draws, strict=True)]
     noise, x = [], states[0]
-    for k, (t, s) in enumerate(zip(times[:-2], times[1:-1], strict=True)):
+    for k, (t, s) in enumerate(itertools.pairwise(times[:-1])):
         law = process.reverse(denoise(x, t), x, s, t)
         noise.append((states[k + 1] - law.mean) / law.variance.sqrt())
         x = law.at(noise[-1])  # as it will be computed again: equal to states[k + 1] but for rounding

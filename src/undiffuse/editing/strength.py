@@ -40,8 +40,8 @@ def times_below(model: Model, recipe: Recipe, strength: float) -> Tensor:
         return top * make_grid(name, _Below(schedule, top), recipe.steps)
     except ValueError:
         raise UsageError(
-            f"strength = {strength:g} leaves no room for {recipe.steps} steps of the grid {name}: use more strength, or "
-            "0, which changes nothing"
+            f"strength = {strength:g} leaves no room for {recipe.steps} steps of the grid {name}: use more, or 0, "
+            "which changes nothing"
         ) from None
 
 
