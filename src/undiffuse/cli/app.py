@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from undiffuse.cli import compare, data, demo, evaluate, explain, export, import_, models, sample, train, tune
+from undiffuse.cli import compare, data, demo, edit, evaluate, explain, export, import_, models, sample, train, tune
 from undiffuse.cli.console import fail
 from undiffuse.cli.early import EarlyCommand
 from undiffuse.errors import UndiffuseError
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("sample", cls=EarlyCommand)(sample.sample)
+app.command("edit", cls=EarlyCommand)(edit.edit)
 app.command("evaluate", cls=EarlyCommand)(evaluate.evaluate)
 app.command("compare", cls=EarlyCommand)(compare.compare)
 app.command("explain", cls=EarlyCommand)(explain.explain)
