@@ -40,7 +40,7 @@ def tune(
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
         if SAMPLERS[recipe.sampler].random or SAMPLERS[recipe.sampler].guides:
-            raise UsageError(f"no grid is searched for {recipe.sampler}: choose ddim, euler, heun, dpm++2m, dpm++3m or unipc")
+            raise UsageError(f"no grid is searched for {recipe.sampler}: choose ddim, euler, heun, dpm++ or unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)
     condition = model.condition(numbers)
