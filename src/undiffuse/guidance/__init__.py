@@ -1,5 +1,23 @@
 """Denoisers that wrap denoisers, so that every sampler, grid and likelihood gets them: thresholds and guidance."""
 
+from undiffuse.guidance.observations import (
+    Covariance,
+    LinearMap,
+    Observation,
+    gaussian_guidance,
+    moment_matching,
+    together,
+)
 from undiffuse.guidance.thresholds import clip, dynamic_threshold, unchanged
 
-__all__ = ["clip", "dynamic_threshold", "unchanged"]
+__all__ = [
+    "Covariance",
+    "LinearMap",
+    "Observation",
+    "clip",
+    "dynamic_threshold",
+    "gaussian_guidance",
+    "moment_matching",
+    "together",
+    "unchanged",
+]
