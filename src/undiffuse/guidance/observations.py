@@ -192,10 +192,10 @@ def moment_matching(
 
     S is never formed: vectors are multiplied by the network's derivative.
 
-    The system is solved by conjugate gradients for each sample, until |residual| <= tolerance |y - H D|. A sample ends
-    there, after so many `iterations`, or where the matrix shows a direction in which it is not positive (a network's
-    derivative need not be symmetric): of what it has, the step with the smallest residual is taken. `tell` is given
-    the relative residuals (B,) of every evaluation. In pure noise without signal (alpha = 0) the derivative says
+    The system is solved by conjugate gradients for each sample, until |residual| <= tolerance |y - H D|. They end
+    earlier after so many `iterations`, or where a network's derivative shows that it is not symmetric or not positive
+    as a covariance is; then the best that was found is taken. `tell` is given the relative residuals (B,) of every
+    evaluation. In pure noise without signal (alpha = 0) the derivative says
     nothing, and D stays as it is.
     """
     variance = observation.variance
@@ -248,7 +248,10 @@ def conjugate_gradients(
     tolerance: float,
     iterations: int,
 ) -> tuple[Tensor, Tensor]:
-    """S H^T w, where (H S H^T + R) w = misfit, and |residual| / |misfit| (B,): each sample by itself.
+    """S H^T w, where (H S H^T + R) w = misfit, and |misfit - (H S H^T + R) w| / |misfit| (B,): each sample by itself.
+
+    Residuals are kept orthogonal to all before them. Without that, rounding is amplified from step to step, and what a
+    sample becomes depends on the batch it is in.
 
     Args:
         spread: w (B, M) -> S H^T w (B, *shape).
@@ -261,9 +264,10 @@ def conjugate_gradients(
     def each(value: Tensor) -> Tensor:
         return value.view(-1, *[1] * (start.ndim - 1))
 
-    residual, direction, change, best = misfit, misfit, start, start
-    whole = square = least = residual.square().sum(1)
-    active = square > 0
+    residual, direction, w = misfit, misfit, torch.zeros_like(misfit)
+    change, best = start, start
+    square = whole = least = misfit.square().sum(1)
+    active, before = square > 0, []
     for _ in range(iterations):
         if not active.any():
             break
@@ -272,12 +276,15 @@ def conjugate_gradients(
         curvature = (direction * product).sum(1)
         active = active & (curvature > 0)
         length = torch.where(active, square / curvature, 0)
+        w, change = w + length[:, None] * direction, change + each(length) * step
+        left = (misfit - observe(change) - variance * w).square().sum(1)
+        best = torch.where(each(left < least), change, best)
+        least = torch.minimum(left, least)
+        before.append(torch.nn.functional.normalize(residual, dim=1))
         residual = residual - length[:, None] * product
-        change = change + each(length) * step
-        before, square = square, residual.square().sum(1)
-        better = active & (square < least)
-        least = torch.where(better, square, least)
-        best = torch.where(each(better), change, best)
-        active = active & (square > tolerance**2 * whole)
-        direction = residual + torch.where(active, square / before, 0)[:, None] * direction
+        for q in before:
+            residual = residual - (q * residual).sum(1, keepdim=True) * q
+        last, square = square, residual.square().sum(1)
+        active = active & (torch.minimum(least, square) > tolerance**2 * whole)
+        direction = residual + torch.where(active, square / last, 0)[:, None] * direction
     return best, torch.where(whole > 0, least / whole, 0).sqrt()
