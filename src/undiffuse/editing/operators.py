@@ -218,7 +218,7 @@ def blur(shape: tuple[int, ...], argument: str) -> Degradation:
 def _gaussian(side: int, sigma: float) -> Tensor:
     reach = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1)
-    kernel = torch.softmax(-0.5 * (offsets / sigma).double() ** 2, 0)
+    kernel = torch.softmax(-0.5 * (offsets.double() / sigma) ** 2, 0)
     place = torch.arange(side)[:, None] + offsets
     folded = place % (2 * side)  # the mirrored picture repeats after 2 sides
     source = torch.where(folded < side, folded, 2 * side - 1 - folded)
