@@ -14,22 +14,41 @@ from undiffuse.guidance.difference import (
     with_and_without,
     within,
 )
-from undiffuse.guidance.thresholds import Overshoot, clip, dynamic_threshold, unchanged
+from undiffuse.guidance.observations import (
+    Covariance,
+    LinearMap,
+    Observation,
+    gaussian_guidance,
+    moment_matching,
+    together,
+)
+from undiffuse.guidance.thresholds import (
+    Overshoot,
+    clip,
+    dynamic_threshold,
+    unchanged,
+)
 
 __all__ = [
+    "Covariance",
     "Guidance",
+    "LinearMap",
+    "Observation",
     "Overshoot",
     "Pair",
     "Rule",
     "clip",
     "composed",
     "dynamic_threshold",
+    "gaussian_guidance",
     "guided",
     "in_one_batch",
     "linear",
+    "moment_matching",
     "of_two",
     "projected",
     "rescaled",
+    "together",
     "unchanged",
     "with_and_without",
     "within",
