@@ -89,6 +89,8 @@ def train_classifier(
         raise UsageError(
             f"{data.name} has no two classes for a classifier to tell apart: give pictures in one folder for each class"
         )
+    if len(domain_of(data).shape) == 1:
+        config = make_config({"network.kind": "mlp"}, config)
     config = decided(config, data, "fp32")
     facts = data_facts(config, data)
     with torch.random.fork_rng(devices=[]):
