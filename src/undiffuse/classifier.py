@@ -89,7 +89,12 @@ class Classifier:
 
 
 def make_classifier_network(config: Config, data: DataFacts) -> nn.Module:
-    """The network for `data`; `config.network` must be decided. For points an MLP, else the half of a U-Net."""
+    """The network for `data`; `config.network` must be decided. For points an MLP, else the half of a U-Net.
+
+    Raises ValueError for data without two classes.
+    """
+    if len(data.classes) < 2:
+        raise ValueError(f"a classifier needs two classes, not {len(data.classes)}")
     network, shape = config.network, domain_of(data).shape
     assert network.channels and network.patch and network.attention is not None
     if len(shape) == 1:
@@ -109,9 +114,9 @@ def make_classifier_network(config: Config, data: DataFacts) -> nn.Module:
 def make_classifier(
     name: str, config: Config, data: DataFacts, network: nn.Module, training: dict[str, Any]
 ) -> Classifier:
-    """The network read as a classifier. Raises ValueError for data without two classes, or sigma_data left open."""
-    if len(data.classes) < 2 or config.denoiser.sigma_data is None:
-        raise ValueError("a classifier needs two classes and denoiser.sigma_data")
+    """The network read as a classifier. Raises ValueError where denoiser.sigma_data is left open."""
+    if config.denoiser.sigma_data is None:
+        raise ValueError("denoiser.sigma_data is left open")
     device = next(network.parameters()).device
     log_prior = torch.tensor(data.class_share, device=device).log()
     return Classifier(name, network, config.denoiser.sigma_data, log_prior, data, training)
