@@ -145,10 +145,10 @@ _DATA = TypeAdapter(DataFacts)
 _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9][0-9]{0,6}$")], _Grid])
 
 
-def read_card(folder: Path) -> Card:
-    """Reads `model.json` of a folder. Raises UndiffuseError if it is invalid or of another format."""
-    path = folder / "model.json"
-    card = read_json(path)  # imported configurations may hold infinities, as diffusers' schedulers do
+def read_card(folder: Path, name: str = "model.json") -> Card:
+    """`model.json` of a folder, or a file laid out as it. Raises UndiffuseError where this version cannot read it."""
+    path = folder / name
+    card = read_json(path)  # what was imported may hold infinities, as diffusers' schedulers do
     within: tuple[str, ...] = ()
     try:
         if not isinstance(card, dict):

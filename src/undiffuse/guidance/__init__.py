@@ -1,5 +1,10 @@
 """Denoisers that wrap denoisers, so that every sampler, grid and likelihood gets them: thresholds and guidance."""
 
+from undiffuse.guidance.classifier import (
+    LogProb,
+    class_log_prob,
+    classifier_guidance,
+)
 from undiffuse.guidance.difference import (
     Guidance,
     Pair,
@@ -33,10 +38,13 @@ __all__ = [
     "Covariance",
     "Guidance",
     "LinearMap",
+    "LogProb",
     "Observation",
     "Overshoot",
     "Pair",
     "Rule",
+    "class_log_prob",
+    "classifier_guidance",
     "clip",
     "composed",
     "dynamic_threshold",
