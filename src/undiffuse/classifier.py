@@ -5,9 +5,12 @@ The folder holds `weights.safetensors` and `classifier.json`, which is laid out 
 in `training.accuracy`.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from undiffuse.card import FORMAT, DataFacts, read_card
+from undiffuse.conditions import Labels
 from undiffuse.config import Config
 from undiffuse.devices import placed
 from undiffuse.domains import domain_of
@@ -26,7 +30,7 @@ from undiffuse.networks import MLP
 from undiffuse.networks.classifier import HalfUNet
 from undiffuse.process import NoiseLevel, expand
 from undiffuse.sampling.steps import PURE_NOISE
-from undiffuse.weights import read_weights
+from undiffuse.weights import read_weights, sha256_of_weights
 
 CARD, WEIGHTS = "classifier.json", "weights.safetensors"
 LARGEST_RATIO = PURE_NOISE
@@ -69,6 +73,17 @@ class Classifier:
         output = self.network(expand(c_in, x_t) * x_t, level.log_snr.clamp(-limit, limit).to(x_t).expand(len(x_t)))
         c_out = expand(level.alpha * self.sigma_data * c_in, output)
         return (self.log_prior.to(output) + c_out * output).log_softmax(1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, hexadecimal, of all that its probabilities depend on."""
+        assert isinstance(self.network, nn.Module)
+        facts = json.dumps([self.data.class_share, self.sigma_data])
+        return hashlib.sha256((facts + sha256_of_weights(self.network)).encode()).hexdigest()
+
+    def of_class(self, name: str | int, count: int) -> Labels:
+        """Labels of `count` samples of the class `name`. Raises UsageError where it is none."""
+        return Labels(torch.full((count,), self.label(name), device=self.log_prior.device), len(self.data.classes))
 
     def label(self, name: str | int) -> int:
         """The number of the class `name`. Raises UsageError where it is none."""

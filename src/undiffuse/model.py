@@ -33,6 +33,7 @@ from undiffuse.card import (
     read_grids,
     recorded_source,
 )
+from undiffuse.classifier import Classifier
 from undiffuse.conditions import Condition, Labels, Request
 from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
@@ -72,7 +73,8 @@ class Model:
         training: how it was trained: steps, images seen, seconds, machine, versions.
         engine: what runs the network (`undiffuse.engines`).
         grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
-        guide: the weaker model that guides it (`undiffuse.guide.with_guide`); None: its own unconditional predictions.
+        guide: the weaker model, or the classifier, that guides it (`undiffuse.guide.with_guide`); None: its own
+            unconditional predictions.
         source: where its run found its data; "" for a model outside its run, for which only `config.data` is known.
     """
 
@@ -84,7 +86,7 @@ class Model:
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
-    guide: "Model | None" = None
+    guide: "Model | Classifier | None" = None
 
     @cached_property
     def domain(self) -> Domain:
@@ -185,7 +187,7 @@ class Model:
             )
         if condition is None:
             return None
-        if self.data.takes is None:
+        if self.data.takes is None and not isinstance(self.guide, Classifier):
             raise UsageError(f"the model {self.name} takes no condition, and was given a {type(condition).__name__}")
         if len(condition) != count:
             raise UsageError(f"a condition of {len(condition)} samples was given for {count}")
