@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from undiffuse.card import FORMAT, DataFacts, read_card
+from undiffuse.conditions import Labels
 from undiffuse.config import Config
 from undiffuse.devices import placed
 from undiffuse.domains import domain_of
@@ -70,9 +71,10 @@ class Classifier:
         c_out = expand(level.alpha * self.sigma_data * c_in, output)
         return (self.log_prior.to(output) + c_out * output).log_softmax(1)
 
-    def label(self, name: str | int) -> int:
-        """The number of the class `name`. Raises UsageError where it is none."""
-        return choose(name, self.data.classes)
+    def of_class(self, name: str | int, count: int) -> Labels:
+        """The labels of `count` samples of the class `name`. Raises UsageError where it is none."""
+        label = choose(name, self.data.classes)
+        return Labels(torch.full((count,), label, device=self.log_prior.device), len(self.data.classes))
 
     def check(self, data: DataFacts, name: str) -> None:
         """Raises UsageError where the model `name` of `data` cannot be guided by this: other shapes, other classes."""
