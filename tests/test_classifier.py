@@ -22,7 +22,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.guidance import class_log_prob, classifier_guidance
 from undiffuse.guidance.classifier import gradient
 from undiffuse.process import GaussianProcess, NoiseLevel, Prediction
-from undiffuse.training.classifier import LARGEST_RATIO, RATIOS, accuracy, noise_levels, train_classifier
+from undiffuse.training.classifier import LARGEST_RATIO, RATIOS, noise_levels, train_classifier
 
 CLASSES = ("a", "b", "c")
 SHARE = (0.5, 0.2, 0.3)
@@ -131,7 +131,9 @@ def test_labels_that_it_does_not_know_are_refused() -> None:
     with pytest.raises(UsageError, match="has the classes a, b, c, and other has a, c, b"):
         classifier.check(DataFacts("d", (8, 8, 1), 10, ("a", "c", "b"), SHARE), "other")
     with pytest.raises(UsageError, match="no class 'd'"):
-        classifier.label("d")
+        classifier.of_class("d", 2)
+    labels = classifier.of_class("b", 2)
+    assert labels.index.tolist() == [1, 1] and labels.classes == 3
 
 
 # Training, against Bayes' rule.
@@ -170,9 +172,9 @@ def test_it_comes_near_the_best_there_is(domain: str, steps: int, tmp_path: Path
     cross-entropy that of the true posterior, by 0.03 nats: so the probabilities are right, not only their order."""
     train, distance, s = gaussians(4000, domain, 0)
     values = {"training.steps": steps, "network.channels": (32,), "network.blocks": 1}
-    classifier = train_classifier(values, tmp_path / "classifier", data=train)
     held_out, *_ = gaussians(2000, domain, 1)
-    for found in accuracy(classifier, held_out):
+    classifier = train_classifier(values, tmp_path / "classifier", data=train, held_out=held_out)
+    for found in classifier.training["accuracy"]["levels"]:
         best, nats = bayes(distance, math.hypot(s, found["ratio"]))
         error = math.sqrt(best * (1 - best) / 2000)
         assert found["accuracy"] == pytest.approx(best, abs=3 * error + 0.01), found

@@ -272,12 +272,13 @@ def test_samples_do_not_depend_on_each_other() -> None:
 
 
 def test_gradients_are_had_while_sampling_without_them() -> None:
-    """Within no_grad, as samplers run; nothing that comes out has a graph, and x_t is left as it was."""
+    """Within no_grad, as samplers run, and inference_mode; what comes out has no graph, and x_t is left as it was."""
     process, x_t = GaussianProcess(SCHEDULES["vp"]), noisy(GaussianProcess(SCHEDULES["vp"]), 0.5)
     guided = classifier_guidance(gaussian_denoiser(process, as64(0.0), as64(1.0)), process, lambda x, t: -(x**2).sum(1))
-    with torch.no_grad():
-        prediction = guided(x_t, 0.5)
-    assert not prediction.x0.requires_grad and not x_t.requires_grad
     ((alpha, sigma),) = levels(process, as64(0.5))
     plain = gaussian_denoiser(process, as64(0.0), as64(1.0))(x_t, 0.5)
-    close(prediction.x0, plain.x0 - 2 * sigma**2 / alpha * x_t)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            prediction = guided(x_t + 0, 0.5)
+        assert not prediction.x0.requires_grad and not x_t.requires_grad
+        close(prediction.x0, plain.x0 - 2 * sigma**2 / alpha * x_t)

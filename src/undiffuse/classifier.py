@@ -82,12 +82,9 @@ class Classifier:
         return hashlib.sha256((facts + sha256_of_weights(self.network)).encode()).hexdigest()
 
     def of_class(self, name: str | int, count: int) -> Labels:
-        """Labels of `count` samples of the class `name`. Raises UsageError where it is none."""
-        return Labels(torch.full((count,), self.label(name), device=self.log_prior.device), len(self.data.classes))
-
-    def label(self, name: str | int) -> int:
-        """The number of the class `name`. Raises UsageError where it is none."""
-        return choose(name, self.data.classes)
+        """The labels of `count` samples of the class `name`. Raises UsageError where it is none."""
+        label = choose(name, self.data.classes)
+        return Labels(torch.full((count,), label, device=self.log_prior.device), len(self.data.classes))
 
     def check(self, data: DataFacts, name: str) -> None:
         """Raises UsageError where the model `name` of `data` cannot be guided by this: other shapes, other classes."""

@@ -54,8 +54,8 @@ def train_classifier(
     from undiffuse.training.folders import usual_folder
 
     usual = usual_folder(data)
-    out = out or output.fresh(usual.with_name(f"{usual.name}-classifier"))
-    classifier = run(values, out, force=force, bar=bar)
+    place = out or output.fresh(usual.with_name(f"{usual.name}-classifier"))
+    classifier = run(values, place, force=force, bar=bar)
     if measured := classifier.training.get("accuracy"):
         rows = [["sigma / alpha", "accuracy", "95% interval", "nats"]]
         for level in measured["levels"]:
@@ -67,4 +67,4 @@ def train_classifier(
     else:
         say(f"{data} has no held-out images, so nothing was measured")
     training = classifier.training
-    say(f"trained {training['steps']} steps in {training['seconds']:g} s: {out}")
+    say(f"trained {training['steps']} steps in {training['seconds']:g} s: {classifier.name}")

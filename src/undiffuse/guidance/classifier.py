@@ -63,8 +63,8 @@ def classifier_guidance(denoise: Denoise, process: GaussianProcess, log_prob: Lo
 def gradient(log_prob: LogProb, x_t: Tensor, t: Time) -> Tensor:
     """grad ln p(y | x_t) of each sample, shaped like x_t; itself differentiable where x_t already has a graph."""
     graph = torch.is_grad_enabled() and x_t.requires_grad
-    with torch.enable_grad():
-        x = x_t if graph else x_t.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x_t if graph else x_t.detach().clone().requires_grad_()
         return torch.autograd.grad(log_prob(x, t).sum(), x, create_graph=graph)[0]
 
 

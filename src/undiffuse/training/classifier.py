@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def train_classifier(
     out: str | os.PathLike[str],
     *,
     data: ImageSet | None = None,
+    held_out: ImageSet | None = None,
     force: bool = False,
     bar: Bar = no_bar,
 ) -> Classifier:
@@ -71,20 +72,17 @@ def train_classifier(
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 3.0}; those of `KEYS`, and
             3 minutes where neither steps nor minutes are given. With steps all of it follows from training.seed.
         out: a new folder, or an empty one; it appears whole, when all is done.
-        data: learn this, and not what `data.source` names; what is held out is then not known, and nothing is measured.
+        data, held_out: learn this, and not what `data.source` names; and measure on that, if it is given.
         force: write into a folder that is not empty.
         bar: makes progress bars.
 
     Raises UsageError for wrong settings and for data without two classes, UndiffuseError for failures.
     """
-    folder = Path(out)
-    output.claim_folder("--out", folder, force)
+    output.claim_folder("--out", Path(out), force)
     config = classifier_config(values if data is None else {"data.source": data.name, **values})
     if data is None:
         with bar(f"reading {config.data.source}", 0) as tick:
             data, held_out = make_data(config.data, progress=tick), _held_out(config)
-    else:
-        held_out = None
     if data.labels is None or len(np.unique(data.labels)) < 2:
         raise UsageError(
             f"{data.name} has no two classes for a classifier to tell apart: give pictures in one folder for each class"
@@ -97,22 +95,22 @@ def train_classifier(
         torch.manual_seed(config.training.seed)
         network = make_classifier_network(config, facts)
     placed(network, "cuda" if torch.cuda.is_available() else "cpu")
-    classifier = make_classifier(str(folder), config, facts, network, {})
+    classifier = make_classifier(str(out), config, facts, network, {})
     with bar("training a classifier", 0) as tick:
-        classifier.training.update(_fit(config, data, classifier, network, tick))
+        training = _fit(config, data, classifier, network, tick)
     if held_out is not None:
-        count = min(len(held_out), MOST_MEASURED)
         with bar("measuring it", len(RATIOS)) as tick:
             levels = accuracy(classifier, held_out, config.training.seed, tick)
-        about = {"split": held_out.split, "images": count, "fingerprint": held_out.fingerprint}
-        classifier.training["accuracy"] = {**about, "levels": levels}
+        images = min(len(held_out), MOST_MEASURED)
+        about = {"split": held_out.split, "images": images, "fingerprint": held_out.fingerprint}
+        training["accuracy"] = {**about, "levels": levels}
 
     def write(place: Path) -> None:
         place.mkdir()
-        write_classifier(place, config, facts, classifier.training, network.state_dict())
+        write_classifier(place, config, facts, training, network.state_dict())
 
-    output.put_folder(folder, write, re.compile(f"{re.escape(CARD)}|{re.escape(WEIGHTS)}"), force)
-    return classifier
+    place = output.put_folder(Path(out), write, re.compile(f"{re.escape(CARD)}|{re.escape(WEIGHTS)}"), force)
+    return replace(classifier, name=str(place), training=training)
 
 
 def classifier_config(values: dict[str, Any]) -> Config:
