@@ -1,20 +1,20 @@
 """What guidance does to quality and diversity: precision, recall and the share recognised as the class asked for.
 
-    python benchmarks/guidance.py fashion-mnist OUT.json --classifier FOLDER [--scales 0,1,2,4,6] [-n 500] [--seeds 0,1]
+    python benchmarks/guidance.py fashion-mnist OUT.json --classifier FOLDER --weaker MODEL [-n 500] [--seeds 0,1,2]
 
-The samples' classes come in the data's proportions and are the same for every row. "recognised" is what the classifier
-of `undiffuse evaluate` says, which has never seen noise: not the one that guides. What OUT.json holds already is not
+Scale 1 is the model with its class and no guidance, 0 the model without. The samples' classes come in the data's
+proportions and are the same for every row. "recognised" is what the classifier of `undiffuse evaluate` says, which has
+never seen noise and is not the one that guides. What OUT.json holds already is not
 measured again. Prints a table in Markdown, writes OUT.json and a figure.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from undiffuse.classifier import Classifier, load_classifier
 from undiffuse.conditions import Labels
@@ -22,15 +22,12 @@ from undiffuse.devices import conditions
 from undiffuse.evaluation.bench import Bench, bench
 from undiffuse.evaluation.evaluate import evaluate_images
 from undiffuse.files import read_json, write_json
-from undiffuse.generate import Recipe
-from undiffuse.guidance import class_log_prob, classifier_guidance
+from undiffuse.generate import Recipe, generate
+from undiffuse.guidance import Guidance
+from undiffuse.guide import with_guide
 from undiffuse.model import Model, load
 from undiffuse.plots import Panel, curves
-from undiffuse.process import Denoise
 from undiffuse.progress import bar
-from undiffuse.randomness import keyed_draws
-from undiffuse.registry import THRESHOLDS
-from undiffuse.sampling import trajectory
 
 METRICS = {"precision": "precision", "recall": "recall", "recognised": "recognised", "frechet": "Frechet distance"}
 GROUPS = ("frechet", "manifold", "classes")
@@ -39,66 +36,56 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to guide, at one scale: a line of the figure and a point on it.
-
-    `denoise`: (model, labels of a batch) -> the guided denoiser, before the threshold.
-    """
+    """A way to guide, at one scale: a line of the figure and a point on it."""
 
     name: str
     scale: float
-    denoise: Callable[[Model, Labels], Denoise]
+    model: Model
+    interval: tuple[float, float] | None = None
 
 
-def adm_g(classifier: Classifier, scales: Iterable[float], conditional: bool = True) -> list[Contender]:
-    """Classifier guidance of a model that is told the class, as ADM-G, or of one that is not."""
-
-    def guided(scale: float) -> Callable[[Model, Labels], Denoise]:
-        def denoise(model: Model, labels: Labels) -> Denoise:
-            process = model.denoiser.process
-            plain = model.denoiser.bind(labels if conditional else labels.dropped())
-            if not scale:
-                return plain
-            return classifier_guidance(plain, process, class_log_prob(classifier, process, labels), scale)
-
-        return denoise
-
-    name = "ADM-G" if conditional else "classifier alone"
-    return [Contender(name, scale, guided(scale)) for scale in scales]
-
-
-@torch.no_grad()
-def draw(model: Model, contender: Contender, recipe: Recipe, n: int) -> np.ndarray:
-    """n samples, uint8 (n, H, W, C): those of the recipe's seed, guided."""
-    process, parts = model.denoiser.process, []
-    for first in range(0, n, BATCH):
-        numbers = range(first, min(n, first + BATCH))
-        labels, draws = model.condition(numbers), keyed_draws(recipe.seed, numbers)
-        assert isinstance(labels, Labels)
-        denoise = THRESHOLDS[recipe.threshold](contender.denoise(model, labels), process)
-        start = process.prior(torch.empty(len(numbers), *model.domain.shape)).sample(draws(0))
-        *_, last = trajectory(denoise, process, recipe.times(model), recipe.step, start, draws)
-        parts.append(model.domain.decode(last.x))
-    return np.concatenate(parts)
+def contenders(
+    model: Model,
+    classifier: Classifier | None,
+    weaker: Model | None,
+    scales: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+) -> list[Contender]:
+    """Classifier-free guidance at all noise levels and in intervals, the classifier, the weaker model."""
+    found = [Contender("classifier-free", scale, model) for scale in scales]
+    for low, high in intervals:
+        name = f"classifier-free in ({low:g}, {high:g}]"
+        found += [Contender(name, scale, model, (low, high)) for scale in scales if scale > 1]
+    if classifier:
+        by_classifier = with_guide(model, classifier)
+        found += [Contender("classifier (ADM-G)", scale, by_classifier) for scale in scales if scale > 1]
+    if weaker:
+        by_weaker = with_guide(model, weaker)
+        found += [Contender("autoguidance", scale, by_weaker) for scale in scales if scale > 1]
+    return found
 
 
-def measured(made: Bench, model: Model, contender: Contender, recipe: Recipe, n: int) -> dict[str, Any]:
+def measured(made: Bench, contender: Contender, recipe: Recipe, n: int) -> dict[str, Any]:
     """The metrics of n samples, each with its interval."""
-    images, labels = draw(model, contender, recipe, n), model.condition(range(n))
+    labels = contender.model.condition(range(n))
     assert isinstance(labels, Labels)
+    recipe = replace(recipe, guidance=Guidance(contender.scale, contender.interval))
+    images = np.concatenate(list(generate(contender.model, recipe, range(n), labels, batch_size=BATCH)))
     found = evaluate_images(made, contender.name, images, labels.index.numpy()).values
     return {key: {"value": found[key].value, "interval": [found[key].low, found[key].high]} for key in METRICS}
 
 
 def measure_all(
-    found: dict[str, Any], contenders: Iterable[Contender], model: Model, recipe: Recipe, n: int, seeds: list[int]
+    found: dict[str, Any], asked: Sequence[Contender], recipe: Recipe, n: int, seeds: list[int]
 ) -> Iterator[None]:
     """Puts what is missing into `found["rows"]`, by name, scale and seed; yields after each."""
+    model = asked[0].model
     made = bench(model.config.data, model.data.shape, groups=GROUPS, bar=bar)
-    for contender in contenders:
+    for contender in asked:
         of_seeds = found["rows"].setdefault(contender.name, {}).setdefault(f"{contender.scale:g}", {})
         for seed in seeds:
             if str(seed) not in of_seeds:
-                of_seeds[str(seed)] = measured(made, model, contender, replace(recipe, seed=seed), n)
+                of_seeds[str(seed)] = measured(made, contender, replace(recipe, seed=seed), n)
                 yield
 
 
@@ -134,26 +121,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--classifier", required=True, help="a folder of undiffuse train-classifier")
-    parser.add_argument("--scales", default="0,1,2,4,6")
+    parser.add_argument("--classifier", help="a folder of undiffuse train-classifier")
+    parser.add_argument("--weaker", help="a weaker model, for autoguidance")
+    parser.add_argument("--intervals", default=".19-1.61,.5-5", help="of sigma/alpha; the first is EDM2's best")
+    parser.add_argument("--scales", default="0,1,1.5,2,3,4,6")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--figure", type=Path, help="[OUT.png]")
     options = parser.parse_args()
-    model, classifier, recipe = (
-        load(options.model, "cpu"),
-        load_classifier(options.classifier, "cpu"),
-        Recipe(steps=options.steps),
-    )
-    classifier.check(model.data, model.name)
-    about = {"model": options.model, "n": options.n, "sampler": recipe.key, "classifier": classifier.training}
+    model, recipe = load(options.model, "cpu"), Recipe(steps=options.steps)
+    classifier = load_classifier(options.classifier, "cpu") if options.classifier else None
+    weaker = load(options.weaker, "cpu") if options.weaker else None
+    about = {
+        "model": options.model,
+        "n": options.n,
+        "sampler": recipe.key,
+        "classifier": classifier and classifier.training,
+        "weaker": weaker and weaker.training,
+    }
     found = read_json(options.out) if options.out.exists() else {**about, "rows": {}, "conditions": conditions()}
     if any(found[key] != value for key, value in about.items()):
-        parser.error(f"{options.out} is of another model, classifier, sampler or number of samples: choose another")
+        parser.error(f"{options.out} is of another model, guide, sampler or number of samples: choose another")
     scales, seeds = [float(s) for s in options.scales.split(",")], [int(s) for s in options.seeds.split(",")]
-    contenders = [*adm_g(classifier, scales), *adm_g(classifier, scales, conditional=False)]
-    for _ in measure_all(found, contenders, model, recipe, options.n, seeds):
+    intervals = [(float(low), float(high)) for low, high in (x.split("-") for x in options.intervals.split(","))]
+    for _ in measure_all(found, contenders(model, classifier, weaker, scales, intervals), recipe, options.n, seeds):
         write_json(options.out, found)
     print(markdown(found["rows"]))
     curves(panels(found["rows"]), options.figure or options.out.with_suffix(".png"))
