@@ -148,7 +148,11 @@ _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9]
 def read_card(folder: Path) -> Card:
     """Reads `model.json` of a folder. Raises UndiffuseError if it is invalid or of another format."""
     path = folder / "model.json"
-    card = read_json(path)  # imported configurations may hold infinities, as diffusers' schedulers do
+    return as_card(read_json(path), path)  # imported configurations may hold infinities, as diffusers' schedulers do
+
+
+def as_card(card: Any, path: Path) -> Card:
+    """The contents of `model.json`, which `path` holds, validated. Raises as `read_card`."""
     within: tuple[str, ...] = ()
     try:
         if not isinstance(card, dict):
