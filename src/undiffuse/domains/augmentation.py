@@ -43,15 +43,19 @@ class Moves:
 
     @property
     def labels(self) -> np.ndarray:
-        """What the network gets, float32 (N, LABELS): 0 for a picture that is not moved (table 6)."""
+        """What the network gets, float32 (N, LABELS): 0 for a picture that is not moved (table 6).
+
+        The stretch is given by twice its direction: -stretch along a direction is stretch across it, and the paper's
+        stretch (cos, sin) of the direction itself is the same for two different moves.
+        """
         columns = (
             self.mirror,
             self.flip,
             self.scale,
             np.cos(self.angle) - 1,
             np.sin(self.angle),
-            self.stretch * np.cos(self.direction),
-            self.stretch * np.sin(self.direction),
+            self.stretch * np.cos(2 * self.direction),
+            self.stretch * np.sin(2 * self.direction),
             self.right,
             self.down,
         )
