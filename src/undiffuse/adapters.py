@@ -24,6 +24,7 @@ from undiffuse.networks.lora import FACTORS, low_rank_sum
 from undiffuse.weights import read_tensors
 
 NAME = "adapter.safetensors"
+KEY = "undiffuse-adapter"  # of the metadata
 
 
 def base_fingerprint(base: Model) -> str:
@@ -33,8 +34,8 @@ def base_fingerprint(base: Model) -> str:
 
 def write_adapter(path: Path, card: dict[str, object], base: str, scale: float, tensors: dict[str, Tensor]) -> None:
     """Writes the factors and new parameters `tensors` for the base of this fingerprint, with the model's card."""
-    metadata = {"base": base, "scale": repr(scale), "card": json.dumps(card)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    about = json.dumps({"base": base, "scale": scale, "card": card})  # one entry: safetensors orders several at random
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {KEY: about})
 
 
 def with_adapter(base: Model, path: str | os.PathLike[str]) -> Model:
@@ -82,9 +83,9 @@ def _read_metadata(path: Path) -> tuple[Card, str, float]:
     """The card, the fingerprint of the base and the scale of the factors."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return as_card(parse_json(metadata["card"]), path), metadata["base"], float(metadata["scale"])
+            about = parse_json((file.metadata() or {})[KEY])
+        return as_card(about["card"], path), str(about["base"]), float(about["scale"])
     except (OSError, SafetensorError) as error:
         raise UndiffuseError(f"cannot read {path}: {getattr(error, 'strerror', None) or cut(str(error))}") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UndiffuseError(f"{path} is no adapter of undiffuse: {cut(str(error))}") from None

@@ -68,7 +68,7 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
             new[bias] = known[bias] + vector
     augmentation = {name for name in state.keys() ^ known.keys() if name.endswith("conditioning.augmentation.weight")}
     left += sorted(augmentation & known.keys())
-    new |= {name: state[name] for name in sorted(augmentation & state.keys())}  # they begin at 0
+    new |= {name: torch.zeros_like(state[name]) for name in sorted(augmentation & state.keys())}
     loaded = {name: tensor for name, tensor in known.items() if name not in left} | new
     for what, names in (("has no", state.keys() - loaded.keys()), ("has besides", loaded.keys() - state.keys())):
         if names:
