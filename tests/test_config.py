@@ -265,7 +265,7 @@ def test_the_budget_chooses_the_preset(minutes: float | None, name: str) -> None
 
 def test_an_unknown_preset_is_named() -> None:
     """With those there are."""
-    with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast, iddpm"):
+    with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast, finetune, iddpm"):
         preset("quick")
 
 

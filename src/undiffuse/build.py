@@ -17,6 +17,7 @@ from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig,
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
+from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
@@ -263,6 +264,7 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         "blocks": network.blocks,
         "attention": network.attention,
         "encoders": make_encoders(takes),
+        "augmentation": LABELS if config.data.augment else 0,
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):

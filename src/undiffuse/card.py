@@ -146,9 +146,13 @@ _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9]
 
 
 def read_card(folder: Path, name: str = "model.json") -> Card:
-    """`model.json` of a folder, or a file laid out as it. Raises UndiffuseError where this version cannot read it."""
+    """`model.json` of a folder, or a file laid out as it. Raises UndiffuseError if it is invalid or of another format."""
     path = folder / name
-    card = read_json(path)  # what was imported may hold infinities, as diffusers' schedulers do
+    return as_card(read_json(path), path)  # imported configurations may hold infinities, as diffusers' schedulers do
+
+
+def as_card(card: Any, path: Path) -> Card:
+    """The contents of `model.json`, which `path` holds, validated. Raises as `read_card`."""
     within: tuple[str, ...] = ()
     try:
         if not isinstance(card, dict):

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -104,6 +104,15 @@ class _Section(BaseModel):
             raise ValueError("should not be true or false")
         return value
 
+    _added: ClassVar[tuple[str, ...]] = ()
+    """Settings that are written only if they are set: the files and fingerprints of other models stay as they were."""
+
+    @model_serializer(mode="wrap")
+    def _as_saved(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        unset = [key for key in self._added if getattr(self, key) == type(self).model_fields[key].default]
+        return {key: value for key, value in values.items() if key not in unset}
+
 
 class DataConfig(_Section):
     """The training data."""
@@ -114,6 +123,11 @@ class DataConfig(_Section):
     flip: bool = Field(False, description="mirror images left to right at random")
     shift: int = Field(0, ge=0, le=4096, description="shift images at random by up to this many pixels, edges repeated")
     skip_corrupt: bool = Field(False, description="skip unreadable files instead of failing")
+    augment: float = Field(
+        0.0, ge=0, lt=1, description="probability of each move of EDM's augmentation, such as 0.12; samples are unmoved"
+    )
+
+    _added: ClassVar[tuple[str, ...]] = ("augment",)
 
 
 class ProcessConfig(_Section):
@@ -150,7 +164,7 @@ class DenoiserConfig(_Section):
         return CATEGORICAL if name == FIRST_CATEGORICAL else name
 
     @model_serializer(mode="wrap")
-    def _with_what_belongs(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_saved(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omits `score_scale` for other targets, which keeps the fingerprints of older models."""
         values: dict[str, Any] = dump(self)
         if self.target != "score":
@@ -226,10 +240,22 @@ class TrainingConfig(_Section):
     )
     compile: bool = Field(False, description="torch.compile the network")
     seed: int = Field(0, ge=0, lt=2**32, description="determines everything random")
+    base: str | None = Field(None, description="fine-tune this model, a run, a model folder or a built-in name")
+    lora: int = Field(0, ge=0, le=1024, description="rank of the adapters to train in place of the base's weights")
+    lora_alpha: float | None = Field(
+        None, gt=0, le=1e6, description="scale of the adapters times their rank; None: the rank"
+    )
     log_every: int = Field(10, ge=1, le=MANY, description="steps between metrics")
     checkpoint_every: int = Field(250, ge=1, le=MANY, description="steps between checkpoints")
     keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
     preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
+
+    _added: ClassVar[tuple[str, ...]] = ("base", "lora", "lora_alpha")
+
+    @property
+    def lora_scale(self) -> float:
+        """alpha / rank: what B A is multiplied by (`undiffuse.networks.lora`)."""
+        return 1.0 if self.lora_alpha is None else self.lora_alpha / max(self.lora, 1)
 
 
 class Config(_Section):

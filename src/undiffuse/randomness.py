@@ -117,6 +117,10 @@ class BatchDraw:
         """Uniform numbers in [0, 1), float64 (B, *shape)."""
         return self.random.random((self.size, *shape))[self.positions]
 
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float64 (B, *shape)."""
+        return self.random.standard_normal((self.size, *shape))[self.positions]
+
     def integers(self, count: int, *shape: int) -> np.ndarray:
         """Whole numbers from 0 to count - 1, int64 (B, *shape)."""
         return self.random.integers(0, count, (self.size, *shape))[self.positions]

@@ -3,17 +3,21 @@
 None is only for a model that takes no condition; unconditional samples of other models use `dropped`.
 """
 
+from undiffuse.conditions.augmented import Augmented, augmented, separated
 from undiffuse.conditions.composition import Composition, Request
 from undiffuse.conditions.condition import Condition, Encoders, check_given
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 
 __all__ = [
+    "Augmented",
     "Composition",
     "Condition",
     "Encoders",
     "LabelEncoder",
     "Labels",
     "Request",
+    "augmented",
     "check_given",
     "label_encoder",
+    "separated",
 ]

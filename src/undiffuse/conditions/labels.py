@@ -96,6 +96,11 @@ class LabelEncoder(nn.Embedding):
         """Raises ValueError for another kind of condition, or labels of other classes."""
         return super().forward(index_of(condition, self.classes))
 
+    @torch.no_grad()
+    def start_at(self, vector: Tensor) -> None:
+        """Encodes all labels as `vector`, (width,): the start of a fine-tuning with other classes."""
+        self.weight.copy_(vector.expand_as(self.weight))
+
 
 def index_of(condition: Condition, classes: int) -> Tensor:
     """`Labels.index`. Raises ValueError for another kind of condition, or labels of other classes."""

@@ -40,6 +40,7 @@ class PixelUNet(UNet):
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
         encoders: Encoders | None = None,
+        augmentation: int = 0,
         dropout: float = 0.0,
         head: int = 0,
         fourier: tuple[float, ...] = (),
@@ -58,6 +59,7 @@ class PixelUNet(UNet):
             blocks=blocks,
             attention=attention,
             encoders=encoders,
+            augmentation=augmentation,
             dropout=dropout,
         )
         self.inputs, self.outputs, self.fourier, self.kernel, self.values = inputs, outputs, fourier, kernel, read

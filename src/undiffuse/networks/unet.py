@@ -135,6 +135,7 @@ class UNet(nn.Module):
         blocks: residual blocks per resolution, on the way down and on the way up.
         attention: the resolutions with attention after each block (0 is the first).
         encoders: for its condition; None: it takes none.
+        augmentation: how many augmentation labels a training picture has; 0 for none.
     """
 
     def __init__(
@@ -148,12 +149,13 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
         encoders: Encoders | None = None,
+        augmentation: int = 0,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.patch, conv = patch, CONVOLUTION[dims]
         width = 4 * channels[0]
-        self.conditioning = Conditioning(width, encoders)
+        self.conditioning = Conditioning(width, encoders, augmentation=augmentation)
         self.stem = conv(inputs * patch**dims, channels[0], 3, padding=1)
 
         def stage(index: int, before: int, resample: Resample = None) -> Stage:
