@@ -25,7 +25,7 @@ from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe
 from undiffuse.guidance import class_log_prob, classifier_guidance
 from undiffuse.model import Model, load
-from undiffuse.plots import Panel, curves
+from undiffuse.plots import Panel, curves, strips
 from undiffuse.process import Denoise
 from undiffuse.progress import bar
 from undiffuse.randomness import keyed_draws
@@ -129,6 +129,15 @@ def panels(rows: dict[str, Any]) -> list[Panel]:
     return [*over_scale, ("recall", "precision", trade)]
 
 
+def show(model: Model, contenders: Iterable[Contender], recipe: Recipe, path: Path, count: int = 10) -> None:
+    """A row of pictures for each contender, the same noise and classes in each."""
+    labels = model.condition(range(count))
+    assert isinstance(labels, Labels)
+    rows = [(f"{one.name}, {one.scale:g}", draw(model, one, recipe, count)) for one in contenders]
+    headings = [model.data.classes[label].replace("/", "\n").replace(" ", "\n") for label in labels.index]
+    strips(rows, headings, f"{model.name}: guidance and its scale", path)
+
+
 def main() -> None:
     """Measures what is missing, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +149,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--figure", type=Path, help="[OUT.png]")
+    parser.add_argument("--pictures", type=Path, help="draw ten samples of each row there, too")
     options = parser.parse_args()
     model, classifier, recipe = (
         load(options.model, "cpu"),
@@ -157,6 +167,8 @@ def main() -> None:
         write_json(options.out, found)
     print(markdown(found["rows"]))
     curves(panels(found["rows"]), options.figure or options.out.with_suffix(".png"))
+    if options.pictures:
+        show(model, contenders, recipe, options.pictures)
 
 
 if __name__ == "__main__":
