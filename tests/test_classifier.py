@@ -209,6 +209,9 @@ def test_the_command_trains_measures_and_repeats(data: str, command: Command) ->
     assert card["training"]["steps"] == 6 and card["training"]["seconds"] >= 0
     assert card["training"]["accuracy"]["split"] == "test" and card["training"]["accuracy"]["images"] == 7
     assert sorted(path.name for path in Path("runs/tiny-classifier").iterdir()) == [CARD, WEIGHTS]
+    assert (
+        len({path.stat().st_mode for path in Path("runs/tiny-classifier").iterdir()}) == 1
+    )  # as readable as each other
     classifier = load_classifier("runs/tiny-classifier", "cpu")
     log_probs = classifier.log_probs(torch.zeros(2, 1, 16, 16), NoiseLevel(as64(1.0)[0], as64(0.5)[0]))
     assert log_probs.shape == (2, 3) and log_probs.dtype == torch.float32

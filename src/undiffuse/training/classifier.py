@@ -31,6 +31,7 @@ from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, placed
 from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import atomic_folder
 from undiffuse.metrics.intervals import mean
 from undiffuse.process import NoiseLevel, expand
 from undiffuse.progress import Bar, no_bar
@@ -106,8 +107,8 @@ def train_classifier(
         training["accuracy"] = {**about, "levels": levels}
 
     def write(place: Path) -> None:
-        place.mkdir()
-        write_classifier(place, config, facts, training, network.state_dict())
+        with atomic_folder(place) as temporary:
+            write_classifier(temporary, config, facts, training, network.state_dict())
 
     place = output.put_folder(Path(out), write, re.compile(f"{re.escape(CARD)}|{re.escape(WEIGHTS)}"), force)
     return replace(classifier, name=str(place), training=training)
