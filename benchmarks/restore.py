@@ -1,6 +1,6 @@
 """Methods of restoration beside each other on test pictures: error, agreement with y, spread, time.
 
-    python benchmarks/restore.py fashion-mnist OUT.json [-n 32] [--draws 8] [--steps 50] [--figure FIGURE.png]
+    python benchmarks/restore.py fashion-mnist OUT.json [-n 24] [--draws 8] [--steps 25] [--figure FIGURE.png]
 
 Each picture is degraded once (superres:4, blur:1.5, the centre missing; noise 0.05 in the scale of x_0) and restored
 several times. Errors are root mean squares in the scale of x_0, from -1 to 1. Samples of the true p(x_0 | y) have
@@ -130,9 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
-    parser.add_argument("-n", type=int, default=32)
+    parser.add_argument("-n", type=int, default=24)
     parser.add_argument("--draws", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     model = load(options.model, "cpu")

@@ -194,6 +194,30 @@ def test_a_derivative_that_is_not_positive_is_told_and_does_no_harm() -> None:
     assert left[0].tolist() == [1.0] * 4
 
 
+def test_the_residual_that_is_told_is_that_of_the_step_taken() -> None:
+    """With a derivative that is not symmetric conjugate gradients need not converge: the best of them is taken, and its
+    residual is told. H = I, so that w = S^-1 (S w) is known from the step."""
+    process, map, t = GaussianProcess(cosine(50)), parse("dequantise", (1, 3, 4)).map, 0.5
+    skew = normal(12, 12, seed=4)
+    slope = torch.eye(12, dtype=torch.float64) + 0.5 * (skew - skew.T)
+    level = process.noise_level(t)
+    s = (level.sigma**2 / level.alpha * slope.T).numpy()
+
+    def denoise(x_t: Tensor, t: float) -> Prediction:
+        x0 = (x_t.flatten(1) @ slope.T).view_as(x_t)
+        return Prediction(x0, x0).with_x0(x0, x_t, process.noise_level(t))
+
+    x_t, y, told = normal(4, 1, 3, 4), normal(4, 1, 3, 4, seed=1), []
+    for iterations in (1, 2, 3, 5, 8, 12):
+        guided = moment_matching(denoise, process, Observation(map, y, 0.1), 1e-12, iterations, told.append)
+        d = denoise(x_t, t).x0
+        step, misfit = ((part - d).flatten(1).numpy() for part in (guided(x_t, t).x0, y))
+        left = misfit - step - 0.01 * np.linalg.solve(s, step.T).T
+        exact = np.linalg.norm(left, axis=1) / np.linalg.norm(misfit, axis=1)
+        np.testing.assert_allclose(told[-1], exact, rtol=1e-9, atol=1e-12)
+    assert (torch.stack(told).diff(dim=0) <= 1e-12).all() and told[-1].min() > 0.01
+
+
 def test_a_denoiser_without_derivatives_is_refused() -> None:
     process = GaussianProcess(cosine(50))
     with pytest.raises(UsageError, match="--engine torch"):

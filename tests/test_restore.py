@@ -14,11 +14,12 @@ from references import as64
 from scipy import stats
 from torch import Tensor, nn
 
+from undiffuse.data import load as load_data
 from undiffuse.denoiser import Denoiser
 from undiffuse.editing import baselines
 from undiffuse.editing.baselines import Spectrum
 from undiffuse.editing.operators import parse
-from undiffuse.editing.restore import chi_square, data_covariance, restore, restore_picture
+from undiffuse.editing.restore import chi_square, data_covariance, restore, restore_picture, shrunk_covariance
 from undiffuse.engines import available, with_engine
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
@@ -360,19 +361,32 @@ def test_the_band_is_chi_squared(degrees: int) -> None:
 
 
 def test_the_covariance_of_the_data(model: Model, data: str) -> None:
-    """NumPy's, of x_0 in its own order; read again from the cache, and of other data where it is named."""
-    covariance = data_covariance(model)
-    with np.load(data) as file:
-        pictures = file["images"]
-    from undiffuse.data import load as load_data
+    """scikit-learn's shrunk one, of x_0; read again from the cache, and of other data where it is named."""
+    from sklearn.covariance import LedoitWolf
 
+    covariance = data_covariance(model)
     rows = np.asarray(load_data(data, "train").images) / 127.5 - 1
-    expected = np.cov(rows.transpose(0, 3, 1, 2).reshape(len(rows), -1).T)
+    expected = LedoitWolf().fit(rows.reshape(len(rows), -1)).covariance_
     ours = covariance.vectors * covariance.values @ covariance.vectors.T
-    np.testing.assert_allclose(ours, expected, atol=1e-12)
-    assert covariance.values.min() == 0 and len(rows) < 256 and len(pictures) == 72
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
+    assert covariance.values.min() > 0 and len(rows) < 256  # fewer pictures than numbers
     again = data_covariance(model, data)
     assert (again.vectors == covariance.vectors).all()
+
+
+def test_the_covariance_of_colour_pictures_is_in_the_order_of_x0(tmp_path: Path, model: Model) -> None:
+    """Channels first, where rows have them last."""
+    rows = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
+    rows[..., 0] //= 4
+    np.savez(tmp_path / "colour.npz", images=rows)
+    colour = dataclasses.replace(model, data=dataclasses.replace(model.data, shape=(6, 6, 3)))
+    covariance = data_covariance(colour, str(tmp_path / "colour.npz"))
+    variances = (covariance.vectors**2 * covariance.values).sum(1).view(3, 36)
+    assert variances[0].max() < 0.9 * variances[1:].min()
+
+
+def test_constant_data_has_a_covariance() -> None:
+    np.testing.assert_array_equal(shrunk_covariance(np.full((5, 3), 7, np.uint8)), np.zeros((3, 3)))
 
 
 def test_what_cannot_be_restored_is_one_line(model: Model) -> None:

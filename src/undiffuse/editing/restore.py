@@ -19,6 +19,7 @@ from undiffuse.editing.operators import Masked, parse
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.guidance import Covariance, LinearMap, Observation
+from undiffuse.metrics.blocks import blocks
 from undiffuse.metrics.frechet import moments
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
@@ -26,7 +27,7 @@ from undiffuse.randomness import keyed_draws
 from undiffuse.registry import RESTORERS, THRESHOLDS
 from undiffuse.sampling import Step, trajectory
 
-FORMAT = 1
+FORMAT = 2
 BAND = 0.95
 
 
@@ -192,6 +193,9 @@ def restore_picture(
 def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) -> Covariance:
     """That of the training images of a model, or of `data` brought to its shape, from the cache if it is known there.
 
+    It is shrunk: of fewer pictures than numbers the sample covariance is singular, and by it no picture could ever
+    differ from the training images but in the directions in which these differ.
+
     Raises UsageError for an imported model and no data, UndiffuseError where its data is not on this machine.
     """
     config = (
@@ -203,7 +207,7 @@ def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) ->
     folder = folder_for("covariances", [FORMAT, images.fingerprint])
     with locked(folder):
         if not (folder / "values.npy").exists():
-            stored = moments(images.images.reshape(len(images), -1)).covariance / 127.5**2
+            stored = shrunk_covariance(images.images.reshape(len(images), -1)) / 127.5**2
             order = np.arange(len(stored)).reshape(images.shape).transpose(2, 0, 1).ravel()  # that of x_0
             covariance = Covariance.of(stored[order][:, order])
             with writing(folder) as temporary:
@@ -211,6 +215,21 @@ def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) ->
                 np.save(temporary / "vectors.npy", covariance.vectors.numpy())
     values, vectors = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("values", "vectors"))
     return Covariance(torch.from_numpy(values), torch.from_numpy(vectors))
+
+
+def shrunk_covariance(rows: np.ndarray) -> Tensor:
+    """Of (N, D) numbers, float64 (D, D): (1 - d) S + d tr(S) / D I, with the d that comes nearest to the true one.
+
+    Ledoit & Wolf 2004, eq. 14, estimate d from the rows. With many of them it is S.
+    """
+    sample = moments(rows)
+    count, size = rows.shape
+    covariance = sample.covariance * ((count - 1) / count)
+    fourth = sum((x - sample.mean).square().sum(1).square().sum().item() for _, x in blocks(rows))
+    scale, square = covariance.trace() / size, covariance.square().sum()
+    error = (fourth / count - square) / count
+    share = (error / (square - size * scale**2)).clamp(0, 1).nan_to_num(1.0)
+    return (1 - share) * covariance + (share * scale * torch.ones(size, dtype=torch.float64)).diag()
 
 
 def chi_square(degrees: int, share: float) -> float:
