@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import UsageError
-from undiffuse.guidance import LinearMap, Observation
-from undiffuse.guidance.observations import differentiated
+from undiffuse.guidance import LinearMap, Observation, differentiated
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 from undiffuse.randomness import KeyedDraw
 from undiffuse.sampling import State, ancestral, ddim, trajectory

@@ -15,7 +15,8 @@ from undiffuse.cache import folder_for, locked, writing
 from undiffuse.conditions import Condition
 from undiffuse.config import DataConfig
 from undiffuse.editing.baselines import Spectrum
-from undiffuse.editing.operators import Masked, parse
+from undiffuse.editing.maps import Masked
+from undiffuse.editing.operators import parse
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.guidance import Covariance, LinearMap, Observation

@@ -1,13 +1,7 @@
 """Denoisers that wrap denoisers, so that every sampler, grid and likelihood gets them: thresholds and guidance."""
 
-from undiffuse.guidance.observations import (
-    Covariance,
-    LinearMap,
-    Observation,
-    gaussian_guidance,
-    moment_matching,
-    together,
-)
+from undiffuse.guidance.mmps import differentiated, moment_matching
+from undiffuse.guidance.observations import Covariance, LinearMap, Observation, gaussian_guidance, together
 from undiffuse.guidance.thresholds import clip, dynamic_threshold, unchanged
 
 __all__ = [
@@ -15,6 +9,7 @@ __all__ = [
     "LinearMap",
     "Observation",
     "clip",
+    "differentiated",
     "dynamic_threshold",
     "gaussian_guidance",
     "moment_matching",
