@@ -80,7 +80,7 @@ def test_restored_pictures_have_the_law_and_the_residuals_that_they_should(exact
     inside = ((out.residual > low) & (out.residual < high)).double().mean().item()
     assert abs(inside - 0.95) < 5 * math.sqrt(0.95 * 0.05 / count)
     assert out.unsolved.max() < 2e-3
-    assert f"as {round(inside * count)} of {count}" in out.report() and "mmps" not in out.report()
+    assert f"; {round(inside * count)} of {count} samples are in" in out.report() and "mmps" not in out.report()
 
 
 @pytest.mark.parametrize("method", RESTORERS)
@@ -166,6 +166,7 @@ def test_what_cannot_be_restored_is_one_line(model: Model) -> None:
     for options, says in (
         ({"method": "gausian"}, "did you mean gaussian"),
         ({"noise": -1.0}, "standard deviation"),
+        ({"n": 0}, "at least one"),
         ({"noise": math.nan}, "standard deviation"),
     ):
         with pytest.raises(UsageError, match=says) as caught:

@@ -33,9 +33,9 @@ class Spectrum:
     right: Tensor
 
     @classmethod
-    def of(cls, map: LinearMap) -> "Spectrum":
-        """That of a linear map, from its matrix: for D = 3072 numbers, a minute."""
-        units = torch.eye(math.prod(map.shape), dtype=torch.float64)
+    def of(cls, map: LinearMap, device: torch.device | str = "cpu") -> "Spectrum":
+        """That of a linear map, from its matrix, on a device that has float64: for D = 3072 numbers, a minute."""
+        units = torch.eye(math.prod(map.shape), dtype=torch.float64, device=device)
         matrix = map.forward(units.unflatten(1, map.shape)).flatten(1).T
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         there = values > torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]

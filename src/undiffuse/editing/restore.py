@@ -23,6 +23,7 @@ from undiffuse.guidance import Covariance, LinearMap, Observation
 from undiffuse.metrics.blocks import blocks
 from undiffuse.metrics.frechet import moments
 from undiffuse.model import Model
+from undiffuse.process import float64_device
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import keyed_draws
 from undiffuse.registry import RESTORERS, THRESHOLDS
@@ -64,11 +65,11 @@ class Restored:
             low, high = self.band
             inside = int(((self.residual >= low) & (self.residual <= high)).sum())
             text = (
-                f"residual {mean:.3g} of the noise's variance; the noise itself has {low / self.observed:.3g} to "
-                f"{high / self.observed:.3g} in 95% of all cases, as {inside} of {len(self.rows)} samples have"
+                f"residual {mean:.3g} times the noise's variance; {inside} of {len(self.rows)} samples are in the "
+                f"noise's 95% band, {low / self.observed:.3g} to {high / self.observed:.3g}"
             )
         else:
-            text = f"residual {math.sqrt(mean):.3g} (root mean square, in the scale of x_0), where no noise was named"
+            text = f"residual {math.sqrt(mean):.3g} (root mean square, in the scale of x_0); no noise was named"
         late = int((self.unsolved > tolerance).sum())
         if late:
             text += (
@@ -106,21 +107,25 @@ def restore(
         covariance: of the data, for "gaussian"; None: `data_covariance`.
         tick: told, after every step, how many samples took it.
 
-    Raises UsageError for a method that there is not, that needs another engine, and samples that are not finite.
+    Raises UsageError for a method that there is not, that needs another engine, or whose samples are not finite;
+    ValueError for y or a map of another shape.
     """
     entry, recipe = RESTORERS.find(method), recipe or Recipe()
+    if not len(numbers):
+        raise UsageError("n = 0: draw at least one sample")
     if entry.differentiates and model.engine == "onnxruntime":
         raise UsageError(f"{method} differentiates the network, which ONNX Runtime cannot do: take --engine torch")
     if map.shape != model.domain.shape or len(y) not in (1, len(numbers)):
         raise ValueError(f"a map of {map.shape} and {len(y)} y for {len(numbers)} samples of {model.domain.shape}")
     condition = model.unconditional(len(numbers)) if condition is None else model.taken(condition, len(numbers))
-    process = model.denoiser.process
+    process, home = model.denoiser.process, float64_device(torch.empty(0, device=model.device)).device
     needs: dict[str, Any] = {}
     if entry.needs == "covariance":
         needs["covariance"] = covariance or data_covariance(model)
     elif entry.needs:
-        needs["spectrum"] = Spectrum.of(map)
-    whole, ends, unsolved = Observation(map, y.double(), noise), [], torch.zeros(len(numbers), dtype=torch.float64)
+        needs["spectrum"] = Spectrum.of(map, home)
+    whole, ends = Observation(map, y.to(home).double(), noise), []
+    unsolved = torch.zeros(len(numbers), dtype=torch.float64)
     grid = recipe.times(model)
     for first in range(0, len(numbers), batch_size):
         here = slice(first, first + batch_size)
@@ -158,6 +163,7 @@ def restore_picture(
     recipe: Recipe | None = None,
     n: int = 1,
     condition: Condition | None = None,
+    covariance: Covariance | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Restored:
     """n samples of the picture of which `rows` is what is left: `undiffuse edit MODEL IMAGE --restore SPEC`.
@@ -183,6 +189,7 @@ def restore_picture(
         recipe=recipe,
         numbers=range(n),
         condition=condition,
+        covariance=covariance,
         tick=tick,
     )
     if isinstance(degradation.map, Masked) and rows.dtype == np.uint8 and not noise:

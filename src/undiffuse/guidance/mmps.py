@@ -40,16 +40,17 @@ def moment_matching(
 
         def spread(w: Tensor) -> Tensor:
             """S H^T w, float64 (B, *shape of x_0)."""
-            return ratio * pull(observation.map.adjoint(w.unflatten(1, observation.map.observed)).to(x_t)).double()
+            pulled = pull(observation.map.adjoint(w.unflatten(1, observation.map.observed)).to(x_t))
+            return (ratio * pulled).to(w.device).double()
 
         def observe(x: Tensor) -> Tensor:
             return observation.map.forward(x).flatten(1)
 
         misfit = observation.misfit(prediction.x0)
-        start = torch.zeros_like(x_t, dtype=torch.float64)
+        start = misfit.new_zeros(x_t.shape)
         change, residuals = conjugate_gradients(spread, observe, variance, misfit, start, tolerance, iterations)
         tell(residuals)
-        return prediction.with_x0(prediction.x0 + change.to(x_t.dtype), x_t, level)
+        return prediction.with_x0(prediction.x0 + change.to(x_t), x_t, level)
 
     return guided
 

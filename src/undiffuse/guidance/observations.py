@@ -46,7 +46,7 @@ class Observation:
 
     Attributes:
         map: H.
-        y: (B, *observed), or (1, *observed) for one y of all samples.
+        y: (B, *observed), or (1, *observed) for one y of all samples; on a device that has float64.
         noise: r, the standard deviation of n: R = r^2 I; or one for each number of y, shaped (*observed).
     """
 
@@ -66,8 +66,8 @@ class Observation:
         return float64(self.noise).square().expand(self.map.observed).flatten().to(self.y.device)
 
     def misfit(self, x0: Tensor) -> Tensor:
-        """y - H x_0, float64 (B, M)."""
-        return (self.y.double() - self.map.forward(x0.double())).flatten(1)
+        """y - H x_0, float64 (B, M), where y is."""
+        return (self.y.double() - self.map.forward(x0.to(self.y.device).double())).flatten(1)
 
     def rows(self, rows: slice) -> "Observation":
         """That of some samples; itself where all have one y."""
@@ -138,7 +138,7 @@ def gaussian_guidance(
     No derivative of the network is taken, so any engine will do. One evaluation, and products with matrices that are
     factorised once for each noise level, in float64.
     """
-    values, vectors = covariance.values, covariance.vectors
+    values, vectors = (part.to(observation.y.device) for part in (covariance.values, covariance.vectors))
     if math.prod(observation.map.shape) != len(values):
         raise ValueError(f"a covariance of {len(values)} numbers for samples of {observation.map.shape}")
     columns = observation.map.forward(vectors.T.reshape(-1, *observation.map.shape)).flatten(1)  # (H V)^T
@@ -163,7 +163,7 @@ def gaussian_guidance(
             change = torch.cat([correction(*pair) for pair in pairs])
         else:
             change = correction(misfit, level.alpha.item(), level.sigma.item())
-        return prediction.with_x0(prediction.x0 + change.view_as(x_t).to(x_t.dtype), x_t, level)
+        return prediction.with_x0(prediction.x0 + change.view(x_t.shape).to(x_t), x_t, level)
 
     return guided
 
