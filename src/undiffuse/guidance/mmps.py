@@ -20,23 +20,20 @@ def moment_matching(
 ) -> Denoise:
     """MMPS (Rozet et al. 2024, eq. 16-18): S = (sigma^2 / alpha) dD/dx_t, which is the covariance of x_0 given x_t.
 
-    S is never formed: vectors are multiplied by the network's derivative.
+    S is never formed: vectors are multiplied by the network's derivative. In pure noise without signal (alpha = 0) that
+    says nothing, and D stays as it is.
 
     The system is solved by conjugate gradients for each sample, until |residual| <= tolerance |y - H D|. They end
     earlier after so many `iterations`, or where a network's derivative shows that it is not symmetric or not positive
     as a covariance is; then the best that was found is taken. `tell` is given the relative residuals (B,) of every
-    evaluation. In pure noise without signal (alpha = 0) the derivative says
-    nothing, and D stays as it is.
+    evaluation.
     """
     variance = observation.variance
 
     def guided(x_t: Tensor, t: Time) -> Prediction:
         level = process.noise_level(t)
-        if (level.alpha == 0).any():
-            unguided: Prediction = denoise(x_t, t)
-            return unguided
         prediction, pull = differentiated(denoise, x_t, t)
-        ratio = expand(level.sigma**2 / level.alpha, x_t)
+        ratio = expand(torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0), x_t)
 
         def spread(w: Tensor) -> Tensor:
             """S H^T w, float64 (B, *shape of x_0)."""
