@@ -53,6 +53,10 @@ class Vectors:
     def __getitem__(self, rows: Rows) -> "Vectors":
         return Vectors(self.values[rows], self.known[rows])
 
+    def joined(self, *others: "Vectors") -> "Vectors":
+        both = (self, *others)
+        return Vectors(torch.cat([one.values for one in both]), torch.cat([one.known for one in both]))
+
     def to(self, device: torch.device | str) -> "Vectors":
         return Vectors(self.values.to(device), self.known.to(device))
 
@@ -101,6 +105,10 @@ class Several:
 
     def __getitem__(self, rows: Rows) -> "Several":
         return Several(self.labels[rows], self.vectors[rows])
+
+    def joined(self, *others: "Several") -> "Several":
+        labels, vectors = [one.labels for one in others], [one.vectors for one in others]
+        return Several(self.labels.joined(*labels), self.vectors.joined(*vectors))
 
     def to(self, device: torch.device | str) -> "Several":
         return Several(self.labels.to(device), self.vectors.to(device))
@@ -340,9 +348,9 @@ def test_model_folders_name_kinds_and_never_code(tmp_path: Path) -> None:
         write_model(folder, config, dataclasses.replace(facts, condition=ConditionFacts(kind, inner)), {}, weights)
         with pytest.raises(UndiffuseError, match=message):
             load(folder)
-    with pytest.raises(UsageError, match="unet2d takes labels alone"):
+    with pytest.raises(UsageError, match="unet2d takes only labels"):
         make_network(config_of(network__kind="unet2d", network__patch=1, process__schedule="cosine"), 1, facts.takes)
-    with pytest.raises(ValueError, match="beside them"):
+    with pytest.raises(ValueError, match="both classes and a condition"):
         DataFacts("", (8, 8, 1), 1, ("a",), (1.0,), condition=facts.condition)
 
 

@@ -183,7 +183,7 @@ def build(config: Config) -> Denoiser:
         (["denoiser.learned_variance=true"], "learned_variance"),
         (["objective.loss=bound", "objective.variance=learned"], "learned_variance"),
         (["denoiser.learned_variance=true", "objective.variance=learned"], "loss=bound"),
-        (["denoiser.target=categorical", "network.head=8"], "learns by a bound"),
+        (["denoiser.target=categorical", "network.head=8"], "categorical needs a bound"),
         (["denoiser.target=categorical", "objective.loss=continuous-bound"], "needs network.head"),
     ],
 )
@@ -265,7 +265,7 @@ def test_the_budget_chooses_the_preset(minutes: float | None, name: str) -> None
 
 def test_an_unknown_preset_is_named() -> None:
     """With those there are."""
-    with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast, iddpm"):
+    with pytest.raises(UsageError, match="no preset 'quick': choose from balanced, best, ddpm, fast, finetune, iddpm"):
         preset("quick")
 
 

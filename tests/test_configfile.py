@@ -78,7 +78,7 @@ BAD = {
     "syntax.toml": ("[training]\nsteps = \n", "line 2"),
     "syntax.json": ('{"training":\n{"steps": }}', "line 2"),
     "twice.toml": ("[training]\nsteps = 1\nsteps = 2\n", "line 3"),
-    "twice.json": ('{"training": {"steps": 1, "steps": 2}}', "'steps' is there twice"),
+    "twice.json": ('{"training": {"steps": 1, "steps": 2}}', "'steps' appears twice"),
     "nan.json": ('{"training": {"learning_rate": NaN}}', "NaN"),
     "inf.toml": ("[training]\nlearning_rate = inf\n", "training.learning_rate = inf"),
     "huge.json": ('{"training": {"learning_rate": 1e999}}', "1e999"),

@@ -399,7 +399,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an incomplete network": (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "sample_size"),
     "more than a network": (_json("model_index.json", vqvae=["diffusers", "VQModel"]), "vqvae too"),
     "another network": (_unet(_class_name="UNet2DConditionModel"), "UNet2DConditionModel"),
-    "an unknown option": (_unet(norm_groups=4), "norm_groups: a unet2d here has no such option; did you mean norm_num"),
+    "an unknown option": (_unet(norm_groups=4), "norm_groups: a unet2d has no such option; did you mean norm_num"),
     "Fourier features": (_unet(time_embedding_type="fourier"), "network.options.time_embedding_type = 'fourier'"),
     "classes by number": (_unet(class_embed_type="timestep"), "network.options.class_embed_type"),
     "no groups": (_unet(norm_num_groups=None), "network.options.norm_num_groups"),

@@ -98,7 +98,7 @@ def test_log_snrs_out_of_range_go_to_the_ends() -> None:
 )
 def test_what_does_not_fall_is_refused(knots: list[float]) -> None:
     """ValueError saying what is needed, for too few numbers too, and for those that are none."""
-    with pytest.raises(ValueError, match="two numbers or more, each below the one before"):
+    with pytest.raises(ValueError, match="at least two numbers, strictly decreasing"):
         LogSNR(knots)
 
 
@@ -137,8 +137,8 @@ def test_a_configuration_is_the_schedule() -> None:
     [
         ({"schedule": "log-snr"}, r"schedule=log-snr and process.log_snrs=\[...\] belong together: give both"),
         ({"log_snrs": (1.0, 0.0)}, r"schedule=log-snr and process.log_snrs=\[...\] belong together: give both"),
-        ({"schedule": "log-snr", "log_snrs": (0.0, 1.0)}, "process: log_snrs must be two numbers or more, each below"),
-        ({"schedule": "log-snr", "log_snrs": (1.0,)}, "process: log_snrs must be two numbers or more"),
+        ({"schedule": "log-snr", "log_snrs": (0.0, 1.0)}, "process: log_snrs must be at least two numbers, strictly"),
+        ({"schedule": "log-snr", "log_snrs": (1.0,)}, "process: log_snrs must be at least two numbers"),
         ({"options": {"t_min": 0.0}}, "process: needs 0 < t_min < 1"),
         ({"options": {"beta_max": 1.0}}, "process.options: the schedule log-snr has no such number .*beta_max"),
         ({"zero_terminal_snr": True}, "zero_terminal_snr rescales a table of betas, and log-snr is not one"),

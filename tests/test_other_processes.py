@@ -261,7 +261,7 @@ def test_only_a_score_is_saved_with_its_scale() -> None:
     """So that the fingerprints of all other models stay what they were."""
     assert "score_scale" not in make_config({}).model_dump(mode="json")["denoiser"]
     config = make_config({"denoiser.score_scale": "state", "denoiser.sigma_data": 0.5})
-    with pytest.raises(UsageError, match=r"score_scale belongs to denoiser\.target=score"):
+    with pytest.raises(UsageError, match=r"score_scale is for denoiser\.target=score"):
         make_denoiser(config, lambda *_: None)
 
 

@@ -36,7 +36,7 @@ def test_everything_there_is_has_a_name() -> None:
         return {name for name in own if name.islower() and name[0] != "_"} - {*but}
 
     places = {sampler.place.rpartition(":")[2] for sampler in registry.SAMPLERS.values()}
-    assert places == {"ancestral", "ddim", "heun", "dpm_solver_pp", "unipc"} <= {*sampling.__all__}
+    assert places == {"ancestral", "cfg_plus_plus", "ddim", "heun", "dpm_solver_pp", "unipc"} <= {*sampling.__all__}
     named = {one.place.rpartition(":")[2] for one in registry.SCHEDULES.values()}
     kinds = {
         name
@@ -86,7 +86,7 @@ def test_a_name_is_added_once_and_is_one() -> None:
     with pytest.raises(ValueError, match="there is a thing 'one' already"):
         names.add("one", "os:getpid")
     for wrong in ("Two", "a b", "", "../x", "x" * 41):
-        with pytest.raises(ValueError, match="is no name"):
+        with pytest.raises(ValueError, match="is not a valid name"):
             names.add(wrong, "os:getpid")
 
 

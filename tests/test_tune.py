@@ -153,7 +153,7 @@ def test_a_grid_goes_to_every_process_that_has_its_noise(whole: Path, tmp_path: 
 def test_a_grid_beyond_the_models_own_process_is_refused(whole: Path, tmp_path: Path) -> None:
     """As from a file that another model's was copied to."""
     model = with_grid(whole, tmp_path / "run", [-40.0, -30.0, 1.0])
-    with pytest.raises(UsageError, match=r"-40, -30, 1 are no grid here.*above the schedule's last, -19\.8"):
+    with pytest.raises(UsageError, match=r"-40, -30, 1 are not a grid here.*above the schedule's last, -19\.8"):
         sample(model, 1, steps=4)
 
 
@@ -161,7 +161,7 @@ def test_a_grid_beyond_the_models_own_process_is_refused(whole: Path, tmp_path: 
 def test_at_log_snrs_makes_grids_alone(log_snrs: list[float]) -> None:
     """Strictly decreasing from 1 to 0: ValueError where the log-SNRs are out of reach or out of order."""
     for schedule in (EDM(), EDM(sigma_max=2.0), VE()):
-        with pytest.raises(ValueError, match="are no grid here"):
+        with pytest.raises(ValueError, match="are not a grid here"):
             at_log_snrs(schedule, log_snrs)
     assert at_log_snrs(EDM(), []).tolist() == [1, 0]
 

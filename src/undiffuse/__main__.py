@@ -1,4 +1,4 @@
-"""`python -m undiffuse`, the same as the command `undiffuse`."""
+"""`python -m undiffuse` runs the command `undiffuse`."""
 
 from undiffuse.cli.app import main
 

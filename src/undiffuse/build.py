@@ -1,4 +1,4 @@
-"""From a configuration to the things it names: the one place where names become objects."""
+"""Builds the objects that a configuration names: data, process, network, denoiser and objective."""
 
 import inspect
 import math
@@ -17,6 +17,7 @@ from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig,
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
+from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
 from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
@@ -27,13 +28,13 @@ from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import CATEGORICAL, CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
 
-MOST_LOG_SNR = 100.0  # a signal or a noise of e^-50, which float32 still has
+MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
 MOST_PARAMETERS = 10**10
-"""40 GB of float32; training holds four times that."""
+"""40 GB of float32; training needs four times that."""
 
 
 def make_data(config: DataConfig, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """A split of the data that a run learns, read as the run reads it. Raises what `undiffuse.data.load` raises."""
+    """A split of the training data set, read with the settings of `config`. Raises as `undiffuse.data.load` does."""
     return load_data(
         config.source,
         split,
@@ -45,7 +46,7 @@ def make_data(config: DataConfig, split: str = "train", progress: Callable[[int,
 
 
 def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Bar = no_bar) -> ImageSet:
-    """A split brought to images of `shape` (H, W, C): any to a square, none to what is not one; UsageError else."""
+    """A split as images of `shape` (H, W, C), resized only to a square. Raises UsageError if they do not fit."""
     with bar(f"reading {config.source} ({split})", 0) as tick:
         images = make_data(config, split, tick)
         if images.shape != shape and shape[0] == shape[1]:
@@ -65,7 +66,7 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
 
 
 def make_process(config: ProcessConfig) -> process.GaussianProcess:
-    """The forward process. Raises UsageError for settings that do not belong together."""
+    """The forward process. Raises UsageError for inconsistent settings."""
     name = config.schedule
     for written, table in (("betas", "betas"), ("log-snr", "log_snrs")):
         if (name == written) != (getattr(config, table) is not None):
@@ -93,8 +94,8 @@ def make_process(config: ProcessConfig) -> process.GaussianProcess:
 
 
 def _check_range(schedule: process.Schedule) -> None:
-    """Raises UsageError for a first step whose noise or signal float32 cannot tell from none; at t = 1 there may be no
-    signal, and tables of others have none some steps before."""
+    """Raises UsageError if the noise or signal at t_min is too small for float32. The signal may be 0 at t = 1, and in
+    other people's tables already some steps before."""
     log_snr = float(schedule.log_snr(schedule.t_min))
     if not abs(log_snr) <= MOST_LOG_SNR or schedule.log_snr(1.0).isnan():
         raise UsageError(
@@ -104,13 +105,13 @@ def _check_range(schedule: process.Schedule) -> None:
 
 
 def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
-    """`config` with its Nones decided for data of `size`: (height, width) of pictures, (length,) of sequences, () of
-    points. Raises UsageError for what does not fit it."""
-    if config.kind not in ("unet", "unet2d", "mlp"):  # from outside: all but what it takes of these is its own matter
+    """`config` with each None replaced by a value for data of `size`: (height, width) for pictures, (length,) for
+    sequences, () for points. Raises UsageError for settings that do not fit it."""
+    if config.kind not in ("unet", "unet2d", "mlp"):  # from outside the package: nothing else is decided
         usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
         return config.model_copy(update=usual)
     if (config.kind == "mlp") != (not size):
-        raise UsageError(f"network.kind={config.kind} does not fit: mlp is the one for points, and for points alone")
+        raise UsageError(f"network.kind={config.kind} does not fit: use mlp for points, and only for points")
     if config.kind == "mlp":
         return _default_mlp(config)
     small = min(size)
@@ -123,7 +124,7 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
     channels = config.channels or tuple(max(16, 16 * round(config.width * c / 16)) for c in widths)
     if inner < 2 ** (len(channels) - 1):
         raise UsageError(f"network.channels has {len(channels)} stages, too many for {format_shape(size)} pixels")
-    # Attention costs the square of the pixels: worth it from 16 x 16 down.
+    # The cost of attention is quadratic in the pixels: worth it at 16 x 16 and below.
     attention = config.attention
     if attention is None:
         attention = tuple(stage for stage in range(len(channels)) if stage and -(-inner // 2**stage) <= 16)
@@ -133,11 +134,11 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
         raise UsageError("network.kind=unet2d and network.head, fourier, kernel and values are for pictures")
     options = _unet2d_options(patch, channels, size, config.options) if unet2d else config.options
     if config.kernel and config.kernel % 2 == 0:
-        raise UsageError(f"network.kernel = {config.kernel}: a filter has a middle, its side is odd")
+        raise UsageError(f"network.kernel = {config.kernel}: the side of a filter must be odd")
     if unet2d and (config.head or config.fourier or config.kernel or config.values):
-        raise UsageError("network.head, fourier, kernel and values are those of network.kind=unet: leave them out")
+        raise UsageError("network.head, fourier, kernel and values are for network.kind=unet: leave them out")
     if options and not unet2d:
-        raise UsageError("network.options are those of network.kind=unet2d: set that too, or leave them out")
+        raise UsageError("network.options are for network.kind=unet2d: set that too, or leave them out")
     decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
     return config.model_copy(update=decided)
 
@@ -147,11 +148,11 @@ def _of_size(size: tuple[int, ...]) -> str:
 
 
 def _default_mlp(config: NetworkConfig) -> NetworkConfig:
-    """An MLP has `blocks` of the settings, and as its width the first of `channels`."""
+    """An MLP uses `blocks`, and the one number in `channels` as its width."""
     if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
-        raise UsageError("network.patch, attention, head, fourier and kernel are not those of network.kind=mlp")
+        raise UsageError("network.patch, attention, head, fourier and kernel are not for network.kind=mlp")
     if config.values or config.options or config.dropout:
-        raise UsageError("network.values, options and dropout are not those of network.kind=mlp")
+        raise UsageError("network.values, options and dropout are not for network.kind=mlp")
     channels = config.channels or (max(16, 16 * round(config.width * 8)),)
     if len(channels) != 1:
         raise UsageError(f"network.channels = {channels}: an MLP has one width")
@@ -161,9 +162,9 @@ def _default_mlp(config: NetworkConfig) -> NetworkConfig:
 def _unet2d_options(
     patch: int, channels: tuple[int, ...], size: tuple[int, ...], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The options with the number of groups decided: 32 as DDPM has them, or groups of 4 channels or more."""
+    """The options with the number of groups set: 32 as in DDPM where possible, else groups of 4 channels or more."""
     if patch != 1:
-        raise UsageError(f"network.patch = {patch}: network.kind=unet2d folds no pixels, its patch is 1")
+        raise UsageError(f"network.patch = {patch}: network.kind=unet2d does not fold pixels, so it must be 1")
     factor = 2 ** (len(channels) - 1)
     if any(side % factor for side in size):
         raise UsageError(
@@ -177,7 +178,7 @@ def _unet2d_options(
 
 
 def make_options(given: dict[str, Any]) -> Options:
-    """`network.options`. Raises UsageError for the first that is unknown, naming the nearest, or does not fit."""
+    """`network.options`, validated. Raises UsageError for the first unknown (naming the nearest) or invalid one."""
     try:
         return Options.model_validate(given)
     except ValidationError as error:
@@ -185,7 +186,7 @@ def make_options(given: dict[str, Any]) -> Options:
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(name, Options.model_fields, f"it has {', '.join(Options.model_fields)}.")
-            raise UsageError(f"network.options.{cut(name)}: a unet2d here has no such option; {hint}") from None
+            raise UsageError(f"network.options.{cut(name)}: a unet2d has no such option; {hint}") from None
         raise UsageError(fault(error, "network.options")) from None
 
 
@@ -202,7 +203,7 @@ def make_network(config: Config, channels: int, takes: ConditionFacts | None = N
 def network_shapes(
     config: Config, channels: int, takes: ConditionFacts | None = None, dims: int = 2
 ) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in the state of `make_network`'s network. Allocates nothing; raises as it does."""
+    """Name -> shape of the tensors in the state dict of `make_network(...)`. Raises as it does; allocates nothing."""
     return _shapes(_network(config, channels, takes, dims))
 
 
@@ -211,10 +212,10 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
     except (RuntimeError, OverflowError) as error:
-        raise UsageError(f"network: no such network can be: {cut(str(error), 200)}") from None
+        raise UsageError(f"network: cannot be built: {cut(str(error), 200)}") from None
     except UsageError:
         raise
-    except (ValueError, TypeError) as error:  # of a TypeError, options that a network from outside does not take
+    except (ValueError, TypeError) as error:  # TypeError: options unknown to a network from outside
         raise UsageError(f"network: {cut(str(error), 200)}") from None
     if (count := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
         raise UsageError(
@@ -225,7 +226,7 @@ def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def make_encoders(takes: ConditionFacts | None) -> Encoders:
-    """A network's encoders of a condition. Raises UsageError for an unknown kind, and for facts that cannot be."""
+    """A network's encoders for a condition. Raises UsageError for an unknown kind or invalid facts."""
     if takes is None:
         return {}
     kind: type[Condition] = CONDITIONS.find(takes.kind)
@@ -238,7 +239,7 @@ def make_encoders(takes: ConditionFacts | None) -> Encoders:
 def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: int) -> Callable[[], nn.Module]:
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
-        raise UndiffuseError("the configuration leaves the network open: it is not that of a run or a model")
+        raise UndiffuseError("the configuration leaves the network undecided: it is not from a run or a model")
     of_levels = config.denoiser.target == CATEGORICAL
     if network.values and not of_levels:
         raise UsageError("network.values is for denoiser.target=categorical: set that too, or leave it out")
@@ -247,7 +248,7 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
 
 
 def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
-    """For network.kind=mlp."""
+    """Builds network.kind=mlp."""
     network = config.network
     assert network.channels
     encoders = make_encoders(takes)
@@ -255,7 +256,7 @@ def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | 
 
 
 def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
-    """For network.kind=unet; where exact values matter, with what they need."""
+    """Builds network.kind=unet: a `PixelUNet` if a setting needs one, else a `UNet`."""
     network = config.network
     shared: dict[str, Any] = {
         "patch": network.patch,
@@ -263,11 +264,12 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         "blocks": network.blocks,
         "attention": network.attention,
         "encoders": make_encoders(takes),
+        "augmentation": LABELS if config.data.augment else 0,
         "dropout": network.dropout,
     }
     if not (network.values or network.head or network.kernel or network.fourier):
         return UNet(inputs, outputs, dims=dims, **shared)
-    sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # of no use to the others
+    sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # unused otherwise
     return PixelUNet(
         inputs,
         outputs,
@@ -275,26 +277,26 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         kernel=network.kernel,
         values=discretised.VALUES if network.values else 0,
         sigma_data=sigma_data,
-        # The network's input is x / sigma_data where there is little noise, which is where these tell anything.
+        # These features are informative at low noise, where the network's input is x / sigma_data.
         fourier=tuple(2**n * math.pi * sigma_data for n in network.fourier),
         **shared,
     )
 
 
 def make_unet2d(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
-    """For network.kind=unet2d."""
+    """Builds network.kind=unet2d."""
     network = config.network
     assert network.channels and network.attention is not None
-    with torch.device("cpu"):  # the table has numbers also where of the weights only the shapes are wanted
+    with torch.device("cpu"):  # the table needs values even if the weights are on the meta device
         schedule, options = make_process(config.process).schedule, make_options(network.options)
         if schedule.steps is None:
             raise UsageError(
-                f"network.kind=unet2d counts the steps of a table, and process.schedule={config.process.schedule} has "
+                f"network.kind=unet2d needs the steps of a table, and process.schedule={config.process.schedule} has "
                 "none: use linear or cosine"
             )
         log_snrs = step_log_snrs(schedule)
     if takes is not None and takes.kind != Labels.kind:
-        raise UsageError(f"network.kind=unet2d takes labels alone, not {cut(takes.kind)}: use network.kind=unet")
+        raise UsageError(f"network.kind=unet2d takes only labels, not {cut(takes.kind)}: use network.kind=unet")
     return UNet2D(
         inputs,
         outputs,
@@ -309,18 +311,18 @@ def make_unet2d(config: Config, inputs: int, outputs: int, takes: ConditionFacts
 
 
 def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
-    """float32 (T + 1,): a network's inputs at the steps 0 .. T of a table."""
+    """float32 (T + 1,): the log-SNRs that a network gets at steps 0 .. T of a table."""
     steps = torch.arange((schedule.steps or 0) + 1)
     return schedule.log_snr(schedule.time_of(steps)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).float()
 
 
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
-    """The network read as a denoiser. Raises UsageError where the target cannot go with the schedule."""
+    """The network as a denoiser. Raises UsageError if the target does not work with the schedule."""
     sigma_data = _sigma_data(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")
     if config.denoiser.score_scale != "unit" and config.denoiser.target != "score":
-        raise UsageError("denoiser.score_scale belongs to denoiser.target=score: leave it out")
+        raise UsageError("denoiser.score_scale is for denoiser.target=score: leave it out")
     denoiser = Denoiser(
         network,
         make_process(config.process),
@@ -338,13 +340,13 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
 
 
 def _least_log_snr(network: Callable[..., Any]) -> float:
-    network = getattr(network, "module", network)  # within what runs it, or trains it on several processes
+    network = getattr(network, "module", network)  # unwrap an engine or a distributed wrapper
     return getattr(network, "least_log_snr", -LOG_SNR_LIMIT)
 
 
 def _sigma_data(config: Config) -> float:
     if config.denoiser.sigma_data is None:
-        raise UndiffuseError("the configuration leaves denoiser.sigma_data open: it is not that of a run or a model")
+        raise UndiffuseError("the configuration leaves denoiser.sigma_data undecided: it is not from a run or a model")
     return config.denoiser.sigma_data
 
 
@@ -355,22 +357,22 @@ def make_times(config: ObjectiveConfig) -> TimeSampler:
 
 
 def _with(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """`function` with those of the settings that it has arguments for."""
+    """`function` with the settings that it has parameters for."""
     taken = {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
     return partial(function, **taken) if taken else function
 
 
 def make_objective(config: Config) -> Objective:
-    """The loss. Raises UsageError where it does not go with the rest of the configuration."""
+    """The loss. Raises UsageError if it does not fit the rest of the configuration."""
     objective = config.objective
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")
     if config.denoiser.learned_variance != learned:
         raise UsageError(
-            "denoiser.learned_variance=true belongs to objective.loss=hybrid, or to objective.loss=bound with "
-            "objective.variance=learned: only the bound teaches a variance"
+            "denoiser.learned_variance=true goes with objective.loss=hybrid, or objective.loss=bound with "
+            "objective.variance=learned, and with no other loss: only the bound trains a variance"
         )
     if objective.loss == "error" and config.denoiser.target == CATEGORICAL:
-        raise UsageError("denoiser.target=categorical learns by a bound: set objective.loss=continuous-bound or bound")
+        raise UsageError("denoiser.target=categorical needs a bound: set objective.loss=continuous-bound or bound")
     if config.denoiser.target == CATEGORICAL and config.network.kind == "unet" and not config.network.head:
         raise UsageError("denoiser.target=categorical needs network.head, such as 32: a last layer in float32")
     weighting = _with(

@@ -1,4 +1,4 @@
-"""The cache folder: where it is, and how what is kept in it is built once, by one process, and is whole or absent."""
+"""The cache folder. Each entry is built once, by one process, and is either complete or absent."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from undiffuse.files import atomic_folder
 
 
 def cache_dir() -> Path:
-    """$UNDIFFUSE_CACHE, else the system's place: ~/.cache/undiffuse or $XDG_CACHE_HOME/undiffuse on Linux,
+    """$UNDIFFUSE_CACHE, else the system's cache: ~/.cache/undiffuse or $XDG_CACHE_HOME/undiffuse on Linux,
     ~/Library/Caches/undiffuse on macOS. It need not exist yet."""
     if chosen := os.environ.get("UNDIFFUSE_CACHE"):
         return Path(chosen).expanduser()
@@ -23,14 +23,14 @@ def cache_dir() -> Path:
 
 
 def folder_for(kind: str, identity: Any) -> Path:
-    """The cache folder of a kind of thing for a JSON value that says everything the content depends on."""
+    """The cache folder for content of a `kind`; `identity` is a JSON value of everything it depends on."""
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return cache_dir() / kind / key
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time build `folder`: of the many ranks of a run, one builds and the others read."""
+    """Lets one process at a time build `folder`: one rank of a run builds, the others read."""
     from filelock import FileLock
 
     try:

@@ -1,6 +1,6 @@
-"""The card of a model, and where models are: all that can be known without loading one.
+"""Model cards and how models are found: everything that can be known without loading one.
 
-Whatever `model.json` and `grids.json` hold is checked here, with types and bounds. Imports no torch.
+The contents of `model.json` and `grids.json` are validated here, types and bounds. Imports no torch.
 """
 
 import itertools
@@ -50,13 +50,12 @@ def label_facts(share: Sequence[float]) -> ConditionFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts about the training data that a model needs: `domain` is its kind (undiffuse.domains.DOMAINS; folders
-    of before there were several do not say it), `shape` that of a stored row, (H, W, C) of pictures, `class_share` the
-    classes' frequencies.
+    """The facts about the training data that a model needs: `domain` is its kind (undiffuse.domains.DOMAINS; older
+    folders lack it), `shape` that of a stored row, (H, W, C) for pictures, `class_share` the class frequencies.
 
-    `condition` is that of a model which takes another kind than labels; those are the classes.
+    `condition` is for a model whose condition is of another kind than labels; `classes` are the labels.
 
-    A class of share 0 had no picture to learn from; it is kept, so that labels mean what they mean in the data.
+    A class of share 0 had no training data; it is kept so that labels mean the same as in the data.
     Raises ValueError for facts that contradict each other.
     """
 
@@ -78,32 +77,32 @@ class DataFacts:
         except UsageError as error:
             raise ValueError(str(error)) from None
         if math.prod(self.shape) > MOST_NUMBERS:
-            raise ValueError(f"{domain.noun} of {shown(self.shape)} are larger than any that a model is made for")
+            raise ValueError(f"{domain.noun} of {shown(self.shape)} are larger than any model allows")
         if len(self.classes) != len(self.class_share):
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
-            raise ValueError(f"class_share sums up to {sum(self.class_share):g}, not to 1")
+            raise ValueError(f"class_share sums to {sum(self.class_share):g}, not 1")
         if self.classes and self.condition:
-            raise ValueError(f"there are classes, and a condition {shown(self.condition.kind)} beside them")
+            raise ValueError(f"there are both classes and a condition, {shown(self.condition.kind)}")
 
     @property
     def takes(self) -> ConditionFacts | None:
-        """The condition that a model of this data takes; None: it takes none."""
+        """The condition that a model of this data takes, or None."""
         return label_facts(self.class_share) if self.classes else self.condition
 
     def to_json(self) -> dict[str, Any]:
-        """As model.json has it: without the condition where there is none but labels."""
+        """The facts as in model.json: without `condition` if it is None."""
         facts = asdict(self)
         return facts if self.condition else {key: value for key, value in facts.items() if key != "condition"}
 
     @property
     def learnt(self) -> tuple[str, ...]:
-        """The classes there were pictures of: those that can be drawn."""
+        """The classes with training data: those that can be sampled."""
         return tuple(name for name, share in zip(self.classes, self.class_share, strict=True) if share > 0)
 
 
 class Training(BaseModel):
-    """The part of the training record that is used; there may be more."""
+    """The fields of the training record that are used; there may be more."""
 
     steps: Whole | None = None
     images: Whole | None = None
@@ -134,7 +133,7 @@ class _Grid(BaseModel):
 
 
 class Card(NamedTuple):
-    """The contents of `model.json`; `training` is the file's own table, checked where `Training` knows it."""
+    """The contents of `model.json`; `training` is the table in the file, with the fields of `Training` validated."""
 
     config: Config
     data: DataFacts
@@ -146,10 +145,14 @@ _DATA = TypeAdapter(DataFacts)
 _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9][0-9]{0,6}$")], _Grid])
 
 
-def read_card(folder: Path) -> Card:
-    """`model.json` of a folder. Raises UndiffuseError where it is not one that this version reads."""
-    path = folder / "model.json"
-    card = read_json(path)  # what was imported may hold infinities, as diffusers' schedulers do
+def read_card(folder: Path, name: str = "model.json") -> Card:
+    """`model.json` of a folder, or a file laid out as it. Raises UndiffuseError if it is invalid or of another format."""
+    path = folder / name
+    return as_card(read_json(path), path)  # imported configurations may hold infinities, as diffusers' schedulers do
+
+
+def as_card(card: Any, path: Path) -> Card:
+    """The contents of `model.json`, which `path` holds, validated. Raises as `read_card`."""
     within: tuple[str, ...] = ()
     try:
         if not isinstance(card, dict):
@@ -178,7 +181,7 @@ def _damaged(path: Path, reason: str) -> UndiffuseError:
 
 
 def read_run(run: Path) -> Config:
-    """The configuration in `run.json` of a run folder. Raises UndiffuseError where it holds none."""
+    """The configuration in `run.json` of a run folder. Raises UndiffuseError if it holds none."""
     path = run / "run.json"
     record = read_json(path, finite=True)
     try:
@@ -188,7 +191,7 @@ def read_run(run: Path) -> Config:
 
 
 def read_grids(folder: Path) -> dict[str, tuple[float, ...]]:
-    """`grids.json` of a model folder, {} where there is none. Raises UndiffuseError where it is damaged."""
+    """`grids.json` of a model folder, {} if there is none. Raises UndiffuseError if it is damaged."""
     path = folder / "grids.json"
     if not os.path.lexists(path):
         return {}
@@ -209,9 +212,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def recorded_source(run: Path) -> str:
-    """Where the run in a folder last found its data: an absolute path that exists, or else "".
+    """Where the run in a folder last found its data: an absolute path that exists, else "".
 
-    It stands in run.json alone, so that a checkpoint taken out of its run tells nothing of the machine it was made on.
+    It is stored only in run.json, so a checkpoint taken out of its run reveals nothing about its machine.
     """
     try:
         source = read_json(run / "run.json")["data"]["source"]
@@ -221,7 +224,7 @@ def recorded_source(run: Path) -> str:
 
 
 def _there(path: Path) -> bool:
-    """Whether something is called so, be it a link to nothing. Raises OSError where that cannot be known."""
+    """Whether `path` exists, even as a broken link. Raises OSError if that cannot be determined."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -236,7 +239,7 @@ def find(name: str | os.PathLike[str]) -> Path:
         if _there(path / "model.json"):
             return path
         if _there(path / "checkpoints"):
-            os.listdir(path / "checkpoints")  # a glob says nothing of what it may not read
+            os.listdir(path / "checkpoints")  # a glob silently skips what it may not read
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot look into {cut(str(path), 200)}: {getattr(error, 'strerror', error)}") from None
     if saved := checkpoints(path):
@@ -245,5 +248,5 @@ def find(name: str | os.PathLike[str]) -> Path:
         return BUILT_IN / str(name)
     if path.is_dir():
         raise UsageError(f"{path} is a folder without a model: no model.json and no checkpoint in it (yet)")
-    hint = did_you_mean(str(name), built_in(), f"built in are {listed(built_in()) or 'none'}.")
+    hint = did_you_mean(str(name), built_in(), f"the built-in models are {listed(built_in()) or 'none'}.")
     raise UsageError(f"no model {shown(str(name))}: not a folder here, and not built in; {hint}")

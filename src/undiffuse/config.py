@@ -1,6 +1,6 @@
-"""The configuration of a run: typed, validated, saved with the run. Imports no torch, so that help comes at once.
+"""The configuration of a run: typed, validated, saved with the run. Imports no torch, so that --help is fast.
 
-`None` means "decided from the data when the run begins"; what was decided is what the run saves.
+`None` means "decided from the data when the run begins"; the run saves the decided values.
 """
 
 import json
@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -39,9 +39,9 @@ from undiffuse.registry import (
     Registry,
 )
 
-MANY = 10**9  # steps, say: more than any run takes, and far from where numbers overflow
+MANY = 10**9  # a bound on counts such as steps: more than any run needs, and far from overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, float32 has no alpha or sigma
+LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, alpha or sigma is too small for float32
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
 Stage = Annotated[int, Field(ge=0, le=12)]
@@ -58,14 +58,14 @@ Option = (
 
 @dataclass(frozen=True)
 class Choice:
-    """Says, in the type of a setting, which names it takes: of a registry, and `also` others."""
+    """Annotates the type of a setting with the names it takes: those of a registry, and `also`."""
 
     registry: Registry[Any]
     also: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, those that were added too."""
+        """All of them, including names added to the registry."""
         return (*self.registry, *self.also)
 
     def __call__(self, name: str) -> str:
@@ -97,23 +97,37 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
-        """Python takes true for 1."""
+        """Rejects booleans as numbers: in Python, True is 1."""
         kind = cls.model_fields[about.field_name or ""].annotation
         values = value if isinstance(value, list | tuple) else [value]
         if kind is not bool and any(isinstance(one, bool) for one in values):
             raise ValueError("should not be true or false")
         return value
 
+    _added: ClassVar[tuple[str, ...]] = ()
+    """Settings that are written only if they are set: the files and fingerprints of other models stay as they were."""
+
+    @model_serializer(mode="wrap")
+    def _as_saved(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        unset = [key for key in self._added if getattr(self, key) == type(self).model_fields[key].default]
+        return {key: value for key, value in values.items() if key not in unset}
+
 
 class DataConfig(_Section):
-    """What is learnt."""
+    """The training data."""
 
     source: str = Field("emoji", description="a built-in name, a folder, .npz, .npy, .parquet or a hub name")
     size: int | None = Field(None, ge=4, le=4096, description="side in pixels; None: the data's own or a sensible one")
-    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; None: as the data is")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; None: as in the data")
     flip: bool = Field(False, description="mirror images left to right at random")
     shift: int = Field(0, ge=0, le=4096, description="shift images at random by up to this many pixels, edges repeated")
-    skip_corrupt: bool = Field(False, description="leave unreadable files out instead of refusing")
+    skip_corrupt: bool = Field(False, description="skip unreadable files instead of failing")
+    augment: float = Field(
+        0.0, ge=0, lt=1, description="probability of each move of EDM's augmentation, such as 0.12; samples are unmoved"
+    )
+
+    _added: ClassVar[tuple[str, ...]] = ("augment",)
 
 
 class ProcessConfig(_Section):
@@ -129,7 +143,7 @@ class ProcessConfig(_Section):
     )
     zero_terminal_snr: bool = Field(False, description="rescale a table so that no signal is left at t = 1")
     options: dict[OptionName, Number] = Field(
-        {}, max_length=64, description="numbers of the schedule, such as beta_max or sigma_max"
+        {}, max_length=64, description="parameters of the schedule, such as beta_max or sigma_max"
     )
 
 
@@ -140,18 +154,18 @@ class DenoiserConfig(_Section):
     sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
     score_scale: Literal["unit", "state"] = Field(
-        "unit", description="target=score: unit, of x_t at unit scale; state, of x_t itself, as models once learnt it"
+        "unit", description="for target=score: unit, of x_t at unit scale; state, of x_t itself, as in old models"
     )
 
     @field_validator("target", mode="before")
     @classmethod
     def _name_of_today(cls, name: Any) -> Any:
-        """Saved models may hold the name that "categorical" had first."""
+        """Saved models may hold the old name of "categorical"."""
         return CATEGORICAL if name == FIRST_CATEGORICAL else name
 
     @model_serializer(mode="wrap")
-    def _with_what_belongs(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `score_scale` where there is no score: fingerprints of models stay what they were."""
+    def _as_saved(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omits `score_scale` for other targets, which keeps the fingerprints of older models."""
         values: dict[str, Any] = dump(self)
         if self.target != "score":
             del values["score_scale"]
@@ -164,41 +178,41 @@ class ObjectiveConfig(_Section):
     loss: LossName = Field(
         "error", description="weighted error; the variational bound in T steps or in continuous time; IDDPM's L_hybrid"
     )
-    weighting: WeightingName = Field("edm", description="what an error costs at a noise level; simple is L_simple")
-    gamma: float = Field(5.0, gt=0, le=1e6, description="of weighting=min-snr")
-    bias: float = Field(2.0, ge=-100, le=100, description="of weighting=sigmoid")
+    weighting: WeightingName = Field("edm", description="weight of the error at a noise level; simple is L_simple")
+    gamma: float = Field(5.0, gt=0, le=1e6, description="for weighting=min-snr")
+    bias: float = Field(2.0, ge=-100, le=100, description="for weighting=sigmoid")
     variance: Literal["small", "large", "learned"] = Field("small", description="reverse variance, for loss=bound")
-    times: TimesName = Field("log-normal", description="how times are distributed")
+    times: TimesName = Field("log-normal", description="distribution of the training times")
     mean: float = Field(-0.8, ge=-50, le=50, description="of ln(sigma / alpha), for times=log-normal")
     std: float = Field(1.2, gt=0, le=50, description="of ln(sigma / alpha), for times=log-normal")
     draw: DrawName = Field("low-discrepancy", description="how the times of one batch depend on each other")
-    importance: bool = Field(False, description="learn to draw each time as often as its losses vary")
+    importance: bool = Field(False, description="loss-aware importance sampling of the times")
 
 
 class NetworkConfig(_Section):
-    """The U-Net."""
+    """The network."""
 
-    kind: NetworkName = Field("unet", description="unet2d is DDPM's network as diffusers has it; mlp is for points")
+    kind: NetworkName = Field("unet", description="unet2d is DDPM's network as in diffusers; mlp is for points")
     patch: int | None = Field(
-        None, ge=1, le=64, description="pixels to a side folded by the stem; None: 2 from 16 pixels on"
+        None, ge=1, le=64, description="side of the patches folded by the stem; None: 2 from 16 pixels on"
     )
     channels: tuple[Channels, ...] | None = Field(
         None, min_length=1, max_length=13, description="channels at each resolution; None: from the image size"
     )
-    width: float = Field(1.0, gt=0, le=16, description="what the channels from the image size are multiplied with")
+    width: float = Field(1.0, gt=0, le=16, description="factor for the channels chosen from the image size")
     blocks: int = Field(1, ge=1, le=32, description="residual blocks per resolution and direction")
     attention: tuple[Stage, ...] | None = Field(
         None, max_length=13, description="stages with attention, 0 the highest resolution; None: where it is cheap"
     )
     head: int = Field(0, ge=0, le=4096, description="channels per pixel of a last layer at full resolution; 0: none")
-    kernel: int = Field(0, ge=0, le=63, description="side of a filter of the input made for each pixel, odd; 0: none")
-    values: bool = Field(False, description="see which values a picture has, for denoiser.target=categorical")
+    kernel: int = Field(0, ge=0, le=63, description="side of an input filter predicted for each pixel, odd; 0: none")
+    values: bool = Field(False, description="features of the values a picture has, for denoiser.target=categorical")
     fourier: tuple[Octave, ...] = Field(
-        (), max_length=25, description="n, m ...: waves of 2^n pi x beside the input, VDM's are 7,8"
+        (), max_length=25, description="n, m ...: Fourier features of 2^n pi x of the input; VDM has 7,8"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
     options: dict[OptionName, Option] = Field(
-        {}, max_length=64, description="of kind=unet2d, by diffusers' names, such as norm_num_groups"
+        {}, max_length=64, description="for kind=unet2d, by diffusers' names, such as norm_num_groups"
     )
 
 
@@ -219,17 +233,29 @@ class TrainingConfig(_Section):
     clip: float = Field(1.0, gt=0, le=1e20, description="largest norm of the gradient")
     accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
-    conditional: bool = Field(True, description="learn classes where the data has them")
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, for unconditional use")
+    conditional: bool = Field(True, description="condition on classes if the data has them")
+    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped, for unconditional use")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32"
     )
     compile: bool = Field(False, description="torch.compile the network")
-    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
+    seed: int = Field(0, ge=0, lt=2**32, description="determines everything random")
+    base: str | None = Field(None, description="fine-tune this model, a run, a model folder or a built-in name")
+    lora: int = Field(0, ge=0, le=1024, description="rank of the adapters to train in place of the base's weights")
+    lora_alpha: float | None = Field(
+        None, gt=0, le=1e6, description="scale of the adapters times their rank; None: the rank"
+    )
     log_every: int = Field(10, ge=1, le=MANY, description="steps between metrics")
     checkpoint_every: int = Field(250, ge=1, le=MANY, description="steps between checkpoints")
     keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
     preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
+
+    _added: ClassVar[tuple[str, ...]] = ("base", "lora", "lora_alpha")
+
+    @property
+    def lora_scale(self) -> float:
+        """alpha / rank: what B A is multiplied by (`undiffuse.networks.lora`)."""
+        return 1.0 if self.lora_alpha is None else self.lora_alpha / max(self.lora, 1)
 
 
 class Config(_Section):
@@ -244,7 +270,7 @@ class Config(_Section):
 
 
 MACHINE_KEYS = {f"training.{key}" for key in ("log_every", "checkpoint_every", "keep", "preview_every", "accumulation")}
-"""Keys that may change when a run is resumed: they say how it is run, not what comes out (but for
+"""Keys that may change when a run is resumed: they affect how it runs, not its result (except for
 the order of summation)."""
 
 
@@ -258,7 +284,7 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _kind(annotation: Any) -> str:
-    """A type as people read it: "int or None", "tuple[float, ...]", "fp32, bf16 or fp16"."""
+    """A type in readable form: "int or None", "tuple[float, ...]", "fp32, bf16 or fp16"."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inner[0])
@@ -286,8 +312,8 @@ def written(value: Any) -> str:
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """["training.batch_size=64", ...] -> {"training.batch_size": 64}.
 
-    Lists are written 1,2,3; "none" is None; the rest is JSON where it parses as JSON, else words. Raises UsageError for
-    an unknown key, naming the nearest.
+    Lists are written 1,2,3; "none" is None; the rest is JSON if it parses as JSON, else text. Raises UsageError for an
+    unknown key, naming the nearest.
     """
     kinds = {name: kind for name, kind, *_ in keys()}
     parsed: dict[str, Any] = {}
@@ -314,7 +340,7 @@ def _literal(text: str) -> Any:
 
 
 def check_known(name: str) -> None:
-    """Raises UsageError for a key that no setting has, naming the nearest."""
+    """Raises UsageError for an unknown key, naming the nearest."""
     known = [key for key, *_ in keys()]
     if name in known or re.fullmatch(r"(process|network)\.options\.[A-Za-z0-9_]{1,64}", name):
         return
@@ -334,11 +360,11 @@ FIRST_KEYS = {
     "training": "steps minutes batch_size learning_rate weight_decay betas warmup decay clip accumulation ema "
     "conditional label_dropout precision compile seed log_every checkpoint_every keep preview_every",
 }
-"""What every saved configuration holds: those that came later have defaults that change no older model."""
+"""The keys in every saved configuration; the defaults of later ones do not change older models."""
 
 
 def read_config(saved: Any) -> Config:
-    """A configuration as files hold it. Raises ValueError for one that is none, naming the first key."""
+    """A configuration from its saved form. Raises ValueError if it is invalid, naming the first wrong key."""
     if not isinstance(saved, dict):
         raise ValueError(f"config = {shown(saved)} is not a table of settings")
     for section, names in FIRST_KEYS.items():
@@ -348,13 +374,13 @@ def read_config(saved: Any) -> Config:
             raise ValueError(f"config.{section} {reason}")
         if missing := next((name for name in names.split() if name not in held), None):
             raise ValueError(f"config.{section}.{missing} is missing")
-    training = {"optimizer": "adamw", **saved["training"]}  # what there was before there was a choice
+    training = {"optimizer": "adamw", **saved["training"]}  # the only optimizer before it could be chosen
     try:
         config = Config.model_validate({**saved, "training": training})
     except ValidationError as error:
         raise ValueError(fault(error, "config")) from None
     if config.denoiser.target == "score" and "score_scale" not in config.denoiser.model_fields_set:
-        # Saved when the score was always that of x_t itself, which is at unit scale under most schedules.
+        # Saved when the score was always that of x_t itself, which has unit scale under most schedules.
         scaled = config.process.schedule in ("sub-vp", "ve", "edm", "flow")
         before = config.denoiser.model_copy(update={"score_scale": "state" if scaled else "unit"})
         config = config.model_copy(update={"denoiser": before})
@@ -362,7 +388,7 @@ def read_config(saved: Any) -> Config:
 
 
 def presets() -> list[str]:
-    """Names of the settings that belong together."""
+    """Names of the presets."""
     return list(PRESETS)
 
 
@@ -378,7 +404,7 @@ def preset_for(minutes: float | None) -> str:
 
 
 def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Values of two sources, `upper`'s before `lower`'s; a budget in steps there replaces one in minutes here."""
+    """`lower` overridden by `upper`, where a budget in steps also replaces one in minutes, and vice versa."""
     others = {"training.steps": "training.minutes", "training.minutes": "training.steps"}
     replaced = {other for name, other in others.items() if upper.get(name) is not None}
     return {name: value for name, value in lower.items() if name not in replaced | upper.keys()} | upper
@@ -394,7 +420,7 @@ def make_config(values: dict[str, Any], base: Config | None = None) -> Config:
         for part in path:
             node = node[part]
             if not isinstance(node, dict):
-                raise UsageError(f"{'.'.join(path)} = {shown(node)}: it should be a table, to which {name} belongs")
+                raise UsageError(f"{'.'.join(path)} = {shown(node)}: it should be a table that holds {name}")
         node[key] = value
     try:
         return Config.model_validate(tree)

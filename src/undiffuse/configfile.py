@@ -1,4 +1,4 @@
-"""Configurations in files: TOML as `undiffuse train --dump-config` prints it, or JSON, be it that of a run or model."""
+"""Configuration files: TOML as printed by `undiffuse train --dump-config`, or JSON, such as that of a run or model."""
 
 import json
 import tomllib
@@ -16,8 +16,8 @@ SECTIONS = tuple(Config.model_fields)
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a file, by dotted name as `make_config` takes them.
 
-    A .json file is JSON, any other TOML; "none" is None, as on the command line. A run.json or model.json gives all of
-    its configuration. Raises UsageError naming the file, and the line of a fault in how it is written, or the key.
+    A .json file is JSON, any other TOML; "none" is None, as on the command line. A run.json or model.json gives
+    its whole configuration. Raises UsageError naming the file, and the line of a syntax error or the invalid key.
     """
     path = Path(path)
     tree = _parsed(path)
@@ -78,7 +78,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def as_toml(config: Config) -> str:
-    """All of a configuration as TOML, of which `read_settings` makes the same; None, which TOML lacks, is "none"."""
+    """The whole configuration as TOML that `read_settings` reads back; None, which TOML lacks, is "none"."""
     lines = []
     for section, settings in config.model_dump().items():
         lines.append(f"[{section}]")

@@ -1,7 +1,7 @@
-"""What a network says: its output at a noise level, turned into a prediction of x_0 and eps whatever its target was.
+"""The denoiser: turns a network's output at a noise level into a prediction of x_0 and eps, whatever its target.
 
-The network knows nothing of diffusion: it gets its input at unit variance and the log-SNR, and returns a tensor. Every
-target is a combination of x_0 and eps (undiffuse/targets.py), and every conversion goes through x_0.
+The network knows nothing of diffusion: it maps an input of unit variance and the log-SNR to a tensor. Every target is
+a combination of x_0 and eps (undiffuse/targets.py), and every conversion goes through x_0.
 """
 
 import math
@@ -17,20 +17,20 @@ from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, 
 from undiffuse.registry import CATEGORICAL
 from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
 
-LOG_SNR_LIMIT = 20.0  # the network's input for log-SNRs beyond: alpha^2 or sigma^2 is then below 3e-9
+LOG_SNR_LIMIT = 20.0  # the network's log-SNR is clamped here: alpha^2 or sigma^2 is then below 3e-9
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network read as a denoiser for a process.
+    """A network used as a denoiser for a process.
 
     Attributes:
         network: (input (B, C, ...), log-SNR (B,) float32, condition) -> (B, C, ...), or (B, 2 C, ...).
-        process: gives t its noise level; any process of the Gaussian family will do, trained on or not.
-        target: a name in TARGETS, or "categorical", for data of 8 bits: (B, 258 C, ...), see undiffuse/discretised.py.
+        process: any of the Gaussian family, not only the one trained on; maps t to a noise level.
+        target: a name in TARGETS, or "categorical", for 8-bit data: (B, 258 C, ...), see undiffuse/discretised.py.
         sigma_data: the root mean square of the data, for the unit-variance input and the edm target.
-        learned_variance: the second half of the channels is the variance, -1 the posterior's and 1 the transition's.
-        least_log_snr: the lowest log-SNR that the network takes; for less signal its input is this one.
+        learned_variance: the second half of the output is the variance: -1 the posterior's, 1 the transition's.
+        least_log_snr: the lowest log-SNR that the network takes; lower ones are clamped to it.
     """
 
     network: Callable[[Tensor, Tensor, Condition | None], Tensor]
@@ -42,12 +42,12 @@ class Denoiser:
 
     @cached_by_time
     def coefficients(self, t: Time) -> Coefficients:
-        """The target's coefficients at t; where the network's input is clamped, those that hold for its output there.
+        """The target's coefficients at t; where the network's log-SNR is clamped, those that match its output.
 
-        Given more signal than there is, the network predicts the noise of that level. x_0 = (x_t - sigma eps) / alpha
-        would multiply the difference by more than e^10, so it is read at the level of the input, which x_t looks like.
-        So it is with eps, the score and every target of the noise alone (a = 0). The others are bounded combinations,
-        and with more signal than the input says the noise is small: they are right to exp(-|log-SNR| / 2) as they are.
+        Clamped from below, the network predicts the noise of a level with more signal. x_0 = (x_t - sigma eps) / alpha
+        would amplify the difference by more than e^10, so x_t is treated as a sample at the clamped level. This applies
+        to eps, the score and every target of the noise alone (a = 0). The others are bounded combinations, and clamped
+        from above the noise is small: their coefficients at t are accurate to exp(-|log-SNR| / 2).
         """
         level = self.process.noise_level(t)
         beyond = (level.log_snr.float() < self.least_log_snr) & (level.alpha > 0)
@@ -55,24 +55,24 @@ class Denoiser:
         if c.a.any() or self.target == SCORE_OF_STATE or not beyond.any():
             return c
         ratio = math.exp(-0.5 * self.least_log_snr)
-        alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # at the same variance of x_t
+        alpha = 1 / (self.c_in(t) * math.hypot(self.sigma_data, ratio))  # keeps the variance of x_t
         clamped = NoiseLevel(torch.where(beyond, alpha, level.alpha), torch.where(beyond, ratio * alpha, level.sigma))
         c = coefficients(self.target, clamped, self.sigma_data)
-        # What makes x_0 = c_skip x_t + c_out output exact:
+        # Makes x_0 = c_skip x_t + c_out output exact:
         a, b = (1 - c.c_skip * level.alpha) / c.c_out, -c.c_skip * level.sigma / c.c_out
         return Coefficients(torch.where(beyond, a, c.a), torch.where(beyond, b, c.b), c.c_skip, c.c_out)
 
     @cached_by_time
     def c_in(self, t: Time) -> Tensor:
-        """What brings x_t to unit variance, float64 (Karras et al. 2022, eq. 7 and table 1, for any alpha)."""
+        """The factor that gives x_t unit variance, float64 (Karras et al. 2022, eq. 7 and table 1, for any alpha)."""
         level = self.process.noise_level(t)
         return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
 
     def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
-        """The network's output for x_t, shaped like it, and v of a learned variance, if any."""
+        """The network's output for x_t, shaped like it, and the v of a learned variance, or None."""
         log_snr = self.process.schedule.log_snr(t)
         if (log_snr == math.inf).any():
-            raise ValueError("at t = 0 there is no noise to be asked about: x_0 is x_t itself")
+            raise ValueError("at t = 0 there is no noise to predict: x_0 is x_t itself")
         log_snr = log_snr.clamp(self.least_log_snr, LOG_SNR_LIMIT)
         if log_snr.ndim == 0:
             log_snr = torch.full((len(x_t),), log_snr.item(), device=x_t.device)
@@ -85,7 +85,7 @@ class Denoiser:
         return output, (variance + 1) / 2
 
     def target_of(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
-        """What the network should have said."""
+        """The value the network is trained to output."""
         c = self.coefficients(t)
         return expand(c.a, x0) * x0 + expand(c.b, x0) * noise
 
@@ -100,5 +100,5 @@ class Denoiser:
         return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.noise_level(t))
 
     def bind(self, condition: Condition | None) -> Denoise:
-        """The denoiser for one condition."""
+        """The denoiser with its condition bound."""
         return lambda x_t, t: self(x_t, t, condition)

@@ -1,4 +1,4 @@
-"""What there is to know about where a process runs."""
+"""Facts about the machine that a process runs on."""
 
 import os
 import platform
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 def shares_a_cpu() -> bool:
     """Whether this is one of several processes (torchrun) on a machine without a GPU.
 
-    Accelerate then has to be given cpu=True, or each process takes itself for the only one.
+    Accelerate then needs cpu=True, or each process believes it is the only one.
     """
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
 def has_bf16() -> bool:
-    """Whether bfloat16 is computed by the hardware: a GPU that has it or, without one, a CPU that has (others emulate
-    it, at a loss).
-    """
+    """Whether the hardware computes bfloat16: the GPU or, without one, the CPU (emulation does not pay)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return cpu_has_bf16()
@@ -33,7 +31,7 @@ def cpu_has_bf16() -> bool:
 
 
 def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """`network` moved to `device`, its weights laid out as convolutions like them there: channels last on a GPU."""
+    """`network` moved to `device`, in the memory format that suits convolutions there: channels last on a GPU."""
     network.to(device)
     if torch.device(device).type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -41,15 +39,15 @@ def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`; to a GPU from pinned memory, without waiting for it to arrive."""
+    """`tensor` on `device`; copied to a GPU asynchronously, from pinned memory."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def conditions(*packages: str) -> dict[str, Any]:
-    """What figures measured here depend on, as JSON: the threads, the kind of machine, and the versions of undiffuse,
-    torch and `packages`, None of those that are not installed."""
+    """What measurements made here depend on, as JSON: the threads, the kind of machine, and the versions of undiffuse,
+    torch and `packages` (None if not installed)."""
     versions: dict[str, str | None] = {"undiffuse": version("undiffuse"), "torch": torch.__version__}
     for package in packages:
         try:

@@ -1,7 +1,7 @@
-"""Data whose elements take some values, evenly spaced on [-1, 1], such as the 256 of 8 bits: their probabilities.
+"""Probabilities of discrete data, whose elements take values evenly spaced on [-1, 1], such as the 256 of 8 bits.
 
-A network of the target "categorical" gives the probabilities of each element's values; a normal law gives those of the
-intervals around them.
+A network with the target "categorical" predicts a probability for each value; a normal distribution gives one to the
+interval around it.
 """
 
 import torch
@@ -11,16 +11,16 @@ from undiffuse.process import NoiseLevel, Normal, Prediction, expand, float64_de
 
 VALUES = 256  # of 8 bits
 OUTPUTS = VALUES + 2
-"""The channels of an element for the target "categorical": a Gaussian's mean and sharpness, and 256 logits."""
+"""The output channels per element for the target "categorical": a Gaussian's mean and sharpness, and 256 logits."""
 SHARPEST = 6.0
-"""Such a Gaussian's standard deviation is at least sigma_data exp(-6): a third of the gap between values, or less."""
+"""The Gaussian's standard deviation is at least sigma_data exp(-6), at most a third of the gap between values."""
 
 
 def predict(output: Tensor, x_t: Tensor, level: NoiseLevel, sigma_data: float) -> Prediction:
-    """The prediction of a network of the target "categorical": x_0 is its mean over the values an element can take.
+    """The prediction of a network with the target "categorical": x_0 is the mean over an element's values.
 
-    The network's probabilities, a Gaussian's times free ones, are given an element's surroundings; Bayes' rule
-    adds the element's own x_t. So at little noise, where x_0 is the value next to x_t, nothing need be learnt.
+    The network's probabilities, a Gaussian's times free ones, are conditional on an element's surroundings; Bayes' rule
+    adds the element's own x_t. So at low noise, where x_0 is the value nearest x_t, nothing has to be learned.
 
     Args:
         output: (B, 258 C, ...).
@@ -31,7 +31,7 @@ def predict(output: Tensor, x_t: Tensor, level: NoiseLevel, sigma_data: float) -
     precision = (sharpness.clamp(max=SHARPEST).exp() / sigma_data) ** 2
     free = free.unflatten(1, (channels, VALUES)).movedim(2, -1)
     logits = value_logits(x_t, level, free, sigma_data * mean, precision)
-    x0 = (logits.softmax(-1) * grid(VALUES, x_t)).sum(-1)  # no product of matrices: those round, under autocast
+    x0 = (logits.softmax(-1) * grid(VALUES, x_t)).sum(-1)  # not a matrix product: autocast would round it
     return Prediction(x0, x0, logits=logits).with_x0(x0, x_t, level)
 
 
@@ -46,12 +46,12 @@ def value_logits(
     """ln p(x_0 = v | x_t) for every value v, up to a constant: ln of exp(logits) N(v; mean, 1 / precision) q(x_t | v).
 
     Args:
-        x_t: (B, C, ...), with some signal left in it (alpha > 0) or a precision to go by.
-        logits: (values,), the same for all elements, or (B, C, ..., values), as the result is.
-        mean, precision: (B, C, ...), or none.
+        x_t: (B, C, ...), with some signal (alpha > 0) or else a `precision` > 0.
+        logits: (values,), the same for all elements, or (B, C, ..., values), like the result.
+        mean, precision: (B, C, ...); precision 0: no such Gaussian.
     """
     values = grid(logits.shape[-1], x_t)
-    signal = expand(level.alpha / level.sigma**2, x_t)  # two Gaussians of v make one
+    signal = expand(level.alpha / level.sigma**2, x_t)  # the product of two Gaussians of v is one
     both = precision + expand((level.alpha / level.sigma) ** 2, x_t)
     root, centre = both.sqrt().to(x_t), (precision * mean + signal * x_t) / both
     distance = torch.addcmul((-root * centre).unsqueeze(-1), root.unsqueeze(-1), values)
@@ -59,13 +59,13 @@ def value_logits(
 
 
 def value_log_prob(x0: Tensor, logits: Tensor) -> Tensor:
-    """ln of the probability that logits (B, C, ..., values) give to the value of each element of x0 (B, C, ...)."""
+    """ln of the probability of each element of x0 (B, C, ...) under logits (B, C, ..., values)."""
     index = ((x0 + 1) * ((logits.shape[-1] - 1) / 2)).round().long()
     return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def discretised_log_prob(x: Tensor, normal: Normal, values: int = VALUES) -> Tensor:
-    """The log-probability `normal` gives to the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
+    """The log-probability under `normal` of the interval around x, per element, in nats (Ho et al. 2020, eq. 13).
 
     x takes `values` values evenly spaced on [-1, 1]; the intervals at the ends reach to infinity, so the probabilities
     sum to one. Exact in the tails: the difference of distribution functions is taken on the side where both are small.

@@ -1,6 +1,6 @@
-"""What runs a network when it is used: PyTorch as it is, compiled, or ONNX Runtime on the CPU.
+"""Inference engines that run a network: PyTorch as it is, compiled, or ONNX Runtime on the CPU.
 
-ONNX Runtime was measured beside OpenVINO (docs/measured.md) and kept: faster in batches of 1 and of 64, in float32.
+ONNX Runtime was measured faster than OpenVINO in batches of 1 and of 64, in float32 (docs/measured.md).
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ from undiffuse.registry import ENGINES
 
 FORMAT = 1
 WORTH = 30_000
-"""How many evaluations of the network save what turning it into ONNX costs (once for a model, some seconds)."""
+"""The evaluations of the network after which exporting it to ONNX pays off (once per model, some seconds)."""
 
 
 def available() -> tuple[str, ...]:
-    """The engines that can be asked for on this machine."""
+    """The engines that can be used on this machine."""
     installed = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     return ENGINES if installed else tuple(name for name in ENGINES if name != "onnxruntime")
 
 
 def with_engine(model: Model, engine: str = "auto", evaluations: int | None = None, bar: Bar = no_bar) -> Model:
-    """`model` with its network run by `engine`; its fingerprint, weights and parameters stay what they are.
+    """`model` with its network run by `engine`; its fingerprint, weights and parameters are unchanged.
 
     Args:
-        engine: a name in `undiffuse.registry.ENGINES`, or "auto": ONNX Runtime, where it is installed, the model is on
-            the CPU, and it was turned into ONNX before or will be evaluated often enough for that to pay; else PyTorch.
-        evaluations: of the network at single images, how many are to come; None: many.
+        engine: a name in `undiffuse.registry.ENGINES`, or "auto": ONNX Runtime if it is installed, the model is on the
+            CPU, and it was exported before or will be evaluated often enough for that to pay off; else PyTorch.
+        evaluations: how many evaluations of the network, at single images, are to come; None: many.
 
-    Raises UsageError for an engine that is not there.
+    Raises UsageError for an engine that is not available.
     """
     one_of("engine", engine, ("auto", *ENGINES))
     if model.engine == engine:
@@ -58,7 +58,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
             raise UsageError(f"the engine onnxruntime {MISSING}")
         with locked(folder):
             if not folder.exists():
-                with bar("turning the network into ONNX, once", 0), writing(folder) as temporary:
+                with bar("exporting the network to ONNX, once", 0), writing(folder) as temporary:
                     export_onnx(model, temporary / "network.onnx")
         session = open_session(folder / "network.onnx", torch.get_num_threads())
         network = OnnxNetwork(model.network, session, len(model.data.classes))
@@ -70,7 +70,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
 
 
 class Compiled(nn.Module):
-    """`module`, compiled: with CUDA graphs on a GPU, where an evaluation is otherwise many small launches."""
+    """`module`, compiled; with CUDA graphs on a GPU, where an evaluation is otherwise many small kernel launches."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -80,4 +80,4 @@ class Compiled(nn.Module):
 
     def forward(self, x: torch.Tensor, log_snr: torch.Tensor, condition: Condition | None = None) -> torch.Tensor:
         output = self.run(x, log_snr, condition)
-        return output.clone()  # a CUDA graph writes every output to the same place
+        return output.clone()  # a CUDA graph writes every output to the same memory

@@ -1,4 +1,4 @@
-"""The two ways a run ends badly. The command prints the message alone and exits with the code."""
+"""The package's errors. The command line prints only the message and exits with the code."""
 
 
 class UndiffuseError(Exception):
@@ -8,6 +8,6 @@ class UndiffuseError(Exception):
 
 
 class UsageError(UndiffuseError, ValueError):
-    """The user asked for something that cannot be (exit code 2): a wrong name, value or combination."""
+    """The user made an invalid request (exit code 2): a wrong name, value or combination."""
 
     exit_code = 2

@@ -21,7 +21,7 @@ from undiffuse.randomness import Draw, keyed_draws
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
 Draws = Callable[[int], Draw]
-PICTURES = re.compile(r"\d-[a-z-]+\.png")  # what they are called
+PICTURES = re.compile(r"\d-[a-z-]+\.png")  # their file names
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50
@@ -34,12 +34,12 @@ def _at_most(model: Model, steps: int) -> int:
 
 
 def work(model: Model, count: int) -> int:
-    """How many times a sample takes a step in all the pictures: what `tick` of `draw` adds up to.
+    """The sampling steps of all samples in all pictures: the total that `tick` of `draw` counts.
 
     Raises UsageError for a model of anything but pictures.
     """
     if model.data.domain != "pictures":
-        raise UsageError(f"{model.name} makes {model.domain.noun}, and the lecture is drawn of models of pictures")
+        raise UsageError(f"{model.name} generates {model.domain.noun}, and the lecture needs a model of pictures")
     compared = sum(recipe.steps for recipe in _compared(model, 0))
     shared = _at_most(model, SHARED_STEPS)
     return 3 * _at_most(model, REVERSE_STEPS) + count * (compared + 2 * len(SWITCHES) * shared)
@@ -55,7 +55,7 @@ def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator
 
 
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
-    """Some images in [-1, 1] and what they are: the data where it can be had, else samples of the model."""
+    """Some images in [-1, 1] and what they are: data if it is available, else samples of the model."""
     if (images := _data(model)) is not None:
         picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
@@ -66,7 +66,7 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
 
 
 def _data(model: Model) -> np.ndarray | None:
-    """What the model learnt, if it is on this machine and still the same; nothing is downloaded for a picture."""
+    """The model's training images if they are on this machine and unchanged; nothing is downloaded."""
     settings = model.learnt
     if settings is None or any(entry.name == settings.source and not entry.available for entry in catalogue()):
         return None
@@ -86,7 +86,7 @@ def _forward(model: Model, out: Path, seed: int) -> Picture:
     rows = [(f"image {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
     path = out / "1-forward.png"
     strips(rows, [f"t={t:.2f}" for t in times], "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
-    return path, f"The forward process: {what}, and ever more noise, until none of it is left."
+    return path, f"The forward process: {what} with more and more noise, until nothing else is left."
 
 
 def _schedules(model: Model, out: Path) -> Picture:
@@ -108,7 +108,7 @@ def _schedules(model: Model, out: Path) -> Picture:
     path = out / "2-schedule.png"
     levels = {"alpha (signal)": (t.numpy(), level.alpha.numpy()), "sigma (noise)": (t.numpy(), level.sigma.numpy())}
     curves([("noise level", "t", levels), ("log-SNR", "t", snr), ("log-SNR visited", "step", grids)], path)
-    return path, "How much signal and noise there is at every time, and at which log-SNR a sampler looks."
+    return path, "Signal and noise at every time, and the log-SNRs that a sampler visits."
 
 
 def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
@@ -177,7 +177,7 @@ def with_switched_noise(
 
 
 def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
-    """Shared first steps, and shared last ones: which noise decides what."""
+    """Variants that share the noise of the first steps, or of the last: which noise decides what."""
     steps = _at_most(model, SHARED_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     switches = [round(share * steps) for share in SWITCHES]

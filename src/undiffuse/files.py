@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second reader never meets half of one."""
+"""Reading files, and writing them so that a crash, a full disk or another reader never leaves or sees half of one."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ class WriteError(UndiffuseError):
 
 
 def fsync(path: Path) -> None:
-    """Has the disk keep a file, or the names in a folder."""
+    """Flushes a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,7 +37,7 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns an OSError into an UndiffuseError that names `path`, and not the temporary one it was met at."""
+    """Turns an OSError into an UndiffuseError that names `path` instead of a temporary path."""
     try:
         yield
     except (OSError, WriteError) as error:
@@ -71,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success its files are fsynced and it is renamed to `path`.
 
-    A folder already at `path` is replaced. Raises UndiffuseError as `atomic_file` does; nothing half-written stays.
+    A folder already at `path` is replaced. Raises UndiffuseError as `atomic_file` does; nothing half-written remains.
     """
     path = Path(path)
     with explained(path):
@@ -102,15 +102,15 @@ def _umask() -> int:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically.
 
-    Raises UndiffuseError, before anything is written, for text that UTF-8 cannot hold: the surrogates that Python puts
-    into a file name for bytes that are none.
+    Raises UndiffuseError, before anything is written, for text that UTF-8 cannot encode: the surrogates that Python
+    substitutes for invalid bytes in file names.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
         line = text.splitlines()[text.count("\n", 0, error.start)].strip(" ,")
-        raise UndiffuseError(f"cannot write {path}: {line!a:.200} is not UTF-8; rename what is called so") from error
+        raise UndiffuseError(f"cannot write {path}: {line!a:.200} is not UTF-8; rename the file or folder") from error
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
@@ -118,7 +118,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_text(path: str | Path) -> str:
     """The text of a file, UTF-8 with or without a byte-order mark.
 
-    Raises UndiffuseError naming the file where it cannot be read, is no file, or is larger than `LARGEST_TEXT`.
+    Raises UndiffuseError naming the file if it cannot be read, is not a file, or is larger than `LARGEST_TEXT`.
     """
     path = Path(path)
     try:
@@ -134,14 +134,14 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, *, finite: bool = False) -> Any:
-    """Reads a JSON file; raises UndiffuseError naming the file when it is missing or malformed, or has a key twice.
+    """Reads a JSON file; raises UndiffuseError naming the file if it is missing or malformed, or repeats a key.
 
-    `finite`: refuses NaN and infinities too, which Python writes and JSON does not know, and numbers beyond float64.
+    `finite`: rejects NaN and infinities too, which Python writes but JSON does not have, and numbers beyond float64.
     """
     try:
         text = read_text(path)
         value = parse_json(text, finite=finite)
-        if "\\u" in text:  # half of a surrogate pair is JSON, but no text
+        if "\\u" in text:  # half of a surrogate pair is valid JSON but not valid text
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except RecursionError:
@@ -151,7 +151,7 @@ def read_json(path: str | Path, *, finite: bool = False) -> Any:
 
 
 def parse_json(text: str, *, finite: bool = False) -> Any:
-    """The value of JSON as `read_json` reads it. Raises ValueError, with the line, or RecursionError."""
+    """Parses JSON as `read_json` does. Raises ValueError, with the line, or RecursionError."""
     if not text.strip():
         raise ValueError("it is empty")
     number = _finite if finite else float
@@ -162,7 +162,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} appears twice")
     return table
 
 

@@ -1,8 +1,9 @@
-"""Samples from a model: rows of its domain, each a pure function of (model, recipe, its number), whatever the batch."""
+"""Sampling: rows of a model's domain, each a pure function of (model, recipe, its number), whatever the batch."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -11,15 +12,19 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from undiffuse.conditions import Condition
+from undiffuse.classifier import Classifier
+from undiffuse.conditions import Request
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
+from undiffuse.guidance import Guidance, Overshoot
+from undiffuse.guide import guided_denoiser
 from undiffuse.model import Model, load
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import (
+    PURE_NOISE,
     State,
     Step,
     at_log_snrs,
@@ -35,13 +40,13 @@ class Recipe:
     """How to sample.
 
     Attributes:
-        sampler: a name in SAMPLERS; "auto": `default_sampler` of the steps, or ddim where there is an eta.
-        steps: N; see `evaluations` for what they cost.
-        eta: DDIM's, from 0 (deterministic) to 1 (DDPM); for sampler="ddim" alone.
-        grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the one that belongs to the
-            sampler.
+        sampler: a name in SAMPLERS; "auto": ddim if eta > 0, else `default_sampler(steps)`.
+        steps: N; see `evaluations` for their cost.
+        eta: DDIM's, from 0 (deterministic) to 1 (DDPM); only for sampler="ddim".
+        grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the sampler's default.
         threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
         seed: of the noise.
+        guidance: how strongly the condition, or the model's guide, guides (`undiffuse.guide`).
     """
 
     sampler: str = "auto"
@@ -50,6 +55,7 @@ class Recipe:
     grid: str | None = None
     threshold: str = "clip"
     seed: int = 0
+    guidance: Guidance = field(default_factory=Guidance)
 
     def __post_init__(self) -> None:
         if self.sampler == "auto":
@@ -63,47 +69,68 @@ class Recipe:
         if not 0 <= self.eta <= 1:
             raise UsageError(f"eta = {self.eta:g} must lie between 0 (DDIM) and 1 (DDPM)")
         if self.eta and self.sampler != "ddim":
-            raise UsageError(f"eta belongs to the sampler ddim, not to {self.sampler}")
+            raise UsageError(f"eta is for the sampler ddim, not for {self.sampler}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed = {self.seed} must lie in 0 .. 2^32 - 1")
 
     @property
     def evaluations(self) -> int:
-        """How often the network is asked for one sample; the step onto the data takes one."""
+        """Network evaluations per sample; the last step takes one."""
         return SAMPLERS[self.sampler].evaluations * (self.steps - 1) + 1
 
     @property
+    def random(self) -> bool:
+        """Whether its steps draw noise."""
+        return SAMPLERS[self.sampler].random or self.eta > 0
+
+    @property
     def key(self) -> str:
-        """What a grid made for a model is filed under (`Model.grids`)."""
+        """The key of a grid made for a model (`Model.grids`)."""
         return f"{self.sampler}:{self.steps}"
 
     @property
     def step(self) -> Step:
-        """The step rule, eta bound."""
+        """The step rule with eta bound."""
         return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
+    def cost(self, model: Model) -> int:
+        """How often a network is evaluated for one sample: twice where guidance needs both of its predictions."""
+        visited, noise_level = self.times(model)[:-1], model.denoiser.process.noise_level
+        if SAMPLERS[self.sampler].evaluations == 2:  # Heun's trapezoids, from where it takes them
+            level = noise_level(visited[:-1])
+            visited = torch.cat([visited, visited[1:][level.sigma <= PURE_NOISE * level.alpha]])
+        if self.guidance.scale in (0, 1) or isinstance(model.guide, Classifier):
+            return len(visited)
+        level, (low, high) = noise_level(visited), self.guidance.interval or (-1.0, math.inf)
+        return len(visited) + int(((level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)).sum())
+
     def times(self, model: Model) -> Tensor:
-        """The times it visits. Raises UsageError for a number of steps that the grid cannot have, and for a grid made
-        for the model on a process which reaches noise that this one does not."""
+        """The times it visits. Raises UsageError if the grid cannot have so many steps, or if a grid made for the model
+        on another process has log-SNRs that this one does not reach."""
         schedule = model.denoiser.process.schedule
         if self.grid is None and (made := model.grids.get(self.key)) is not None:
             try:
                 return at_log_snrs(schedule, made)
             except ValueError as error:
                 raise UsageError(
-                    f"the grid that undiffuse tune made for {model.name}, {self.key}, does not fit the process it is "
-                    f"on now: {error}. Name another grid, such as --grid {SAMPLERS[self.sampler].grid}"
+                    f"the grid that undiffuse tune made for {model.name}, {self.key}, does not fit the process "
+                    f"in use: {error}. Name another grid, such as --grid {SAMPLERS[self.sampler].grid}"
                 ) from None
         try:
             return make_grid(self.grid or SAMPLERS[self.sampler].grid, schedule, self.steps)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def denoise(self, model: Model, condition: Condition | None) -> Denoise:
-        """The model's denoiser for `condition`, thresholded."""
+    def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:
+        """The model's denoiser for `condition`, guided and thresholded; for one trajectory."""
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
-        wrapped: Denoise = THRESHOLDS[self.threshold](model.denoiser.bind(condition), model.denoiser.process)
+        if SAMPLERS[self.sampler].guides and self.guidance.scale == 1:
+            raise UsageError(f"the sampler {self.sampler} is a way to guide: give a --guidance below 1, such as 0.6")
+        denoise = guided_denoiser(model, condition, self.guidance)
+        if overshoot is not None:
+            denoise = overshoot.watch(denoise)
+        wrapped: Denoise = THRESHOLDS[self.threshold](denoise, model.denoiser.process)
         return wrapped
 
 
@@ -112,50 +139,56 @@ def states(
     model: Model,
     recipe: Recipe,
     numbers: Sequence[int],
-    condition: Condition | None = None,
+    condition: Request | None = None,
     grid: Tensor | None = None,
     draws: Callable[[int], Draw] | None = None,
+    overshoot: Overshoot | None = None,
 ) -> Iterator[State]:
     """The trajectory of the samples numbered `numbers` as one batch: N + 1 states, float32 (B, *shape of x_0).
 
     Args:
-        condition: of the B samples, such as `model.condition(numbers)` or `model.unconditional(B)`; None for a model
+        condition: for the B samples, such as `model.condition(numbers)` or `model.unconditional(B)`; None for a model
             that takes none.
         grid: the times to visit, instead of the recipe's own.
-        draws: number of the step -> its random numbers, 0 for the start, instead of those of the recipe's seed.
+        draws: step number -> its random numbers, 0 for the start, instead of those from the recipe's seed.
+        overshoot: watches the predictions before the threshold.
 
-    Raises UsageError for a condition that is missing, not taken, or of another number of samples.
+    Raises UsageError for a condition that is missing, unexpected, or for another number of samples.
     """
     condition = model.taken(condition, len(numbers))
     process = model.denoiser.process
     draws = draws or keyed_draws(recipe.seed, numbers)
     start = process.prior(torch.empty(len(numbers), *model.domain.shape, device=model.device)).sample(draws(0))
     grid = recipe.times(model) if grid is None else grid
-    yield from trajectory(recipe.denoise(model, condition), process, grid, recipe.step, start, draws)
+    yield from trajectory(recipe.denoise(model, condition, overshoot), process, grid, recipe.step, start, draws)
 
 
 def generate(
     model: Model,
     recipe: Recipe,
     numbers: Sequence[int],
-    condition: Condition | None = None,
+    condition: Request | None = None,
     *,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
+    overshoot: Overshoot | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of rows, uint8 (B, H, W, C) of pictures: the samples numbered so, in order; `condition` as in `states`.
+    """The samples `numbers`, in order, as batches of rows: uint8 (B, H, W, C) for pictures; `condition` as in `states`.
 
-    `tick` is told, after every step, how many samples took it.
+    `tick` is called after every step with the number of samples that took it.
     """
     condition = model.taken(condition, len(numbers))
     for first in range(0, len(numbers), batch_size):
         here = slice(first, first + batch_size)
-        for state in states(model, recipe, numbers[here], None if condition is None else condition[here]):
+        part = None if condition is None else condition[here]
+        for state in states(model, recipe, numbers[here], part, overshoot=overshoot):
             last = state
             if tick and state.x0 is not None:
                 tick(len(last.x))
         if not last.x.isfinite().all():
             raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
+        if overshoot is not None:
+            overshoot.keep()
         yield model.domain.decode(last.x)
 
 
@@ -163,22 +196,26 @@ def generate_shared(
     model: Model,
     recipe: Recipe,
     n: int,
-    condition: Condition | None = None,
+    condition: Request | None = None,
     *,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
+    overshoot: Overshoot | None = None,
 ) -> np.ndarray | None:
-    """n images, the work shared between the processes of a torchrun; `condition` as in `states`.
+    """n images, generated jointly by the processes of a torchrun; `condition` as in `states`.
 
-    All of them come back in the first process; the others get None.
+    The first process gets all of them, the others None.
     """
     state = PartialState(cpu=shares_a_cpu())
     numbers = np.array_split(np.arange(n), state.num_processes)[state.process_index]
     condition = model.taken(condition, n)
     mine = None if condition is None else condition[numbers]
-    parts = list(generate(model, recipe, numbers.tolist(), mine, batch_size=batch_size, tick=tick))
+    batches = generate(model, recipe, numbers.tolist(), mine, batch_size=batch_size, tick=tick, overshoot=overshoot)
+    parts = list(batches)
     if state.num_processes > 1:
         parts = gather_object(parts)
+        if overshoot is not None:
+            overshoot.kept = gather_object(overshoot.kept)
     if not state.is_main_process:
         return None
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""This machine's memory: how much there is, and that what freed tensors leave is used again, not fetched anew."""
+"""This machine's memory: its size, and a setting that lets the process reuse freed memory."""
 
 import ctypes
 import math
@@ -11,16 +11,16 @@ LARGEST = 2**30
 
 
 def total_memory() -> float:
-    """Bytes of memory of this machine, infinite where that is unknown."""
+    """Bytes of memory of this machine, infinite if unknown."""
     known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= getattr(os, "sysconf_names", {}).keys()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else math.inf
 
 
 def keep_freed_memory() -> None:
-    """Has glibc's malloc keep what is freed. By default blocks of megabytes go back to the kernel at once, and each
+    """Makes glibc's malloc keep freed memory. By default, blocks of megabytes go back to the kernel at once, and each
     new one is faulted in page by page: a quarter of a training step's time with the preset `likelihood`.
 
-    The process stays as large as it ever was. With another libc nothing happens.
+    The process keeps its peak size. With another libc nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""A trained model: the folder it lives in, and the object it becomes.
+"""A trained model: its folder, and the object loaded from it.
 
 A model folder holds `weights.safetensors` (the averaged weights) and `model.json` (the configuration, the facts about
 its data, how it was trained). Nothing in it is executed or unpickled, and nothing outside it is needed.
@@ -33,7 +33,8 @@ from undiffuse.card import (
     read_grids,
     recorded_source,
 )
-from undiffuse.conditions import Condition, Labels
+from undiffuse.classifier import Classifier
+from undiffuse.conditions import Condition, Labels, Request
 from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
@@ -72,7 +73,9 @@ class Model:
         training: how it was trained: steps, images seen, seconds, machine, versions.
         engine: what runs the network (`undiffuse.engines`).
         grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
-        source: where its run found its data; "" for a model outside of its run, of which only `config.data` is known.
+        guide: the weaker model, or the classifier, that guides it (`undiffuse.guide.with_guide`); None: its own
+            unconditional predictions.
+        source: where its run found its data; "" for a model outside its run, for which only `config.data` is known.
     """
 
     name: str
@@ -83,15 +86,16 @@ class Model:
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
+    guide: "Model | Classifier | None" = None
 
     @cached_property
     def domain(self) -> Domain:
-        """What its samples are."""
+        """The kind of data that its samples are."""
         return domain_of(self.data)
 
     @property
     def network(self) -> nn.Module:
-        """The network itself, whatever runs it."""
+        """The network itself, without an engine's wrapper."""
         network = getattr(self.denoiser.network, "module", self.denoiser.network)
         assert isinstance(network, nn.Module)
         return network
@@ -103,39 +107,41 @@ class Model:
 
     @property
     def learnt(self) -> DataConfig | None:
-        """How to read what it learnt, from where its run found it; None of an imported model, which knows no data."""
+        """How to read its training data, from where its run found it; None (unknown) for an imported model."""
         if "imported" in self.training:
             return None
         return self.config.data.model_copy(update={"source": self.source or self.config.data.source})
 
     def has_learnt(self, fingerprint: str) -> bool | None:
-        """Whether the training images of this fingerprint are what it learnt; None of an imported model: not known."""
+        """Whether it was trained on the images with this fingerprint; None (unknown) for an imported model."""
         return None if self.learnt is None else self.data.fingerprint == fingerprint
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learnt."""
+        """The number of parameters."""
         return sum(p.numel() for p in self.network.parameters())
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of all that its samples depend on: weights, configuration, class shares and grids."""
+        """sha256, hexadecimal, of everything its samples depend on: weights, configuration, class shares and grids."""
         config = self.config.model_dump(mode="json")
-        if self.config.denoiser.target == CATEGORICAL:  # fingerprints stay what they were under its first name
+        if self.config.denoiser.target == CATEGORICAL:  # keeps the fingerprints from before it was renamed
             config["denoiser"]["target"] = FIRST_CATEGORICAL
         facts: list[Any] = [config, self.data.shape, self.data.class_share, self.grids]
         if self.data.condition:
             facts.append(dataclasses.asdict(self.data.condition))
-        if self.data.domain != "pictures":  # those of pictures stay what they were
+        if self.data.domain != "pictures":  # keeps the fingerprints of models of pictures
             facts.append(self.data.domain)
+        if self.guide is not None:
+            facts.append(self.guide.fingerprint)
         return hashlib.sha256(
             (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
         ).hexdigest()
 
     def label(self, name: str | int) -> int:
-        """The class `name` as a label, as `undiffuse.names.choose` finds it.
+        """The label of the class `name`, as `undiffuse.names.choose` finds it.
 
-        Raises UsageError where it is none, or one that there was nothing to learn of.
+        Raises UsageError if there is no such class, or it had no training data.
         """
         if not self.data.classes:
             raise UsageError(f"the model {self.name} has no classes")
@@ -151,8 +157,8 @@ class Model:
         return label
 
     def condition(self, numbers: Sequence[int] | np.ndarray) -> Condition | None:
-        """What the samples numbered `numbers` are where nothing is asked for: a pure function of the number,
-        distributed as in the data. On the model's device; None for a model that takes no condition."""
+        """The default condition of the samples numbered `numbers`: a pure function of the number, distributed as in
+        the data. On the model's device; None for a model that takes no condition."""
         takes = self.data.takes
         if takes is None:
             return None
@@ -160,7 +166,7 @@ class Model:
         return kind.for_samples(takes.facts, np.asarray(numbers, dtype=np.int64)).to(self.device)
 
     def unconditional(self, count: int) -> Condition | None:
-        """The condition of `count` samples of which nothing is asked; None for a model that takes no condition."""
+        """The condition of `count` unconditional samples; None for a model that takes no condition."""
         condition = self.condition(range(count))
         return None if condition is None else condition.dropped()
 
@@ -169,19 +175,19 @@ class Model:
         label = self.label(name)
         return Labels(torch.full((count,), label, device=self.device), len(self.data.classes))
 
-    def taken(self, condition: Condition | None, count: int) -> Condition | None:
-        """`condition` on the model's device, for `count` samples.
+    def taken(self, condition: Request | None, count: int) -> Request | None:
+        """`condition`, checked to be for `count` samples, on the model's device.
 
-        Raises UsageError where the model takes one and there is none, where it takes none, and for another number.
+        Raises UsageError if it is missing, unexpected, or for another number of samples.
         """
         if condition is None and self.data.takes is not None:
             raise UsageError(
                 f"the model {self.name} takes a condition ({self.data.takes.kind}) and was given none: give "
-                "model.condition(numbers), or model.unconditional(count) to ask for nothing"
+                "model.condition(numbers), or model.unconditional(count) for unconditional samples"
             )
         if condition is None:
             return None
-        if self.data.takes is None:
+        if self.data.takes is None and not isinstance(self.guide, Classifier):
             raise UsageError(f"the model {self.name} takes no condition, and was given a {type(condition).__name__}")
         if len(condition) != count:
             raise UsageError(f"a condition of {len(condition)} samples was given for {count}")
@@ -212,10 +218,10 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
     grids = read_grids(folder)
     try:
         domain = domain_of(data)
-        default_network(config.network, domain.shape[1:])  # refuses one that is not for data of this shape
+        default_network(config.network, domain.shape[1:])  # raises if it is not for data of this shape
         dims = len(domain.shape) - 1
         shapes = network_shapes(config, domain.shape[0], data.takes, dims)
-        make_denoiser(config, nn.Identity())  # refuses a target that is not for the process
+        make_denoiser(config, nn.Identity())  # raises if the target is not for the process
     except UndiffuseError as error:
         reason = cut(str(error), 250)
         raise UndiffuseError(f"{folder}/model.json is damaged or not a model of undiffuse: {reason}") from error
@@ -234,15 +240,15 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
 
 
 def with_process(model: Model, **settings: Any) -> Model:
-    """The model on another process of the Gaussian family, e.g. schedule="edm": what it was trained on is no limit.
+    """The model on another process of the Gaussian family, e.g. schedule="edm", than it was trained on.
 
-    `settings` are those of `undiffuse.config.ProcessConfig`, the rest at its defaults. Raises UsageError for what these
-    cannot be, and for a model whose target has a meaning under its own process alone (denoiser.score_scale=state).
+    `settings` are those of `undiffuse.config.ProcessConfig`, the rest at its defaults. Raises UsageError for invalid
+    ones, and for a model whose target is defined only under its own process (denoiser.score_scale=state).
     """
     if model.denoiser.target == SCORE_OF_STATE:
         raise UsageError(
-            f"{model.name} predicts the score of x_t itself, as models once did (denoiser.score_scale=state): "
-            f"it stays on the process it was trained on, {model.config.process.schedule}"
+            f"{model.name} predicts the score of x_t itself, as old models do (denoiser.score_scale=state): "
+            f"it works only on the process it was trained on, {model.config.process.schedule}"
         )
     process = make_config({f"process.{key}": value for key, value in settings.items()}).process
     config = model.config.model_copy(update={"process": process})

@@ -1,4 +1,4 @@
-"""Names and values as people give them: the one that was meant, and how errors quote what may be long."""
+"""Names and values as users give them: finding the one that was meant, and quoting long ones in errors."""
 
 import difflib
 import re
@@ -20,13 +20,13 @@ _repr.maxlevel, _repr.maxstring, _repr.maxother = 3, LONGEST - 10, LONGEST - 10
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """`text` in one line, with its end left out where it is longer than `longest`."""
+    """`text` on one line, truncated to `longest` characters."""
     text = " ".join(text[: 4 * longest].split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def shown(value: Any) -> str:
-    """`value` as an error quotes it: its repr, shortened."""
+    """`value` as quoted in errors: its repr, shortened."""
     try:
         return cut(_repr.repr(value))
     except ValueError:  # an int of more digits than Python writes
@@ -34,31 +34,31 @@ def shown(value: Any) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of `names`, and how many there are where that is not all."""
+    """The first of `names`, and how many there are if these are not all."""
     names = list(names)
     more = f" ... ({len(names):,} in all)" if len(names) > MOST else ""
     return ", ".join(cut(name, 40) for name in names[:MOST]) + more
 
 
 def format_shape(shape: Iterable[int]) -> str:
-    """A shape as it is written: 28x28x1."""
+    """A shape as text, such as 28x28x1."""
     return "x".join(map(str, shape))
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The one of `known` most like `name`, None where none is."""
+    """The one of `known` most like `name`, or None."""
     close = difflib.get_close_matches(name[:LONGEST], list(known), 1, cutoff)
     return close[0] if close else None
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """ "did you mean ...?" where one of `known` is like `name`, else `otherwise`."""
+    """ "did you mean ...?" if one of `known` is like `name`, else `otherwise`."""
     close = nearest(name, known)
     return f"did you mean {cut(close)}?" if close else otherwise
 
 
 def one_of(kind: str, name: str, known: Iterable[str]) -> str:
-    """`name`, if it is one of `known`, names of a `kind`. Raises UsageError, naming the nearest and all there are."""
+    """`name`, if it is one of `known`, names of a `kind`. Raises UsageError, naming the nearest and all of them."""
     known = list(known)
     if name not in known:
         close, choices = did_you_mean(str(name), known, ""), f"choose from {', '.join(known)}"
@@ -67,8 +67,8 @@ def one_of(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def choose(name: str | int, names: Sequence[str], what: str = "class") -> int:
-    """The index in `names` that `name` means: an int by number; a str as it is written, else in another case where
-    that is one alone, else as a number. Raises UsageError where it means none or several."""
+    """The index in `names` that `name` means: an int is the index; a str is matched exactly, else ignoring case if the
+    match is unique, else as a number. Raises UsageError if none or several match."""
     if not isinstance(name, int):
         for same in (str, _folded):
             found = [index for index, known in enumerate(names) if same(known) == same(name)]
@@ -78,7 +78,7 @@ def choose(name: str | int, names: Sequence[str], what: str = "class") -> int:
                 raise UsageError(
                     f"{what} {shown(name)} may be any of "
                     + listed(f"{cut(names[index], 30)!r} (number {index})" for index in found)
-                    + ": write it as it is there, or give its number"
+                    + ": write it exactly, or give its number"
                 )
         if not (name.isascii() and name.isdecimal() and len(name) < 10):
             raise UsageError(f"no {what} {shown(name)}; {did_you_mean(name, names, f'there are {listed(names)}.')}")
@@ -92,7 +92,7 @@ def _folded(name: str) -> str:
 
 
 def fault(error: "ValidationError", *within: str) -> str:
-    """The first fault that pydantic found `within` a key, as "key = value: what it should be", in one line."""
+    """The first error that pydantic found `within` a key, as "key = value: what it should be", in one line."""
     first = error.errors(include_url=False)[0]
     key = ".".join(cut(str(part), 40) for part in (*within, *first["loc"]))
     whole = first["type"] in ("missing", "extra_forbidden", "value_error") and isinstance(first["input"], dict)

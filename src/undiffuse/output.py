@@ -1,7 +1,7 @@
-"""Where what a command makes goes: whole or absent, and never over or among what is there unless --force says so.
+"""The output of commands: complete or absent, and never over or among existing files without --force.
 
-`claim` and `claim_folder` refuse before the work; `put` and `put_folder` write after it. Where something has come to
-be at the name meanwhile, what was made gets the next free name: neither is lost.
+`claim` and `claim_folder` check before the work; `put` and `put_folder` write after it. If the name has been taken
+meanwhile, the output gets the next free name, so that neither is lost.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ SAMPLE_FILES = (".png", ".npz", ".npy")
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that says what kind of file it is: ".png" of "a.PNG", but "" of "v.1", "run.v2" and "emoji"."""
+    """The suffix that gives the type of file: ".png" of "a.PNG", but "" of "v.1", "run.v2" and "emoji"."""
     suffix = path.suffix.lower()
     return suffix if suffix[1:2].isalpha() and not re.fullmatch(r"\.v\d+", suffix) else ""
 
 
 def name_of(source: str | os.PathLike[str]) -> str:
-    """What files made from `source`, a path or a name, are called after: its last part, also of "." and ".."."""
+    """The base name for files made from `source`, a path or a name: its last part, also for "." and ".."."""
     path = Path(source)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return name.lstrip("-") or "undiffuse"  # a leading dash would read as an option
 
 
 def fresh(path: Path) -> Path:
-    """`path`, or where something is there already, the first of path-2, path-3 ... that is free."""
+    """`path`, or if it exists already, the first of path-2, path-3 ... that does not."""
     suffix = path.name[len(path.name) - len(suffix_of(path)) :]
     stem = path.name.removesuffix(suffix)
     others = (path.with_name(f"{stem}-{number}{suffix}") for number in itertools.count(2))
@@ -48,9 +48,9 @@ def fresh(path: Path) -> Path:
 
 
 def claim(files: Mapping[str, Path | None], force: bool, kinds: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Refuses, before the work, files that cannot be written: option -> its path, None where it was not given.
+    """Checks, before the work, that files can be written: option -> its path, None if it was not given.
 
-    Raises UsageError for what is there already (unless `force`) or is no file, for one name given twice and for a
+    Raises UsageError for a path that exists already (unless `force`) or is not a file, for one given twice and for a
     suffix that is not among `kinds` of its option; UndiffuseError for a place that cannot be written to.
     """
     taken: dict[str, str] = {}
@@ -73,8 +73,8 @@ def claim(files: Mapping[str, Path | None], force: bool, kinds: Mapping[str, Seq
 
 
 def claim_folder(option: str, path: Path, force: bool) -> None:
-    """Refuses, before the work, a folder that files cannot be written to: UsageError for a file, or a folder that is
-    not empty (unless `force`); UndiffuseError for a place that cannot be written to."""
+    """Checks, before the work, that files can be written to a folder. Raises UsageError for a file, or a folder that
+    is not empty (unless `force`); UndiffuseError for a place that cannot be written to."""
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UsageError(f"{option} {path} is a file, not a folder")
     if os.path.isdir(path) and os.listdir(path) and not force:
@@ -86,16 +86,16 @@ def claim_folder(option: str, path: Path, force: bool) -> None:
 
 def _check_place(path: Path) -> None:
     with explained(path), contextlib.suppress(FileNotFoundError):
-        os.lstat(path)  # all other errors say that there can be no such file
+        os.lstat(path)  # all other errors mean that no such file is possible
     place = path if os.path.isdir(path) else next(one for one in path.absolute().parents if one.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         raise UndiffuseError(f"cannot write {path}: {place} is not a folder that you may write to")
 
 
 def put(path: Path, write: Callable[[Path], object], force: bool = False) -> Path:
-    """Lets `write` make a file at the path it is given, then moves that to `path`; returns where it is.
+    """Calls `write` with a temporary path, then moves the file to `path`; returns where it is.
 
-    Only `force` replaces what is there, through a link to what it links to. Raises UndiffuseError as `atomic_file`.
+    Only `force` replaces an existing file; it follows links. Raises UndiffuseError as `atomic_file`.
     """
     home = Path(os.path.realpath(path)) if force else path
     with explained(path):
@@ -111,10 +111,10 @@ def put(path: Path, write: Callable[[Path], object], force: bool = False) -> Pat
 
 
 def put_folder(path: Path, write: Callable[[Path], object], own: re.Pattern[str], force: bool = False) -> Path:
-    """Lets `write` make a folder at the path it is given, then moves that to `path`; returns where it is.
+    """Calls `write` with a temporary path, then moves the folder to `path`; returns where it is.
 
-    A new folder appears whole. In one that is there (empty, or `force`), what has names that match `own` is taken away
-    first, so that no older parts are mixed with these; the rest stays. Raises UndiffuseError as `atomic_file`.
+    A new folder appears complete. In an existing one (empty, or `force`), entries whose names match `own` are removed
+    first, so that old and new parts do not mix; the rest stays. Raises UndiffuseError as `atomic_file`.
     """
     there = os.path.isdir(path)
     with explained(path):
@@ -161,8 +161,8 @@ def _link(made: Path, target: Path) -> None:
 
 
 def check(out: Path, count: int, force: bool = False) -> None:
-    """Refuses `count` samples at `out` before the work: UsageError for an unknown suffix, too large a grid, or what is
-    there already; UndiffuseError for a place that cannot be written to."""
+    """Checks, before the work, that `count` samples can be written to `out`. Raises UsageError for an unknown suffix,
+    too large a grid or an existing path; UndiffuseError for a place that cannot be written to."""
     suffix = "" if os.path.isdir(out) else suffix_of(out)
     if suffix and suffix not in SAMPLE_FILES:
         raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
@@ -175,14 +175,14 @@ def check(out: Path, count: int, force: bool = False) -> None:
 
 
 def names_of_samples(suffix: str) -> re.Pattern[str]:
-    """How `write` names samples in a folder, each with the suffix of its domain."""
+    """The names that `write` gives samples in a folder, with the suffix of their domain."""
     return re.compile(rf"\d{{6,}}{re.escape(suffix)}")
 
 
 def write(
     out: Path, domain: Domain, rows: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False
 ) -> str:
-    """Writes samples, rows of `domain`, where `out` says, and returns a line that says what was written.
+    """Writes samples, rows of `domain`, to `out`, and returns a line that describes what was written.
 
     .npz holds `images` (or what the domain calls them) and, for a model with classes, `labels` and `classes`: what
     `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else.
@@ -214,6 +214,6 @@ def write(
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:
-    """Raises UsageError where so many uint8 images of a shape (H, W, C), say, are more than this machine's memory."""
+    """Raises UsageError if `count` uint8 images of `shape`, such as (H, W, C), exceed this machine's memory."""
     if count * math.prod(shape) > total_memory():
-        raise UsageError(f"-n {count}: so many images do not fit in memory; draw fewer at a time, with other seeds")
+        raise UsageError(f"-n {count}: that many images do not fit in memory; draw fewer at a time, with other seeds")

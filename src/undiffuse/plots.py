@@ -15,7 +15,7 @@ MARGIN = 2
 
 
 def grid_of(images: np.ndarray, columns: int | None = None, background: int = 255) -> np.ndarray:
-    """The images as one, row by row: uint8 (H', W', C). `columns` None: as square as can be."""
+    """The images tiled into one, row by row: uint8 (H', W', C). `columns` None: as square as possible."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -46,7 +46,7 @@ def save_grid(images: np.ndarray, path: str | Path, columns: int | None = None) 
 
 
 def strips(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title: str, path: str | Path) -> None:
-    """Rows of images with a name at their left, a heading over every column: one figure.
+    """One figure with rows of images, a name at the left of each and a heading over every column.
 
     rows: (name, uint8 (len(columns), H, W, C)); a row may be shorter than the headings.
     """
@@ -76,7 +76,7 @@ Panel = tuple[str, str, Mapping[str, tuple[np.ndarray, ...]]]
 def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"] = "") -> None:
     """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes.
 
-    (x, y, z) has in z what y is held to: dashed, in the same colour.
+    In (x, y, z), z is a reference for y: dashed, in the same colour.
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.0))
     all_axes = figure.subplots(1, len(panels), squeeze=False)
@@ -99,6 +99,6 @@ def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes it as PNG, atomically."""
+    """Writes a figure as PNG, atomically."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, with the time left; nothing algorithmic knows of them."""
+"""Progress bars on standard error, with the time left; the algorithms do not depend on them."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
-"""(description, total or 0) -> a context in which a function is told of progress."""
+"""(description, total or 0) -> a context manager that yields a function to report progress to."""
 
 
 def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[..., None]]:
@@ -17,13 +17,13 @@ def no_bar(description: str, total: int = 0) -> AbstractContextManager[Callable[
 
 @contextlib.contextmanager
 def bar(description: str, total: int = 0) -> Iterator[Callable[..., None]]:
-    """Draws a bar; yields a function that is told how much more is done, or (done, total) in all."""
+    """Draws a bar; yields a function to call with the additional amount done, or with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn(description), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     both = sys.stdout.isatty()  # lines printed meanwhile go above the bar, unless they go to a file
-    # One bar is enough for all processes of a torchrun, and none is for a file.
+    # One bar for all processes of a torchrun, and none if standard error is a file.
     hidden = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=both

@@ -1,7 +1,7 @@
-"""Random numbers as pure functions of what they are for: never of a batch size, a process or what was drawn before.
+"""Random numbers as pure functions of their purpose, whatever the batch size, the process or earlier draws.
 
 Keys are tuples of integers: (seed, purpose, ...). Sampling keys by (seed, sample, step), training by (seed, step,
-position in the global batch), so sample k is the same alone or in a crowd, and a resumed run needs no saved state.
+position in the global batch), so sample k is the same in every batch, and a resumed run needs no saved state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +49,7 @@ def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:
 
 
 class Draw(Protocol):
-    """The random numbers of one step of a batch. Asking twice gives the same numbers twice."""
+    """The random numbers of one step of a batch. Repeated calls return the same numbers."""
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, of the shape, dtype and device of `like` (B, ...)."""
@@ -57,10 +57,13 @@ class Draw(Protocol):
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1), float64, of the shape and device of `like` (B, ...)."""
 
+    def fold(self, number: int) -> "Draw":
+        """Independent numbers for the same samples, different ones for every `number` from 1 on."""
+
 
 @dataclass(frozen=True)
 class KeyedDraw:
-    """A draw with a key for each sample: the same bits whatever batch a sample is in."""
+    """A draw with a key for each sample: the same bits whatever the batch."""
 
     keys: tuple[tuple[int, ...], ...]
 
@@ -76,13 +79,13 @@ class KeyedDraw:
         return torch.from_numpy(u).to(like.device)
 
     def fold(self, number: int) -> "KeyedDraw":
-        """Independent numbers for the same samples, other ones for every `number` from 1 on."""
+        """Independent numbers for the same samples, different ones for every `number` >= 1."""
         return KeyedDraw(tuple((*key, Purpose.FOLD, number) for key in self.keys))
 
 
 @dataclass(frozen=True)
 class Given:
-    """A draw whose normal numbers were made before: of the shape that they are asked for."""
+    """A draw of precomputed normal numbers, which have the shape that is requested."""
 
     noise: Tensor
 
@@ -91,15 +94,19 @@ class Given:
         return self.noise
 
     def uniform(self, like: Tensor) -> Tensor:
-        """There are none. Raises ValueError."""
+        """Raises ValueError: there are none."""
         raise ValueError("only normal numbers were given")
+
+    def fold(self, number: int) -> "Given":
+        """There are no others. Raises ValueError."""
+        raise ValueError("only normal numbers for one use were given")
 
 
 @dataclass(frozen=True)
 class BatchDraw:
-    """Random numbers for the rows at `positions` of a global batch of `size`, the same however it is shared out.
+    """Random numbers for the rows at `positions` of a global batch of `size`, the same however it is divided.
 
-    Each call draws for the whole batch, and so moves on.
+    Each call draws for the whole batch and advances the generator.
     """
 
     random: np.random.Generator
@@ -109,6 +116,10 @@ class BatchDraw:
     def uniform(self, *shape: int) -> np.ndarray:
         """Uniform numbers in [0, 1), float64 (B, *shape)."""
         return self.random.random((self.size, *shape))[self.positions]
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float64 (B, *shape)."""
+        return self.random.standard_normal((self.size, *shape))[self.positions]
 
     def integers(self, count: int, *shape: int) -> np.ndarray:
         """Whole numbers from 0 to count - 1, int64 (B, *shape)."""

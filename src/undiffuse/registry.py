@@ -1,6 +1,6 @@
-"""The names that people choose by, and where what they mean is defined. Imports no torch.
+"""The names that users choose from, and where their objects are defined. Imports no torch.
 
-To add one, write one file and one line here; or, outside of the package, call `add`, as docs/extending.md does.
+To add one, write one file and one line here; or, outside the package, call `add`, as in docs/extending.md.
 Configuration, command line, help texts, completion and "did you mean" all read these lists. A name is only ever looked
 up here: nothing that a file contains is imported.
 """
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from undiffuse.names import one_of, shown
 
 E = TypeVar("E")
-NAME = re.compile(r"[a-z][a-z0-9+-]{0,39}")  # what the command line and files hold without quotes
+NAME = re.compile(r"[a-z][a-z0-9+-]{0,39}")  # needs no quotes on the command line or in files
 
 
 def located(target: str) -> Any:
@@ -26,11 +26,11 @@ def located(target: str) -> Any:
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """Names of one kind of thing, in order. What a name stands for is imported when it is asked for.
+    """Names of one kind of thing, in order. What a name stands for is imported when it is looked up.
 
     Args:
-        kind: what one of them is called, for errors.
-        entries: for each name "package.module:attribute", or the thing itself.
+        kind: the word for one of them in error messages.
+        entries: name -> "package.module:attribute", or the object itself.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, Any]):
@@ -51,15 +51,15 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._entries)
 
     def add(self, name: str, entry: Any) -> None:
-        """Adds a name for this process. Raises ValueError where there is one already, or it is no name."""
+        """Adds a name for this process. Raises ValueError if it is taken or is not a valid name."""
         if not NAME.fullmatch(name):
-            raise ValueError(f"{shown(name)} is no name: use a-z, 0-9, + and -, a letter first, 40 at most")
+            raise ValueError(f"{shown(name)} is not a valid name: use a-z, 0-9, + and -, a letter first, at most 40")
         if name in self._entries:
             raise ValueError(f"there is a {self.kind} {name!r} already")
         self._entries[name] = entry
 
     def check(self, name: str) -> str:
-        """`name`, if there is such a thing. Raises UsageError, naming the nearest and all there are, if not."""
+        """`name`, if it is registered; else raises UsageError, naming the nearest and all of them."""
         return one_of(self.kind, name, self)
 
     def find(self, name: str) -> E:
@@ -69,11 +69,11 @@ class Registry(Mapping[str, E], Generic[E]):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function or class that gives an `undiffuse.process.Schedule`.
+    """A function or class that makes an `undiffuse.process.Schedule`.
 
     Attributes:
         place: where it is.
-        first: the setting of `process` that is its first argument: "steps" for a table; None: it takes options alone.
+        first: the setting of `process` that is its first argument: "steps" for a table; None: it takes only options.
     """
 
     place: str
@@ -89,10 +89,11 @@ class Sampler:
 
     Attributes:
         place: where the function is.
-        grid: the name of the grid it is used with unless another is asked for.
-        evaluations: of the network, in every step but the last, which takes one.
-        options: arguments that go with the name.
+        grid: the name of its default grid.
+        evaluations: network evaluations per step; the last step takes one.
+        options: arguments bound to the function.
         random: it draws noise in every step, so no grid can be searched for it.
+        guides: it is a form of guidance, so its recipe needs a guidance scale other than 1.
     """
 
     place: str
@@ -100,10 +101,11 @@ class Sampler:
     evaluations: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     random: bool = False
+    guides: bool = False
 
     @property
     def step(self) -> Any:
-        """The rule, its options bound."""
+        """The rule with its options bound."""
         rule = located(self.place)
         return partial(rule, **self.options) if self.options else rule
 
@@ -159,7 +161,7 @@ TARGETS: Registry[Any] = Registry(
 )
 """Functions (noise level, sigma_data) -> `undiffuse.targets.Coefficients`."""
 CATEGORICAL, FIRST_CATEGORICAL = "categorical", "levels"
-"""The one target that is not linear in x_0 and eps (undiffuse.discretised), and the name it had first."""
+"""The one target that is not linear in x_0 and eps (undiffuse.discretised), and its old name."""
 LOSSES: Registry[Any] = Registry(
     "loss",
     {
@@ -212,6 +214,7 @@ SAMPLERS: Registry[Sampler] = Registry(
             "undiffuse.sampling:ancestral", "trailing", options={"variance": "learned"}, random=True
         ),
         "ddim": Sampler("undiffuse.sampling:ddim", "trailing"),
+        "cfg++": Sampler("undiffuse.sampling:cfg_plus_plus", "trailing", guides=True),
         "euler": Sampler("undiffuse.sampling:ddim", "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
         "heun": Sampler("undiffuse.sampling:heun", "karras", evaluations=2),
         "dpm++2m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr"),
@@ -239,7 +242,7 @@ THRESHOLDS: Registry[Any] = Registry(
         "none": "undiffuse.guidance:unchanged",
     },
 )
-"""Functions (denoise, process) -> denoise: a denoiser that wraps a denoiser."""
+"""Functions (denoise, process) -> denoise that wrap a denoiser."""
 RESTORATIONS: Registry[Any] = Registry(
     "restoration",
     {
@@ -275,7 +278,7 @@ BUILT_IN = Path(__file__).parent / "models"
 PRESETS: Registry[Path] = Registry(
     "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
 )
-"""Settings that belong together: files of undiffuse/presets."""
+"""Named groups of settings: the files in undiffuse/presets."""
 
 
 def built_in() -> list[str]:

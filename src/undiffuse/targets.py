@@ -1,9 +1,9 @@
-"""What a network may predict: combinations of the data and the noise, and the way back to x_0.
+"""Prediction targets: linear combinations of the data and the noise, and the way back to x_0.
 
     output = a x_0 + b eps,        x_0 = c_skip x_t + c_out output      (Karras et al. 2022, eq. 7).
 
-a, b, c_out and r c_skip, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So what a network has learnt
-under one process it says under every other.
+a, b, c_out and r c_skip, with r^2 = alpha^2 + sigma^2, depend on sigma / alpha alone. So a network trained
+under one process can be used under every other.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from undiffuse.process import NoiseLevel
 from undiffuse.registry import TARGETS
 
 Target = Callable[[NoiseLevel, float], "Coefficients"]
-"""(noise level, sigma_data) -> the coefficients: a name in TARGETS stands for one."""
+"""(noise level, sigma_data) -> the coefficients: what a name in TARGETS stands for."""
 
 
 class Coefficients(NamedTuple):
@@ -48,7 +48,7 @@ def v(level: NoiseLevel, sigma_data: float) -> Coefficients:
 
 
 def score(level: NoiseLevel, sigma_data: float) -> Coefficients:
-    """The score -r eps / sigma of x_t / r, which is x_t where the process preserves variance (Song et al. 2021)."""
+    """The score -r eps / sigma of x_t / r, which is x_t if the process preserves variance (Song et al. 2021)."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     r = (level.alpha**2 + level.sigma**2).sqrt()
@@ -56,7 +56,7 @@ def score(level: NoiseLevel, sigma_data: float) -> Coefficients:
 
 
 def score_of_state(level: NoiseLevel, sigma_data: float) -> Coefficients:
-    """The score -eps / sigma of x_t itself, which depends on the process's scale and so belongs to one process."""
+    """The score -eps / sigma of x_t itself, which depends on the scale of the process, so it is tied to one."""
     _needs_signal(level, "score")
     zero = torch.zeros_like(level.alpha)
     return Coefficients(zero, -1 / level.sigma, 1 / level.alpha, level.sigma**2 / level.alpha)
@@ -81,11 +81,11 @@ def edm(level: NoiseLevel, sigma_data: float) -> Coefficients:
 
 
 SCORE_OF_STATE = "score-of-state"
-"""What "score" once meant under every process, and still does for models saved then (denoiser.score_scale=state)."""
+"""What "score" once meant under every process, kept for models saved then (denoiser.score_scale=state)."""
 
 
 def coefficients(target: str, level: NoiseLevel, sigma_data: float) -> Coefficients:
-    """Those of a target by name, at a noise level. Raises UsageError for a target that there is not."""
+    """The coefficients of a target by name, at a noise level. Raises UsageError for an unknown target."""
     function: Target = score_of_state if target == SCORE_OF_STATE else TARGETS.find(target)
     return function(level, sigma_data)
 
@@ -93,6 +93,6 @@ def coefficients(target: str, level: NoiseLevel, sigma_data: float) -> Coefficie
 def _needs_signal(level: NoiseLevel, target: str) -> None:
     if (level.alpha == 0).any():
         raise ValueError(
-            f"the target {target} says nothing of x_0 where no signal is left (alpha = 0): "
+            f"the target {target} does not determine x_0 where no signal is left (alpha = 0): "
             "use v, x0, flow or edm with a schedule that ends at zero SNR"
         )

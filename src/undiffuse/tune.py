@@ -1,4 +1,4 @@
-"""Time grids made for one model, kept in its folder and used from then on."""
+"""Time grids searched for one model, stored in its folder and used by default from then on."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from undiffuse.sampling import SAMPLERS, search_grid
 
 FINE = Recipe("dpm++3m", 100)
 TRIALS = 30  # at most, for each step
-SEED = 2**32 - 1  # not one that people draw with: nothing is tuned to samples that are looked at
+SEED = 2**32 - 1  # unlikely to be used for sampling: grids are not tuned to samples that are looked at
 
 
 def tune(
@@ -28,7 +28,7 @@ def tune(
     engine: str = "auto",
     bar: Bar = no_bar,
 ) -> dict[str, Any]:
-    """Searches a grid for every number of steps and writes `grids.json` into the model's folder, beside older ones.
+    """Searches a grid for every number of steps and adds them to `grids.json` in the model's folder.
 
     Returns what it wrote: "sampler:steps" -> its log-SNRs and the differences before and after, of `samples` samples
     from those of a fine trajectory (`undiffuse.sampling.search.difference`). Raises UsageError for a random sampler or
@@ -36,11 +36,11 @@ def tune(
     """
     folder = find(name)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} is not yours to write to, and the times are kept there: copy it and tune the copy")
+        raise UsageError(f"{folder} is not writable, and the grids are stored there: copy it and tune the copy")
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
-        if SAMPLERS[recipe.sampler].random:
-            raise UsageError(f"{recipe.sampler} is random: grids are searched for ddim, euler, heun, dpm++ and unipc")
+        if SAMPLERS[recipe.sampler].random or SAMPLERS[recipe.sampler].guides:
+            raise UsageError(f"no grid is searched for {recipe.sampler}: choose ddim, euler, heun, dpm++ or unipc")
     model = with_engine(load(name, device), engine, bar=bar)
     numbers = range(samples)
     condition = model.condition(numbers)

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors alone, and nothing is read before names, shapes and types are those expected."""
+"""Tensors in safetensors files, which are read only after their names, shapes and types have been checked."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (type, shape) of the tensors in a file. Raises UndiffuseError naming the file where it is damaged."""
+    """Name -> (type, shape) of the tensors in a file. Raises UndiffuseError naming the file if it is damaged."""
     try:
         if path.exists() and not path.is_file():
             raise UndiffuseError(f"cannot read {path}: it is not a file")
@@ -29,7 +29,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, which are numbers and finite. Raises UndiffuseError naming the file where they are not."""
+    """All tensors of a file. Raises UndiffuseError naming the file if any is not of floats or not finite."""
     return _tensors(path, read_header(path))
 
 
@@ -48,10 +48,10 @@ def _tensors(path: Path, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> d
 
 
 def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The weights in a file. Raises UndiffuseError where their names and shapes are not those of `expected`."""
+    """The weights in a file. Raises UndiffuseError if their names and shapes are not those of `expected`."""
     header = read_header(path)
     found = {name: shape for name, (_, shape) in header.items()}
-    for what, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
+    for what, names in (("lacks", expected.keys() - found.keys()), ("has unexpected", found.keys() - expected.keys())):
         if names:
             raise UndiffuseError(f"{path} does not hold this model's weights: it {what} {listed(sorted(names)[:3])}")
     for name, shape in expected.items():
@@ -63,7 +63,7 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def sha256_of_weights(network: nn.Module) -> str:
-    """Of the (first) names, shapes, types and bytes of all that a network's state holds, hexadecimal."""
+    """Hexadecimal sha256 of the (original) names, shapes, types and bytes in a network's state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted((first_name(name), tensor) for name, tensor in network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

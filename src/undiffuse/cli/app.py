@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from undiffuse.cli import compare, data, demo, evaluate, explain, export, import_, models, sample, train, tune
+from undiffuse.cli import (
+    compare,
+    data,
+    demo,
+    edit,
+    evaluate,
+    explain,
+    export,
+    import_,
+    models,
+    sample,
+    train,
+    train_classifier,
+    tune,
+)
 from undiffuse.cli.console import fail
 from undiffuse.cli.early import EarlyCommand
 from undiffuse.errors import UndiffuseError
@@ -20,7 +34,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("train-classifier")(train_classifier.train_classifier)
 app.command("sample", cls=EarlyCommand)(sample.sample)
+app.command("edit", cls=EarlyCommand)(edit.edit)
 app.command("evaluate", cls=EarlyCommand)(evaluate.evaluate)
 app.command("compare", cls=EarlyCommand)(compare.compare)
 app.command("explain", cls=EarlyCommand)(explain.explain)

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import DEVICE, ENGINE, FORCE, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, INTERVAL, guidance_of, say, table
 from undiffuse.cli.evaluate import FEATURES_HELP, SIZE_HELP, SPLIT_HELP
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -26,6 +26,8 @@ def compare(
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
     sampler: str = typer.Option("auto", help="Where @ names none.", autocompletion=complete.samplers),
     steps: int = typer.Option(20, min=1, help="Where @ names none."),
+    guidance: float = GUIDANCE,
+    guidance_interval: str = INTERVAL,
     seed: int = typer.Option(0, help="Of the samples."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
     figure: Path = typer.Option(None, help="Draw quality against speed, diversity as colour, as .png."),
@@ -52,7 +54,7 @@ def compare(
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")
     output.claim({"--json": json_file, "--figure": figure}, force, {"--figure": [".png"]})
-    recipe = Recipe(sampler, steps, seed=seed)
+    recipe = Recipe(sampler, steps, seed=seed, guidance=guidance_of(guidance, guidance_interval))
     contenders = measured(
         subjects,
         data,

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -13,11 +13,30 @@ from undiffuse.cli import complete
 from undiffuse.errors import UsageError
 from undiffuse.registry import ENGINES
 
+if TYPE_CHECKING:
+    from undiffuse.guidance import Guidance
+
 DEVICE: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one].")
 ENGINE: str = typer.Option(
     "auto",
     help=f"auto, {', '.join(ENGINES)} [the last where it is installed and pays].",
     autocompletion=complete.engines,
+)
+GUIDANCE: float = typer.Option(
+    1.0,
+    help="How strongly the class (or --guide) guides: 0 ignores it, 1 is plain, 2 to 4 clearer and less varied.",
+)
+INTERVAL: str = typer.Option(
+    None, "--guidance-interval", help="Guide only at noise levels sigma/alpha from LOW,HIGH, such as .19,1.61."
+)
+GUIDE: str = typer.Option(
+    None, help="A weaker model to move away from, such as an earlier checkpoint of the run, instead of no class."
+)
+RESCALE: float = typer.Option(
+    0.0, "--guidance-rescale", help="How far guided contrast goes back to the class's own, 0 to 1; .7 is usual."
+)
+APG: str = typer.Option(
+    None, help="Adaptive projected guidance: ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5 [plain guidance]."
 )
 FORCE: bool = typer.Option(False, "--force", help="Write over what is there already.")
 
@@ -55,6 +74,28 @@ def numbers(option: str, text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} {text}: write whole numbers from 1 on, such as 20 or 5,10,20")
     return [int(part) for part in parts]
+
+
+def guidance_of(scale: float, interval: str | None, rescale: float = 0.0, apg: str | None = None) -> "Guidance":
+    """The settings of guidance, from options as typed. Raises UsageError for invalid ones."""
+    from undiffuse.guidance import Guidance
+
+    levels = _floats("--guidance-interval", interval, (2, 2), "two noise levels, such as .19,1.61")
+    projection = _floats("--apg", apg, (1, 3), "ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5")
+    return Guidance(scale, (levels[0], levels[1]) if levels else None, rescale, *projection)
+
+
+def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) -> list[float]:
+    """ "0,.5" -> [0.0, 0.5]; None -> []. Raises UsageError unless there are `count` (least, most) numbers."""
+    if text is None:
+        return []
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not count[0] <= len(values) <= count[1]:
+        raise UsageError(f"{option} {text}: write {wanted}")
+    return values
 
 
 def fail(message: str, code: int) -> NoReturn:

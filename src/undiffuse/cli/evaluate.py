@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import DEVICE, ENGINE, FORCE, numbers, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERVAL, guidance_of, numbers, say, table
 from undiffuse.progress import bar
 from undiffuse.registry import DENSITIES, FEATURES, METRICS
 
@@ -22,7 +22,17 @@ SIZE_HELP = "Side in pixels that samples in files are brought to, and the data w
 REPORT_KINDS = {"--report": (".html", ".htm")}
 VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
 
-OF_SAMPLES = ("features", "sampler", "steps", "eta", "engine", "size")  # options that only some metrics look at
+OF_SAMPLES = (
+    "features",
+    "sampler",
+    "steps",
+    "eta",
+    "engine",
+    "size",
+    "guidance",
+    "guidance_interval",
+    "guide",
+)  # options that only some metrics look at
 OF_BOUND = ("bound", "variance", "draws")
 OF_ODE = ("dequantiser",)
 
@@ -45,6 +55,9 @@ def evaluate(
     sampler: str = typer.Option("auto", help="As for `undiffuse sample`.", autocompletion=complete.samplers),
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
     eta: float = typer.Option(0.0, help="Of ddim."),
+    guidance: float = GUIDANCE,
+    guidance_interval: str = INTERVAL,
+    guide: str = GUIDE,
     seed: int = typer.Option(0, help="Of the samples, or of a bound's noise."),
     bound: str = typer.Option("auto", help=BOUND_HELP),
     variance: str = typer.Option("auto", help=VARIANCE_HELP),
@@ -93,7 +106,8 @@ def evaluate(
         return
     parse_groups(metrics)
     _refuse(context, metrics)
-    recipes = [Recipe(sampler, count, eta, seed=seed) for count in numbers("--steps", steps)]
+    settings = guidance_of(guidance, guidance_interval)
+    recipes = [Recipe(sampler, count, eta, seed=seed, guidance=settings) for count in numbers("--steps", steps)]
     done = []
     for evaluation in measured(
         subject,
@@ -104,6 +118,7 @@ def evaluate(
         features=features,
         recipes=recipes,
         size=size,
+        guide=guide,
         device=device,
         engine=engine,
         bar=bar,
@@ -141,7 +156,7 @@ def _refuse(context: typer.Context, metrics: str) -> None:
     for name in (name for kind, names in kinds.items() if kind != used for name in names):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
-            raise UsageError(f"--{name} means nothing to --metrics {metrics}: leave it out")
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to --metrics {metrics}: leave it out")
 
 
 def _density(metric: str, given: dict[str, Any]) -> None:

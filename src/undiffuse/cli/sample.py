@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import DEVICE, ENGINE, FORCE, say
+from undiffuse.cli.console import APG, DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERVAL, RESCALE, guidance_of, say
 from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
@@ -32,7 +32,15 @@ def sample(
     threshold: str = typer.Option(
         "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
-    class_name: str = typer.Option(None, "--class", help="All of one class (a name or a number)."),
+    class_name: list[str] = typer.Option(
+        [], "--class", help="All of one class (a name or a number); given twice, guidance composes both."
+    ),
+    negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
+    guidance: float = GUIDANCE,
+    guidance_interval: str = INTERVAL,
+    guide: str = GUIDE,
+    rescale: float = RESCALE,
+    apg: str = APG,
     seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),
     out: Path = typer.Option(
         None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]."
@@ -51,29 +59,38 @@ def sample(
       undiffuse sample fashion-mnist
       undiffuse sample runs/emoji -n 64 --sampler ddim --steps 20 --eta 0 --seed 0 --out grid.png
       undiffuse sample fashion-mnist --class Sneaker -n 16 --out sneakers/
+      undiffuse sample fashion-mnist --class Bag --guidance 2 --guidance-interval .19,1.61
       undiffuse sample fashion-mnist -n 2000 --out samples.npz
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
     """
     from undiffuse import output
     from undiffuse.generate import Recipe
 
-    recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
+    settings = guidance_of(guidance, guidance_interval, rescale, apg)
+    recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
     output.check(out, n, force)
 
-    from undiffuse.conditions import Labels
+    from undiffuse.conditions import Composition, Labels
     from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
+    from undiffuse.guidance import Overshoot
+    from undiffuse.guide import request, with_guide
     from undiffuse.model import load
 
     loaded = load(model, device)
+    if guide:
+        loaded = with_guide(loaded, guide)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
-    condition = loaded.condition(range(n)) if class_name is None else loaded.of_class(class_name, n)
+    condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative), Overshoot()
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
-        images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick)
+        images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)
     if images is not None:
-        labels = condition.index.cpu().numpy() if isinstance(condition, Labels) else None
+        single = condition.parts[0] if isinstance(condition, Composition) and len(condition.parts) == 1 else condition
+        labels = single.index.cpu().numpy() if isinstance(single, Labels) else None
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force)
-        say(f"{written} ({recipe.evaluations} evaluations of the network each, by {loaded.engine})")
+        say(f"{written} ({recipe.cost(loaded)} evaluations of the network each, by {loaded.engine})")
+        if recipe.guidance.scale != 1:
+            say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

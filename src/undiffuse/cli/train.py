@@ -6,6 +6,7 @@ import typer
 
 from undiffuse.cli.console import command, say
 from undiffuse.cli.early import check_source
+from undiffuse.errors import UsageError
 from undiffuse.registry import PRESETS
 
 
@@ -15,6 +16,8 @@ def train(
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
     preset: str = typer.Option(None, help=f"{', '.join(PRESETS)} [by --minutes]."),
+    base: str = typer.Option(None, "--from", help="Fine-tune this run, model folder or built-in model."),
+    lora: int = typer.Option(None, help="With --from: train adapters of this rank instead of all weights."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
@@ -32,11 +35,13 @@ def train(
       undiffuse train emoji --minutes 5
       undiffuse train ~/pictures --size 64 --flip --minutes 60 --out runs/pictures
       undiffuse train fashion-mnist --set training.batch_size=64 --set network.channels=32,64
+      undiffuse train ~/pictures --from emoji --minutes 10 --set data.augment=0.12
       undiffuse train --out runs/emoji --resume
       undiffuse train emoji --minutes 60 --dump-config > mine.toml
       undiffuse train --config mine.toml --out runs/mine
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
     """
+    from undiffuse.bases import base_config, check_preset
     from undiffuse.card import read_run
     from undiffuse.config import keys, make_config, over, parse_settings, preset_for, written
     from undiffuse.config import preset as settings_of
@@ -55,20 +60,27 @@ def train(
         "training.minutes": minutes,
         "training.steps": steps,
         "training.seed": seed,
+        "training.base": base,
+        "training.lora": lora,
     }
     chosen |= {name: value for name, value in given.items() if value is not None}
     if config:
         chosen = over(read_settings(config), chosen)
+    if base and resume:
+        raise UsageError("--from begins a run and --resume goes on with one, which has its weights: give one of them")
     if not resume:
         chosen.setdefault("data.source", "emoji")
-        preset = preset or preset_for(chosen.get("training.minutes"))
+        if preset and (start := chosen.get("training.base")):
+            check_preset(preset, start)
+        elif not preset and not chosen.get("training.base"):
+            preset = preset_for(chosen.get("training.minutes"))
     values = over(settings_of(preset), chosen) if preset else chosen
     if resume and out is None:
         from undiffuse.training.folders import folder_to_resume
 
         out = folder_to_resume(values.get("data.source", "emoji"))
     begun = read_run(out) if out and resume and (out / "run.json").exists() else None
-    resolved = make_config(values, begun)  # refuses what is wrong before torch is loaded
+    resolved = make_config(values, begun or base_config(values))  # refuses what is wrong before torch is loaded
     if dump_config:
         say(as_toml(resolved))
         return

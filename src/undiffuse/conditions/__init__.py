@@ -1,9 +1,23 @@
-"""Conditions: what a sample is asked to be. Each kind is one class here and one encoder module of the network.
+"""Conditions, such as class labels. Each kind is one class here and one encoder module of the network.
 
-A model that takes no condition is given None, and None means nothing else: "unconditional" is said by `dropped`.
+None is only for a model that takes no condition; unconditional samples of other models use `dropped`.
 """
 
+from undiffuse.conditions.augmented import Augmented, augmented, separated
+from undiffuse.conditions.composition import Composition, Request
 from undiffuse.conditions.condition import Condition, Encoders, check_given
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 
-__all__ = ["Condition", "Encoders", "LabelEncoder", "Labels", "check_given", "label_encoder"]
+__all__ = [
+    "Augmented",
+    "Composition",
+    "Condition",
+    "Encoders",
+    "LabelEncoder",
+    "Labels",
+    "Request",
+    "augmented",
+    "check_given",
+    "label_encoder",
+    "separated",
+]

@@ -1,4 +1,4 @@
-"""Labels: each sample is of one class, or of any."""
+"""Class labels: each sample is of one class, or of any class (unconditional)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Labels:
         index: int64 (B,), from 0; `classes`, one past the last, for a sample of any class.
         classes: how many classes there are.
 
-    Raises ValueError for another shape or dtype and, on the CPU, for an index that is none of these.
+    Raises ValueError for another shape or dtype and, on the CPU, for an index out of range.
     """
 
     index: Tensor
@@ -32,7 +32,7 @@ class Labels:
     def __post_init__(self) -> None:
         if self.index.ndim != 1 or self.index.dtype != torch.int64:
             raise ValueError(f"labels are int64 (B,), not {self.index.dtype} {tuple(self.index.shape)}")
-        # Elsewhere the values are not looked at: a GPU would have to be waited for, and a traced tensor has none.
+        # Elsewhere the values are not checked: that would synchronise with a GPU, and a traced tensor has none.
         if self.index.device.type == "cpu" and not torch.compiler.is_compiling() and len(self.index):
             low, high = self.index.aminmax()
             if low < 0 or high > self.classes:
@@ -49,8 +49,14 @@ class Labels:
         """The labels of these rows, in this order."""
         return Labels(self.index[rows], self.classes)
 
+    def joined(self, *others: "Labels") -> "Labels":
+        """These labels, then those of each of `others`. Raises ValueError for labels of other classes."""
+        if any(other.classes != self.classes for other in others):
+            raise ValueError(f"labels of {self.classes} classes cannot be joined with labels of others")
+        return Labels(torch.cat([self.index, *(other.index for other in others)]), self.classes)
+
     def to(self, device: torch.device | str) -> "Labels":
-        """The same on `device`, without waiting for it to arrive."""
+        """The same on `device`, copied asynchronously."""
         return Labels(sent(self.index, device), self.classes)
 
     def dropped(self, where: Tensor | None = None) -> "Labels":
@@ -60,7 +66,7 @@ class Labels:
         return Labels(self.index.masked_fill(where.to(self.index.device), self.classes), self.classes)
 
     def facts(self) -> dict[str, Any]:
-        """`share`: how frequent each class is."""
+        """`share`: the frequency of each class."""
         counts = np.bincount(self.index.cpu().numpy(), minlength=self.classes)[: self.classes]
         return {"share": (counts / counts.sum()).tolist()}
 
@@ -71,16 +77,16 @@ class Labels:
 
     @classmethod
     def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Labels":
-        """In the data's proportions: multiples of the golden ratio are as evenly spread as can be, however many."""
+        """In the data's proportions, from multiples of the golden ratio: evenly spread, however many there are."""
         share: Sequence[float] = facts["share"]
         u = np.modf((numbers + 0.5) * 0.6180339887498949)[0]
         index = np.searchsorted(np.cumsum(share), u, side="right")
-        last = np.flatnonzero(share)[-1]  # where the sum of the shares is a little below 1
+        last = np.flatnonzero(share)[-1]  # if the shares sum to slightly less than 1
         return cls(torch.from_numpy(np.minimum(index, last)), len(share))
 
 
 class LabelEncoder(nn.Embedding):
-    """An embedding of each class, and of any class: `Labels` of B samples -> (B, width)."""
+    """An embedding of each class, and one of "any class": `Labels` of B samples -> (B, width)."""
 
     def __init__(self, classes: int, width: int):
         super().__init__(classes + 1, width)
@@ -89,6 +95,11 @@ class LabelEncoder(nn.Embedding):
     def forward(self, condition: Condition) -> Tensor:  # type: ignore[override]
         """Raises ValueError for another kind of condition, or labels of other classes."""
         return super().forward(index_of(condition, self.classes))
+
+    @torch.no_grad()
+    def start_at(self, vector: Tensor) -> None:
+        """Encodes all labels as `vector`, (width,): the start of a fine-tuning with other classes."""
+        self.weight.copy_(vector.expand_as(self.weight))
 
 
 def index_of(condition: Condition, classes: int) -> Tensor:
@@ -101,5 +112,5 @@ def index_of(condition: Condition, classes: int) -> Tensor:
 
 
 def label_encoder(classes: int) -> Encoders:
-    """The encoder of a network of so many classes; none for 0."""
+    """The encoder of a network for `classes` classes; none for 0."""
     return {"label": partial(LabelEncoder, classes)} if classes else {}

@@ -1,4 +1,4 @@
-"""What kinds of data there are. Nothing here imports torch when it is imported: model cards ask it too."""
+"""The kinds of data. Importing this package does not import torch, because model cards use it."""
 
 from typing import Protocol
 
@@ -15,9 +15,9 @@ class _Facts(Protocol):
 
 
 def domain_of(facts: _Facts) -> Domain:
-    """The domain of a data set, or of what a model knows of one.
+    """The domain of a data set, or of the facts that a model has about one.
 
-    Raises UsageError for a domain that there is not, ValueError for rows of a shape that it cannot have.
+    Raises UsageError for an unknown domain, ValueError for a row shape that it does not allow.
     """
     domain: Domain = DOMAINS.find(facts.domain)(tuple(facts.shape))
     return domain

@@ -1,4 +1,4 @@
-"""What a kind of data is to everything else: how its rows become x_0, and x_0 rows again."""
+"""The interface of a kind of data: how its rows become x_0, and x_0 becomes rows again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Domain(Protocol):
-    """A frozen object made from the shape of a stored row, the one thing that `model.json` says of it besides its name.
+    """A frozen object made from the shape of a stored row, all that `model.json` holds of it besides its name.
 
     Rows are NumPy arrays (N, *stored), as data sets hold them and samples are written; x_0 is a float tensor
-    (N, *shape) in [-1, 1], as networks and processes have it.
+    (N, *shape) in [-1, 1], as networks and processes use it.
     """
 
     @property
@@ -25,29 +25,29 @@ class Domain(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of x_0: channels first, then what a network is to convolve over, if anything."""
+        """The shape of x_0: channels first, then the axes that a network convolves over, if any."""
 
     @property
     def values(self) -> int | None:
-        """How many values a number of a row takes, 0 .. values - 1; None for continuous ones."""
+        """How many values an element of a row can take, 0 .. values - 1; None for continuous data."""
 
     @property
     def noun(self) -> str:
-        """What several of them are called, and the array of an .npz file that holds them."""
+        """The plural noun for them, and the name of their array in an .npz file."""
 
     @property
     def suffix(self) -> str:
-        """Of a file that holds one of them."""
+        """The suffix of a file that holds one of them."""
 
     @property
     def features(self) -> tuple[str, ...]:
         """The features that samples can be measured in (`undiffuse.metrics.features`)."""
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for settings that rows of this shape cannot have."""
+        """Raises UsageError for settings that do not fit rows of this shape."""
 
     def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
-        """The rows of a training batch, changed at random as the settings say."""
+        """The rows of a training batch, augmented at random as the settings say."""
 
     def encode(self, rows: np.ndarray) -> "Tensor":
         """Rows -> x_0, float32."""

@@ -29,7 +29,7 @@ class Pictures:
         if len(self.stored) != 3:
             raise ValueError(f"images have a shape (H, W, C), not {self.stored}")
         if self.stored[2] not in (1, 3):
-            raise ValueError(f"images of {self.stored[2]} channels: 1 (grey) and 3 (colour) are known")
+            raise ValueError(f"images of {self.stored[2]} channels: only 1 (grey) and 3 (colour) are supported")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ class Pictures:
         return channels, height, width
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for a shift that leaves nothing."""
+        """Raises UsageError for a shift that leaves nothing of the images."""
         height, width, _ = self.stored
         if settings.shift >= min(height, width):
             raise UsageError(f"data.shift = {settings.shift} leaves nothing of images of {height}x{width} pixels")
@@ -62,7 +62,7 @@ class Pictures:
         return torch.from_numpy(np.array(rows.transpose(0, 3, 1, 2), order="C")).to(torch.float32) / 127.5 - 1
 
     def decode(self, x0: "Tensor") -> np.ndarray:
-        """float (N, C, H, W) -> uint8 (N, H, W, C), rounded to the nearest value; what is out of range is clipped."""
+        """float (N, C, H, W) -> uint8 (N, H, W, C), rounded to the nearest value and clipped to the range."""
         rows: np.ndarray = ((x0.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         return rows
 

@@ -1,4 +1,4 @@
-"""Points of a space of D dimensions: float32 rows (N, D) in [-1, 1], which are x_0 as they are."""
+"""Points in D dimensions: float32 rows (N, D) in [-1, 1], used as x_0 unchanged."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Points:
-    """Points (D,), brought to [-1, 1] by whoever made them: no scale is guessed and none has to be kept."""
+    """Points (D,), which must be scaled to [-1, 1] already: no scale is estimated or stored."""
 
     stored: tuple[int, ...]
     values = None
@@ -57,12 +57,12 @@ class Points:
         return rows
 
     def save(self, row: np.ndarray, path: Path) -> None:
-        """As text, a number to the line, each as exact as it is."""
+        """As text, one number per line, at full precision."""
         with atomic_file(path) as temporary:
             temporary.write_text("".join(f"{number}\n" for number in row))
 
     def show(self, rows: np.ndarray, path: Path) -> None:
-        """The first two dimensions against each other; a single one as a histogram."""
+        """A scatter plot of the first two dimensions, or a histogram of a single one."""
         from matplotlib.figure import Figure
 
         from undiffuse.plots import save_figure

@@ -1,1 +1,1 @@
-"""Pictures made from pictures: each technique a few lines over `trajectory` and the guidances."""
+"""Editing by what a model knows: recipes over `trajectory`. SDEdit, inpainting, inversion, interpolation, mixing."""

@@ -117,7 +117,8 @@ def restore(
         raise UsageError(f"{method} differentiates the network, which ONNX Runtime cannot do: take --engine torch")
     if map.shape != model.domain.shape or len(y) not in (1, len(numbers)):
         raise ValueError(f"a map of {map.shape} and {len(y)} y for {len(numbers)} samples of {model.domain.shape}")
-    condition = model.unconditional(len(numbers)) if condition is None else model.taken(condition, len(numbers))
+    condition = model.unconditional(len(numbers)) if condition is None else condition.to(model.device)
+    model.taken(condition, len(numbers))  # refuses one that does not fit
     process, home = model.denoiser.process, float64_device(torch.empty(0, device=model.device)).device
     needs: dict[str, Any] = {}
     if entry.needs == "covariance":

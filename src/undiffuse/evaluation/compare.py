@@ -109,7 +109,7 @@ def compare(
     with bar("timing", REPEATS * BATCH * sum(how.steps for _, how in models)) as tick:
         times = iter(seconds_per_sample(models, tick))
     return [
-        Contender(text, evaluation, next(times), how.evaluations, subject.parameters, subject.training)
+        Contender(text, evaluation, next(times), how.cost(subject), subject.parameters, subject.training)
         if isinstance(subject, Model)
         else Contender(text, evaluation)
         for text, subject, (_, how), evaluation in zip(subjects, opened, requested, evaluations, strict=True)

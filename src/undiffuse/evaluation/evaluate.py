@@ -24,6 +24,7 @@ from undiffuse.errors import UsageError
 from undiffuse.evaluation.bench import Bench, bench, floor_of
 from undiffuse.evaluation.store import features_of, sample_into_cache
 from undiffuse.generate import Recipe
+from undiffuse.guide import with_guide
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
 from undiffuse.model import Model, find, load
@@ -137,7 +138,12 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
             "training": model.training,
             "learnt_this_data": model.has_learnt(bench.facts["train_fingerprint"]),
         },
-        "sampling": {**dataclasses.asdict(recipe), "evaluations": recipe.evaluations, "engine": model.engine},
+        "sampling": {
+            **dataclasses.asdict(recipe),
+            "evaluations": recipe.cost(model),
+            "engine": model.engine,
+            "guide": None if model.guide is None else model.guide.name,
+        },
     }
     return evaluate_images(bench, model.name, samples.gathered(), requested, conditions)
 
@@ -226,6 +232,7 @@ def evaluate(
     device: str | None = None,
     engine: str = "auto",
     size: int | None = None,
+    guide: str | None = None,
     bar: Bar = no_bar,
 ) -> Iterator[Evaluation]:
     """Measures a model, once for every recipe, or samples; yields each evaluation as it is done.
@@ -239,6 +246,7 @@ def evaluate(
         features: see `undiffuse.metrics.features.CHOICES`.
         engine: see `undiffuse.engines.with_engine`.
         size: side of the square that samples, and the data with them, are brought to; None: their own size.
+        guide: a weaker model that guides the model (`undiffuse.guide.with_guide`).
         bar: makes progress bars: (description, total) -> context manager of a tick.
     """
     name, groups = str(subject), parse_groups(metrics)
@@ -250,6 +258,7 @@ def evaluate(
         check(name, opened, recipe, n)
     made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     if isinstance(opened, Model):
+        opened = with_guide(opened, guide) if guide else opened
         opened = with_engine(opened, engine, (n or DEFAULT_N) * sum(recipe.evaluations for recipe in recipes), bar)
     for recipe in recipes:
         evaluation = evaluate_subject(made, name, opened, recipe, n)

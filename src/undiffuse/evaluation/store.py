@@ -21,6 +21,7 @@ from undiffuse.devices import shares_a_cpu
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
+from undiffuse.guidance import Guidance
 from undiffuse.metrics.features.extractor import Extracted, Extractor
 from undiffuse.model import Model
 
@@ -114,7 +115,10 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
     """
     state = PartialState(cpu=shares_a_cpu())
     # Engines differ in the last digits, which can turn a pixel's rounding: what is cached says which it was.
-    identity = [FORMAT, model.fingerprint, dataclasses.asdict(recipe), model.engine]
+    settings = dataclasses.asdict(recipe)
+    if recipe.guidance == Guidance():  # as before there was guidance: what is cached stays of use
+        del settings["guidance"]
+    identity = [FORMAT, model.fingerprint, settings, model.engine]
     samples = Samples(folder_for("samples", identity), n)
     for path, numbers in samples.shards[state.process_index :: state.num_processes]:
         if path.exists():

@@ -30,3 +30,34 @@ def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: floa
 def unchanged(denoise: Denoise, process: GaussianProcess) -> Denoise:
     """x_0 as it is predicted."""
     return denoise
+
+
+class Overshoot:
+    """How much of the predicted data lies outside its range, as strong guidance makes it, before a threshold.
+
+    Counted are the values of each trajectory's last prediction beyond [-1, 1] by more than half a step of 8 bits.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[torch.Tensor] = []
+        self.kept: list[torch.Tensor] = []
+
+    def watch(self, denoise: Denoise) -> Denoise:
+        """`denoise`, observed."""
+
+        def watched(x_t: torch.Tensor, t: Time) -> Prediction:
+            prediction: Prediction = denoise(x_t, t)
+            self._last = [prediction.x0]
+            return prediction
+
+        return watched
+
+    def keep(self) -> None:
+        """Counts the last prediction: a trajectory is at its end."""
+        self.kept += [(x0.abs() > 1 + 1 / 255).flatten(1).double().mean(1).cpu() for x0 in self._last]
+        self._last = []
+
+    @property
+    def share(self) -> float:
+        """The mean share over the samples, 0 without any."""
+        return float(torch.cat(self.kept).mean()) if self.kept else 0.0

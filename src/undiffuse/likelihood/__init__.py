@@ -1,4 +1,4 @@
-"""How probable data is under a model: the variational bound, the probability-flow ODE, in bits per dimension."""
+"""The likelihood of data under a model: the variational bound and the probability-flow ODE, in bits per dimension."""
 
 from undiffuse.likelihood.bound import (
     Bound,

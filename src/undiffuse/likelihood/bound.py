@@ -1,6 +1,6 @@
-"""The variational bound on -ln p(x_0), image by image: prior, steps and first term, of any model of the family.
+"""The variational bound on -ln p(x_0) of each image: prior, diffusion and reconstruction, for any model of the family.
 
-The steps' terms are estimates from the objectives that training uses (`undiffuse.objectives`), at times spread evenly.
+The diffusion term is estimated with the training objectives (`undiffuse.objectives`), at stratified times.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from undiffuse.randomness import Draw
 
 @dataclass(frozen=True)
 class Formula:
-    """Which bound.
+    """Which bound to compute.
 
     Attributes:
         steps: T of the discrete bound (Ho et al. 2020, eq. 5), None for the continuous one (Kingma et al. 2021).
@@ -34,7 +34,7 @@ class Formula:
 
     @property
     def objective(self) -> Objective:
-        """The term of the bound that a u in [0, 1) means, scaled to estimate all but the prior's."""
+        """The term of the bound that a u in [0, 1) selects, scaled to estimate all but the prior's."""
         if self.steps is None:
             return partial(continuous_bound, values=self.values)
         return partial(variational_bound, variance=self.variance, steps=self.steps, values=self.values)
@@ -77,9 +77,9 @@ def estimate_bound(
     """The bound of every image of a batch.
 
     Args:
-        x0: data (B, ...), of `formula.values` values on [-1, 1] where it is discrete.
-        draws: number of the estimate -> its random numbers; 0 is the reconstruction's.
-        u: where in the process the draws are, float64 (B, K) in [0, 1): `stratified` or `all_steps`.
+        x0: data (B, ...), with `formula.values` values on [-1, 1] if it is discrete.
+        draws: estimate number -> its random numbers; 0 is the reconstruction's.
+        u: selects the time of each draw, float64 (B, K) in [0, 1): from `stratified` or `all_steps`.
     """
     process, objective = denoiser.process, formula.objective
     share = reconstruction_share(denoiser, formula.steps is None, formula.steps)
@@ -97,7 +97,7 @@ def estimate_bound(
 
 
 def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
-    """The t that each u of an objective means, float64 like u."""
+    """The t that each u of an objective selects, float64 like u."""
     schedule = denoiser.process.schedule
     if formula.steps is None:
         share = reconstruction_share(denoiser, True)
@@ -107,8 +107,8 @@ def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
 
 
 def stratified(samples: Tensor, draws: int) -> Tensor:
-    """K places for each of the samples numbered `samples`, one in each K-th of [0, 1), shifted by a golden ratio from
-    sample to sample: float64 (B, K). Their mean is unbiased over the samples, and any T can be asked for."""
+    """K stratified u for each of the samples numbered `samples`, one in each K-th of [0, 1), shifted by a golden ratio
+    from sample to sample: float64 (B, K). Their mean is unbiased over the samples, for any T."""
     shift = torch.frac((samples.double() + 0.5) * 0.6180339887498949)
     return (shift[:, None] + torch.arange(draws, dtype=torch.float64)) / draws
 
@@ -127,10 +127,10 @@ def squared_errors(
     u: Tensor,
     condition: Condition | None = None,
 ) -> Tensor:
-    """What the predicted x_0 misses at each of T steps: the sum of mean squares, and of how many, float64 (2, T).
+    """Errors of the predicted x_0 at each of T steps: the sum of mean squared errors, and their number, float64 (2, T).
 
     Args:
-        x0, draws, u: as for `bound`; u covers all T steps.
+        x0, draws, u: as for `estimate_bound`; u covers all T steps.
     """
     times = step_times(denoiser.process.schedule, steps)
     sums = torch.zeros(2, steps, dtype=torch.float64)
@@ -144,13 +144,13 @@ def squared_errors(
 
 
 def optimal_variance(process: GaussianProcess, errors: Tensor) -> Tensor:
-    """The variance of p(x_s | x_t) that makes the bound least, one number for each of T steps, float64 (T,).
+    """The variance of p(x_s | x_t) that minimises the bound, one number for each of T steps, float64 (T,).
 
-    The posterior's and the mean square of what the predicted x_0 misses, carried to x_s (Bao et al. 2022, Analytic-DPM,
-    theorem 1, with the error measured instead of taken from the score's norm). Steps nothing fell on are interpolated.
+    The posterior's plus the mean squared error of the predicted x_0, propagated to x_s (Bao et al. 2022, Analytic-DPM,
+    theorem 1, with the error measured instead of taken from the score's norm). Steps without errors are interpolated.
 
     Args:
-        errors: the sum of `squared_errors` of other images than those whose bound is wanted, (2, T).
+        errors: the sum of `squared_errors` of images other than those whose bound is computed, (2, T).
     """
     total, count = errors
     steps = len(count)

@@ -1,15 +1,15 @@
 """From the density of a continuous variable to the probability of pixels: dequantisation.
 
-Pixels are values k = 0 .. L - 1, which data have at x = 2 k / (L - 1) - 1. With u in [0, 1) for each, the points
+Pixels have values k = 0 .. L - 1, represented as x = 2 k / (L - 1) - 1. With u in [0, 1) for each, the points
 
     y = 2 (k + u) / L - 1
 
-fill [-1, 1) with bins of width 2 / L, all the same and without a gap. So for any density p and any q(u | k)
+fill [-1, 1) with bins of width 2 / L, without gaps. So for any density p and any q(u | k)
 
     ln P(k) >= E_q[ln p(y) - ln q(u | k)] - D ln(L / 2)
 
 (Uria et al. 2013 and Theis et al. 2016 for a uniform q; Ho et al. 2019, Flow++, section 3.1), the last term exactly 7
-bits per element for L = 256. The density of a model that learnt from x is taken at y as it is: no y is further from its
+bits per element for L = 256. The density of a model trained on x is evaluated at y unchanged: no y is further from its
 x than 2 / L. (Bins of width 2 / (L - 1) around x, whose term is 6.994 bits, gave 0.003 to 0.009 bits more on images.)
 
 A dequantiser is q: a function (data x (B, ...), v like x, uniform on [0, 1)) -> (u like x, ln q(u | x) in nats, (B,)).
@@ -27,7 +27,7 @@ from undiffuse.randomness import Purpose, stream
 
 Dequantiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 STEP = 2.0**-24
-"""Between the numbers that `uniform_draws` has; the last float32 before 1 is 1 - STEP."""
+"""The spacing of the numbers from `uniform_draws`; the last float32 before 1 is 1 - STEP."""
 
 
 def uniform_draws(seed: int, samples: Iterable[int], shape: Sequence[int], draw: int = 0) -> Tensor:
@@ -64,13 +64,13 @@ def bits_per_dim(log_prob: Tensor, elements: int, values: int = 256) -> Tensor:
 
 
 class LogisticDequantiser(nn.Module):
-    """A learned q(u | x): u = sigmoid(mean + scale logit(v)), with a mean and a scale that a small network has of x.
+    """A learned q(u | x): u = sigmoid(mean + scale logit(v)), where a small network predicts mean and scale from x.
 
-    A logistic variable squeezed into (0, 1). It begins with mean 0 and scale 1, where u is v: as the uniform one.
+    A logistic variable mapped to (0, 1). It starts with mean 0 and scale 1, where u = v: the uniform dequantiser.
 
     Args:
         channels: of the images x (B, C, H, W).
-        width: channels within.
+        width: hidden channels.
     """
 
     def __init__(self, channels: int, width: int = 32):

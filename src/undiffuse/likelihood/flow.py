@@ -1,12 +1,12 @@
-"""The probability-flow ODE of a denoiser (Song et al. 2021, the SDE paper, eq. 13), in a form that all schedules share.
+"""The probability-flow ODE of a denoiser (Song et al. 2021, the SDE paper, eq. 13), in a form common to all schedules.
 
-At unit scale, y = x_t / r with r^2 = alpha^2 + sigma^2, a state turns from data to noise, whatever the schedule:
+At unit scale, y = x_t / r with r^2 = alpha^2 + sigma^2, a state rotates from data to noise, whatever the schedule:
 
     y = cos(phi) x_0 + sin(phi) eps,   tan(phi) = sigma / alpha,   dy/dphi = cos(phi) eps - sin(phi) x_0,
 
-and the flow has the denoiser's x_0 and eps there. The variable that is stepped in is w = ln theta, with KNEE tan(theta)
-= tan(phi). Towards the data w is -log_snr / 2 - ln KNEE, and it ends where no signal is left, at theta = pi / 2: the
-slope is smooth and bounded from end to end, for zero terminal SNR as for any other. With R^2 = cos^2(theta) + KNEE^2
+and the flow uses the denoiser's x_0 and eps there. The integration variable is w = ln theta, with KNEE tan(theta) =
+tan(phi). Towards the data w is -log_snr / 2 - ln KNEE, and where no signal is left it ends at theta = pi / 2: the slope
+is smooth and bounded from end to end, for zero terminal SNR as for any other. With R^2 = cos^2(theta) + KNEE^2
 sin^2(theta), so that cos(phi) = cos(theta) / R,
 
     dy/dw = theta / (R sin(theta)) (cos(phi) y - x_0).
@@ -27,7 +27,7 @@ KNEE = 10.0
 
 
 class Flow:
-    """The ODE of a denoiser between its ends, the w of `data` and of `prior`. Counts its `evaluations`."""
+    """The ODE of a denoiser between its ends, w = `data` and w = `prior`. Counts its `evaluations`."""
 
     def __init__(self, denoise: Denoise, process: GaussianProcess, log_snr_max: float | None):
         schedule = process.schedule
@@ -59,7 +59,7 @@ class Flow:
         return theta / (radius * math.sin(theta)) * (math.cos(theta) / radius * y - x0.double())
 
     def integrate(self, x: Tensor, solver: Solver, start: float, end: float) -> Tensor:
-        """The state that `x` at `start` has become at `end`."""
+        """The state at `end`, integrated from `x` at `start`."""
         state = (x.double() / self.scale(start),)
         (y,) = solver.solve(lambda w, parts: (self.slope(w, parts[0], x.dtype),), state, start, end)
         return (self.scale(end) * y).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The density of a diffusion model (Song et al. 2021, the SDE paper, section 4.3, D.1 and D.2), and its two encodings.
+"""The density of a diffusion model (Song et al. 2021, the SDE paper, section 4.3, D.1 and D.2), and its latent codes.
 
 Along the probability flow (undiffuse/likelihood/flow.py) the log-density changes by the trace of the Jacobian of
 dy/dw (their eq. 39). With D elements, and p(y) = r^D p(x) at both ends,
@@ -22,20 +22,20 @@ from undiffuse.process import GaussianProcess
 from undiffuse.randomness import Purpose, normal
 
 MOST_EXACT = 256
-"""The elements up to which the exact trace is computed: it takes a backward pass for each."""
+"""The largest number of elements for which the exact trace is computed, at a backward pass for each."""
 DIVERGENCES = ("rademacher", "gaussian", "exact")
 DOPRI5 = Solver()
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What `log_likelihood` finds.
+    """The result of `log_likelihood`.
 
     Attributes:
         log_prob: ln p(x), the density at the scale of x, in nats: float64 (B,).
         latent: x_1, like x.
-        prior_log_prob: ln p(x_1) under the process' prior, in nats: float64 (B,).
-        evaluations: how often the batch went through the network. A probe is a backward pass more.
+        prior_log_prob: ln p(x_1) under the prior of the process, in nats: float64 (B,).
+        evaluations: of the network by the batch. Each probe adds a backward pass to each.
     """
 
     log_prob: Tensor
@@ -45,7 +45,7 @@ class Likelihood:
 
 
 def probes_for(divergence: str, x: Tensor, count: int, seed: int, samples: Sequence[int]) -> Tensor:
-    """Vectors v (K, B, ...), float64, whose sum of v^T J v is the trace, or has it for its mean (Hutchinson 1990)."""
+    """Vectors v (K, B, ...), float64, whose sum of v^T J v is the trace, or has it as its mean (Hutchinson 1990)."""
     one_of("divergence", divergence, DIVERGENCES)
     if divergence == "exact":
         elements = x[0].numel()
@@ -75,12 +75,12 @@ def log_likelihood(
     solver: Solver = DOPRI5,
     log_snr_max: float | None = None,
 ) -> Likelihood:
-    """The density of `x` under a model, as that of x_t at t_min, where the flow begins: just short of the data.
+    """The density of `x` under a model, taken as x_t at t_min, where the flow begins, close to the data.
 
     Args:
         denoise: differentiable in x_t, each sample on its own.
         x: (B, ...) of any floating dtype, which the denoiser gets. The ODE is solved in float64.
-        divergence: of the flow: "exact", or estimated along random directions, which stay the same on all of a
+        divergence: of the flow: "exact", or estimated along random directions, which are fixed for the whole
             trajectory: "rademacher" (signs) or "gaussian". The mean of log_prob over them is the exact one.
         probes: how many directions, each a function of (seed, sample, its number).
         samples: the number of each sample; by default 0 .. B - 1.
@@ -97,7 +97,7 @@ def log_likelihood(
     def slope(w: float, parts: Parts) -> Parts:
         return flow.slope_and_trace(w, parts[0], x.dtype, vectors)
 
-    y, log_det = solver.solve(slope, state, flow.data, flow.prior)  # per element, of the size that tolerances are for
+    y, log_det = solver.solve(slope, state, flow.data, flow.prior)  # per element, on the scale of the tolerances
     prior = -0.5 * y.square().flatten(1).sum(1) - elements * (0.5 * math.log(2 * math.pi) + math.log(r_prior))
     log_prob = prior + elements * (log_det + math.log(r_prior) - math.log(r_data))
     return Likelihood(log_prob, (r_prior * y).to(x.dtype), prior, flow.evaluations)
@@ -120,6 +120,6 @@ def decode(
     solver: Solver = DOPRI5,
     log_snr_max: float | None = None,
 ) -> Tensor:
-    """The x, as x_t at t_min, whose latent is `latent`: undoes `encode` to the solver's tolerances."""
+    """The x, as x_t at t_min, whose latent is `latent`: inverts `encode` to the solver's tolerances."""
     flow = Flow(denoise, process, log_snr_max)
     return flow.integrate(latent, solver, flow.prior, flow.data)

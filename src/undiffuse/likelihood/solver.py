@@ -1,4 +1,4 @@
-"""What solves an ODE: torchdiffeq, which is imported when it is needed."""
+"""ODE solvers from torchdiffeq, which is imported when needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ Parts = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Solver:
-    """A method and how closely it looks.
+    """A method and its accuracy.
 
-    The steps of an adaptive method are the whole batch's, so a sample's result depends on its company, within the
+    An adaptive method chooses its steps for the whole batch, so a sample's result depends on the others, within the
     tolerances; with fixed steps it does not.
 
     Attributes:
@@ -30,9 +30,9 @@ class Solver:
         rtol, atol: the error allowed to an adaptive step, relative and absolute: the root mean square over the elements
             of a sample, in the worst sample and the worst part of the state. Float32 networks are too rough for less
             than 1e-6.
-        steps: how many even steps a fixed method makes.
+        steps: the number of equal steps of a fixed method.
 
-    Raises UsageError for what cannot be.
+    Raises UsageError for invalid values.
     """
 
     method: str = "dopri5"
@@ -52,7 +52,7 @@ class Solver:
     def solve(self, slope: Callable[[float, Parts], Parts], state: Parts, start: float, end: float) -> Parts:
         """The state at `end` of the ODE d state / dw = slope(w, state), from `state` at `start`; either may be larger.
 
-        `slope` is asked between the two ends only. Raises UsageError where torchdiffeq is missing, UndiffuseError where
+        `slope` is evaluated only between the two ends. Raises UsageError if torchdiffeq is missing, UndiffuseError if
         there is no solution: values that are not finite, or no step small enough for the tolerances.
         """
         try:
@@ -63,7 +63,7 @@ class Solver:
         device = state[0].device
 
         def within(w: Tensor, parts: Parts) -> Parts:
-            return slope(min(max(w.item(), low), high), parts)  # the choice of the first step may look beyond the end
+            return slope(min(max(w.item(), low), high), parts)  # the choice of the first step may go beyond the end
 
         ends = torch.tensor([start, end], dtype=torch.float64, device=device)
         # A step to the end itself, where torchdiffeq would step beyond it and interpolate.
@@ -82,5 +82,5 @@ class Solver:
 
 
 def largest_norm(parts: Parts) -> Tensor:
-    """The largest root mean square over a sample's elements: no sample and no part hides among the others."""
+    """The root mean square over a sample's elements, at its largest over samples and parts."""
     return torch.stack([part.reshape(len(part), -1).square().mean(1).max() for part in parts]).max().sqrt()

@@ -1,6 +1,6 @@
 """Networks. They know nothing of diffusion: a tensor, a log-SNR and a condition in, a tensor out.
 
-`network.matrices()` names the weights that Muon takes: those that are matrices mixing features.
+`network.matrices()` lists the weights for Muon: the matrices that mix features.
 """
 
 from undiffuse.networks.mlp import MLP

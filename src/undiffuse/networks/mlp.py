@@ -35,5 +35,5 @@ class MLP(nn.Module):
         return self.out(x)
 
     def matrices(self) -> list[Tensor]:
-        """The weights that Muon takes: of the layers between the first and the last."""
+        """The weights for Muon: those of the residual layers."""
         return [layer.weight for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]

@@ -1,7 +1,7 @@
-"""A U-Net that knows exact pixel values: what the likelihood of 8-bit pictures needs beyond `UNet`.
+"""A U-Net that sees exact pixel values, which the likelihood of 8-bit pictures needs.
 
-Waves of the input, a filter for each pixel, a last layer at full resolution, and a reading of which values the picture
-has (`values.py`). Each is optional; without any of them it is a `UNet`, and its weights have the same names.
+Fourier features of the input, predicted filters for each pixel, a last layer at full resolution, and features of which
+values the picture has (`values.py`). Each is optional; without any it is a `UNet`, and its weights have the same names.
 """
 
 import torch
@@ -19,13 +19,13 @@ class PixelUNet(UNet):
 
     Args:
         head: channels at full resolution, per pixel, of a layer before the output; 0 for none.
-        fourier: angular frequencies of the sines and cosines of every input that the stem sees beside it, so that
-            small differences of a pixel show (Kingma et al. 2021, appendix C).
-        kernel: side of a filter of the input, odd, that the network makes for each pixel and channel; what it gives is
-            added to the first `inputs` outputs (as for renderings, Bako et al. 2017); 0 for none. Norms leave a network
-            no exact brightness; a filter has it.
+        fourier: angular frequencies of the sines and cosines of every input that are appended to it, so that small
+            differences of a pixel are visible (Kingma et al. 2021, appendix C).
+        kernel: odd side of a filter of the input that the network predicts for each pixel and channel; its result is
+            added to the first `inputs` outputs (as for renderings, Bako et al. 2017); 0 for none. Norms discard the
+            exact brightness; a filter keeps it.
         values: how many values an element of the data takes, for a network whose last `inputs * values` outputs are
-            their logits and that is to see which values a picture has (`Values`); 0 for none.
+            their logits and which gets features of the values a picture has (`Values`); 0 for none.
         sigma_data: the root mean square of the data, for `values`.
         The rest: see `UNet`.
     """
@@ -40,6 +40,7 @@ class PixelUNet(UNet):
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
         encoders: Encoders | None = None,
+        augmentation: int = 0,
         dropout: float = 0.0,
         head: int = 0,
         fourier: tuple[float, ...] = (),
@@ -58,13 +59,14 @@ class PixelUNet(UNet):
             blocks=blocks,
             attention=attention,
             encoders=encoders,
+            augmentation=augmentation,
             dropout=dropout,
         )
         self.inputs, self.outputs, self.fourier, self.kernel, self.values = inputs, outputs, fourier, kernel, read
         self.head: nn.Sequential | None = None
         if head:
             assert isinstance(self.out, nn.Conv2d)
-            self.out.reset_parameters()  # the head's last layer is what begins at zero
+            self.out.reset_parameters()  # it is the head's last layer that starts at zero
             self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, made, 1)))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
@@ -93,16 +95,16 @@ class PixelUNet(UNet):
             return h
         with torch.autocast(h.device.type, enabled=False):  # probabilities of 256 values need more than 8 bits
             h = h if h.dtype == torch.float64 else h.float()
-            return self.head(h.contiguous(memory_format=torch.channels_last))  # the values of an element side by side
+            return self.head(h.contiguous(memory_format=torch.channels_last))  # an element's values are contiguous
 
     def _filtered(self, x: Tensor, filters: Tensor) -> Tensor:
-        """x through a filter of its own for each element; filters (B, inputs kernel^2, H, W)."""
+        """x filtered with a separate filter for each element; filters (B, inputs kernel^2, H, W)."""
         near = functional.unfold(x, self.kernel, padding=self.kernel // 2).view(filters.shape)
         return (filters * near).unflatten(1, (self.inputs, -1)).sum(2)
 
     @torch.no_grad()
     def set_value_prior(self, log_prior: Tensor) -> None:
-        """Sets ln p(v) of the data's values, (values,): what the logits begin with, and what `values` reads by."""
+        """Sets ln p(v) of the data's values, (values,): the initial logits, and the prior of `self.values`."""
         last = self.out if self.head is None else self.head[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None
         folded = self.patch**2 if last is self.out else 1

@@ -1,10 +1,10 @@
-"""A U-Net of the ADM family (Dhariwal & Nichol 2021), shaped for few operations at full resolution.
+"""A U-Net of the ADM family (Dhariwal & Nichol 2021), designed for few operations at full resolution.
 
-Residual blocks with scale-shift conditioning that also do the up- and downsampling, attention where asked, the last
-layer of every block initialised to zero. A stem that folds patches into channels trades resolution for channels before
-the first convolution, so the widest feature maps are a quarter of the image; the end unfolds them.
+Residual blocks with scale-shift conditioning that also do the up- and downsampling, optional attention, the last layer
+of every block initialised to zero. A stem that folds patches into channels trades resolution for channels before the
+first convolution, so the widest feature maps are a quarter of the image; the output is unfolded.
 
-Everything is written for sequences (B, C, L) and pictures (B, C, H, W) alike.
+Everything works for both sequences (B, C, L) and pictures (B, C, H, W).
 """
 
 import math
@@ -20,11 +20,11 @@ from undiffuse.networks.embedding import Conditioning, zero_
 
 Resample = Literal["down", "up"] | None
 FEW_TOKENS = 256
-"""Up to so many, attention as two products takes half the time that CPUs need for the fused kernel."""
+"""Up to so many, attention as two matrix products takes half the time of the fused kernel on CPUs."""
 
 
 def parts(channels: int, width: int) -> int:
-    """Into how many equal parts, of `width` channels or somewhat more, the channels divide."""
+    """The number of equal parts, of `width` channels or somewhat more, that the channels divide into."""
     return next(count for count in range(max(1, channels // width), 0, -1) if channels % count == 0)
 
 
@@ -33,7 +33,7 @@ POOL: dict[int, Callable[..., Tensor]] = {1: functional.avg_pool1d, 2: functiona
 
 
 def fold(x: Tensor, patch: int) -> Tensor:
-    """Patches of `patch` elements to a side become channels: (B, C, L) -> (B, C patch, L / patch), so in 2-D too."""
+    """Folds patches of side `patch` into channels: (B, C, L) -> (B, C patch, L / patch), likewise in 2-D."""
     if x.ndim == 4:
         return functional.pixel_unshuffle(x, patch)
     return x.unflatten(2, (-1, patch)).mT.flatten(1, 2)
@@ -59,7 +59,7 @@ def norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """(B, C_in, ...) -> (B, C_out, ...): norm, SiLU, conv, conditioned norm, SiLU, conv; plus a skip.
 
-    Resampling happens down before and up after the first convolution, which so always works at the lower resolution.
+    Downsampling precedes and upsampling follows the first convolution, so that it works at the lower resolution.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
 
     def forward(self, x: Tensor, conditioning: Tensor, size: torch.Size | None = None) -> Tensor:
-        """`size`: what to come out at, (H, W) or (L,), for an upsampling block (it need not be twice the input)."""
+        """`size`: the output size, (H, W) or (L,), of an upsampling block (not necessarily twice the input)."""
         h = functional.silu(self.norm1(x))
         if self.resample == "down":
             h, x = (self.pool(z, 2, ceil_mode=True) for z in (h, x))
@@ -93,7 +93,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the places of (B, C, ...), with a residual."""
+    """Multi-head self-attention over the positions of (B, C, ...), with a residual."""
 
     def __init__(self, channels: int, head_width: int = 64, dims: int = 2):
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, and attention after it where asked."""
+    """A residual block, optionally followed by attention."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None):
         super().__init__()
@@ -130,11 +130,12 @@ class UNet(nn.Module):
     Args:
         inputs, outputs: channels of the data and of the output.
         dims: 2 for pictures, 1 for sequences.
-        patch: elements to a side that the stem folds into channels; every side must be a multiple of it.
-        channels: the width at each resolution, each half of the one before.
+        patch: side of the patches that the stem folds into channels; every side must be a multiple of it.
+        channels: the width at each resolution, which halves from one to the next.
         blocks: residual blocks per resolution, on the way down and on the way up.
         attention: the resolutions with attention after each block (0 is the first).
-        encoders: of the condition that it takes; None: it takes none.
+        encoders: for its condition; None: it takes none.
+        augmentation: how many augmentation labels a training picture has; 0 for none.
     """
 
     def __init__(
@@ -148,12 +149,13 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
         encoders: Encoders | None = None,
+        augmentation: int = 0,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.patch, conv = patch, CONVOLUTION[dims]
         width = 4 * channels[0]
-        self.conditioning = Conditioning(width, encoders)
+        self.conditioning = Conditioning(width, encoders, augmentation=augmentation)
         self.stem = conv(inputs * patch**dims, channels[0], 3, padding=1)
 
         def stage(index: int, before: int, resample: Resample = None) -> Stage:
@@ -195,5 +197,5 @@ class UNet(nn.Module):
         return unfold(self.out(functional.silu(self.norm(h))), self.patch)
 
     def matrices(self) -> list[Tensor]:
-        """The weights that Muon takes: of all convolutions."""
+        """The weights for Muon: those of all convolutions."""
         return convolution_weights(self)

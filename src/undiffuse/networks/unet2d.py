@@ -1,7 +1,7 @@
-"""The U-Net of DDPM (Ho et al. 2020) as diffusers' `UNet2DModel` has it: weights go from one to the other as they are.
+"""The U-Net of DDPM (Ho et al. 2020) as in diffusers' `UNet2DModel`: weights transfer without conversion.
 
-Modules bear the names of diffusers' state dict. Like all networks here it is told the log-SNR, but this one counts in
-timesteps: it is given the log-SNRs of the table it learns on, and looks up where in it a log-SNR lies.
+Modules have the names of diffusers' state dict. Like all networks here it takes the log-SNR, but it is conditioned on
+timesteps: it holds the log-SNRs of the table it is trained on, and looks up the timestep of a log-SNR.
 """
 
 import math
@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Options(BaseModel):
-    """What `UNet2DModel` can be told beyond its width, depth, attention and dropout, by its names and defaults."""
+    """The options of `UNet2DModel` besides width, depth, attention and dropout, with its names and defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -132,7 +132,7 @@ class Resample(nn.Module):
 
 
 class Resolution(nn.Module):
-    """What happens at one resolution: residual blocks, and after each of them attention or nothing."""
+    """The residual blocks at one resolution, each followed by attention or nothing."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module]):
         super().__init__()
@@ -140,7 +140,7 @@ class Resolution(nn.Module):
 
 
 class Down(Resolution):
-    """A stage on the way down, which keeps what it makes in `skips`."""
+    """A stage on the way down, which appends its outputs to `skips`."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], downsamplers: list[nn.Module]):
         super().__init__(resnets, attentions)
@@ -164,7 +164,7 @@ class Middle(Resolution):
 
 
 class Up(Resolution):
-    """A stage on the way up, which uses `skips` up."""
+    """A stage on the way up, which consumes `skips`."""
 
     def __init__(self, resnets: list[ResnetBlock], attentions: list[nn.Module], upsamplers: list[nn.Module]):
         super().__init__(resnets, attentions)
@@ -181,15 +181,15 @@ class Up(Resolution):
 class UNet2D(nn.Module):
     """(B, inputs, H, W), log-SNR (B,), `Labels` or None -> (B, outputs, H, W).
 
-    H and W must be multiples of 2^(stages - 1). To a sample of any class no class embedding is added; without classes
-    the network takes no condition, None.
+    H and W must be multiples of 2^(stages - 1). A sample of any class gets no class embedding; without classes the
+    condition is None.
 
     Args:
         inputs, outputs: channels of the image and of the output.
-        log_snr: (T + 1,), falling: the log-SNRs at the steps 0 .. T of the table it learns on; 0 is the data.
-        channels, blocks, attention, dropout: as `UNet` has them.
+        log_snr: (T + 1,), decreasing: the log-SNRs at steps 0 .. T of the table it is trained on; 0 is the data.
+        channels, blocks, attention, dropout: as in `UNet`.
         classes: how many classes there are; 0 for none.
-        options: the rest.
+        options: see `Options`.
 
     Raises ValueError where the options do not fit the channels.
     """
@@ -226,7 +226,7 @@ class UNet2D(nn.Module):
         def resample(stage: int, direction: Literal["down", "up"]) -> nn.Module:
             kind = options.downsample_type if direction == "down" else options.upsample_type
             here = channels[stage]
-            if kind == "conv" or stage not in attention:  # diffusers has this choice for stages with attention alone
+            if kind == "conv" or stage not in attention:  # diffusers offers the choice only with attention
                 return Resample(here, direction, options.downsample_padding if direction == "down" else 1)
             return resnet(here, here, resample=_halve if direction == "down" else _double)
 
@@ -259,19 +259,19 @@ class UNet2D(nn.Module):
     def timestep(self, log_snr: Tensor) -> Tensor:
         """The timestep k in [0, T - 1] at (B,) log-SNRs: that of the step k + 1, fractional between two steps.
 
-        Between its steps a table interpolates alpha_bar linearly, and so does this. All on the tensor's own device.
+        Interpolates alpha_bar linearly between steps, as tables do. Stays on the tensor's own device.
         """
         above = (self.log_snr >= log_snr[:, None]).sum(1).clamp(1, len(self.log_snr) - 1)
-        sign = torch.where(log_snr < 0, 1.0, -1.0)  # of sigma^2 and alpha^2 the smaller one has the digits
+        sign = torch.where(log_snr < 0, 1.0, -1.0)  # the smaller of sigma^2 and alpha^2 is more precise
         here, start, end = (
             torch.sigmoid(sign * value) for value in (log_snr, self.log_snr[above - 1], self.log_snr[above])
         )
         position = above - ((here - end) / (start - end)).nan_to_num()
-        nearest = position.round()  # a table's own step is one exactly, in spite of float32
+        nearest = position.round()  # a table's own steps are exact, in spite of float32
         return torch.where((position - nearest).abs() < 1e-3, nearest, position).clamp(1, len(self.log_snr) - 1) - 1
 
     def sinusoids(self, timestep: Tensor) -> Tensor:
-        """float32 (B, channels[0]): sines and cosines of the timestep (Vaswani et al. 2017), as DDPM has them."""
+        """float32 (B, channels[0]): sines and cosines of the timestep (Vaswani et al. 2017), as in DDPM."""
         half = self.width // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device)
         angles = timestep[:, None].float() * torch.exp(exponent / (half - self.options.freq_shift))
@@ -298,5 +298,5 @@ class UNet2D(nn.Module):
         return self.conv_out(functional.silu(self.conv_norm_out(x)))
 
     def matrices(self) -> list[Tensor]:
-        """The weights that Muon takes: of all convolutions."""
+        """The weights for Muon: those of all convolutions."""
         return convolution_weights(self)

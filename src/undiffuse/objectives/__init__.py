@@ -1,4 +1,4 @@
-"""How a denoiser learns: losses, their weightings, and the times they are taken at."""
+"""Training objectives: losses, their weightings, and the distributions of training times."""
 
 from undiffuse.objectives.bound import (
     continuous_bound,

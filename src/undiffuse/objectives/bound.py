@@ -1,7 +1,7 @@
-"""The variational bound on -ln p(x_0), as an objective: any term of it, scaled to be an unbiased estimate of the whole.
+"""The variational bound on -ln p(x_0) as an objective: a random term of it, scaled to an unbiased estimate of the sum.
 
-Where u < `reconstruction_share` it is the first term, how well x_0 is known from the least noisy state; elsewhere a
-step's KL, or in continuous time the integrand. The prior's term holds nothing to learn; `undiffuse.likelihood` adds it.
+For u < `reconstruction_share` it is the first term, the reconstruction of x_0 from the least noisy state; otherwise a
+step's KL, or in continuous time the integrand. The prior's term has nothing to train; `undiffuse.likelihood` adds it.
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ from undiffuse.randomness import Draw
 RECONSTRUCTION = 1 / 64
 """The share of u that the continuous bound gives to its first term (importance sampling may give it more samples)."""
 STEPS = 1000
-"""Of a continuous schedule's discrete bound."""
+"""T of the discrete bound for a continuous schedule."""
 HYBRID = 1e-3
-"""The bound's part in L_hybrid (Nichol & Dhariwal 2021, section 3.1), of nats here; their code counts in bits."""
+"""The weight of the bound in L_hybrid (Nichol & Dhariwal 2021, section 3.1), in nats here; their code uses bits."""
 
 
 def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
-    """The T + 1 times of the discrete bound, ascending: i / T; where continuous, 0 and then evenly from t_min to 1."""
+    """The T + 1 times of the discrete bound, ascending: i / T; if continuous, 0 and then evenly from t_min to 1."""
     steps = steps or schedule.steps or STEPS
     if schedule.steps is not None:
         return torch.arange(steps + 1, dtype=torch.float64) / steps
@@ -78,7 +78,7 @@ def variational_bound(
 def hybrid(
     denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, steps: int | None = None
 ) -> Tensor:
-    """L_simple + 0.001 L_vlb, where the bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
+    """L_simple + 0.001 L_vlb, where the bound trains only the variance (Nichol & Dhariwal 2021, eq. 16).
 
     The bound is in nats/dimension; its gradient does not reach the mean.
     """
@@ -120,7 +120,7 @@ def continuous_bound(
 
 
 def reconstruction_share(denoiser: Denoiser, continuous: bool, steps: int | None = None) -> float:
-    """The share of u that means the first term."""
+    """The share of u that selects the first term."""
     return RECONSTRUCTION if continuous else 1 / (len(step_times(denoiser.process.schedule, steps)) - 1)
 
 
@@ -131,7 +131,7 @@ def _index(u: Tensor, steps: int) -> Tensor:
 def step_kl(
     process: Process, prediction: Any, x0: Tensor, x_t: Tensor, s: Time, t: Time, variance: str | Tensor
 ) -> Tensor:
-    """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of every element, in nats, for every kind of process."""
+    """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of every element, in nats, for any kind of process."""
     return process.posterior(x0, x_t, s, t).kl(process.reverse(prediction, x_t, s, t, variance))
 
 
@@ -151,7 +151,7 @@ def _terms(
     if len(steps):
         at, number = steps.to(x0.device), index[steps]
         numbers = variance[number] if isinstance(variance, Tensor) else variance
-        # In float64, since with many steps the two laws are nearly one, and their means' difference loses its digits.
+        # In float64: with many steps the two laws are nearly equal, and the difference of their means loses precision.
         exact = (prediction.double().rows(at), _double(x0)[at], _double(x_t)[at])
         terms.append(step_kl(process, *exact, times[number], times[number + 1], numbers))
     if len(first):
@@ -172,8 +172,8 @@ def first_log_prob(
 ) -> Tensor:
     """ln p(x_0 | x_t) of every element, in nats, where x_t is the least noisy state: -L_0.
 
-    That of the law which `reverse` gives at s = 0; but a Gaussian process has a point there, and so a decoder: the
-    prediction's own probabilities of values, else a normal law, of variance beta_1 unless a `variance` is given.
+    Under `reverse` at s = 0; but for a Gaussian process that is a point, so a decoder is used: the prediction's own
+    probabilities of values, else a normal distribution, with variance beta_1 unless a `variance` is given.
     """
     if not isinstance(prediction, Prediction):
         return process.reverse(prediction, x_t, 0.0, t).log_prob(x0)
@@ -190,7 +190,7 @@ def reconstruction_log_prob(
 ) -> Tensor:
     """ln p(x_0 | x_t) per element, nats, like x0: the network's, or by Bayes' rule from a flat prior.
 
-    Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the values or, with None, over the line.
+    Kingma et al. 2021, eq. 8: p(x_0 | x_t) proportional to q(x_t | x_0), over the values or, if None, the real line.
     """
     if logits is not None:
         return value_log_prob(x0, logits)

@@ -1,9 +1,9 @@
-"""Times drawn as often as their losses vary: loss-aware importance sampling, and with it a learnt noise schedule.
+"""Loss-aware importance sampling of times, and with it a learned noise schedule.
 
-An objective is a function of u in [0, 1), of even density. Drawn with the density p(u) instead and weighted with
-1 / p(u), its mean is the same, and its variance, of independent draws, is least for p proportional to the root of
-E[loss(u)^2] (Nichol & Dhariwal 2021, eq. 18). In continuous time u -> log-SNR is then the noise schedule that Kingma et
-al. 2021 (section 5.1, appendix I) learn by gradient for the same aim: here its best form for the losses seen is taken.
+An objective is a function of u, uniform in [0, 1). Drawn with the density p(u) instead and weighted with 1 / p(u), its
+mean is the same, and its variance, for independent draws, is smallest for p proportional to the root of E[loss(u)^2]
+(Nichol & Dhariwal 2021, eq. 18). In continuous time u -> log-SNR is then the noise schedule that Kingma et al. 2021
+(section 5.1, appendix I) learn by gradient for the same purpose: here it is computed directly from the observed losses.
 """
 
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-RATE = 0.1  # a moment remembers about this many to one of its losses: 10, as IDDPM's history
+RATE = 0.1  # a moment averages over about 1 / RATE losses: 10, like IDDPM's history
 UNIFORM = 0.05
-"""The share drawn evenly, so that no time is forgotten (IDDPM: 0.001, with fewer losses to be wrong about)."""
+"""The share drawn uniformly, so that no time is neglected (IDDPM: 0.001, with fewer losses to misjudge)."""
 
 
 @dataclass
 class Importance:
-    """The second moment of the loss in even intervals of u: float64 on the CPU; `seen` losses in each.
+    """The second moments of the loss in equal intervals of u, float64 on the CPU, from `seen` losses in each.
 
-    Until every interval has been seen, all are drawn alike.
+    Until every interval has been seen, u is drawn uniformly.
     """
 
     bins: int = 128
@@ -41,7 +41,7 @@ class Importance:
         return UNIFORM + (1 - UNIFORM) * p / total if total > 0 else torch.ones_like(p)
 
     def warp(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Even u (float64) -> u' of density p, and the weights 1 / p(u')."""
+        """Uniform u (float64) -> u' of density p, and the weights 1 / p(u')."""
         p = self.density
         edges = torch.cat([torch.zeros(1, dtype=torch.float64), p.cumsum(0) / self.bins])
         edges = edges / edges[-1]
@@ -50,24 +50,24 @@ class Importance:
         return (k + inside) / self.bins, 1 / p[k]
 
     def update(self, u: Tensor, losses: Tensor) -> None:
-        """Tells of the losses (before weighting) at u; what is not finite is left for the run to report."""
+        """Records the losses (before weighting) at u, except those not finite, which the run reports."""
         finite = losses.detach().isfinite()
         u, losses = u[finite.to(u.device)], losses[finite]
         k = (u * self.bins).long().clamp(max=self.bins - 1)
         squares = losses.detach().to("cpu", torch.float64) ** 2
         count = torch.zeros(self.bins, dtype=torch.float64).index_add_(0, k, torch.ones_like(squares))
         mean = torch.zeros(self.bins, dtype=torch.float64).index_add_(0, k, squares) / count.clamp(min=1)
-        # The first losses count alike, the later ones fade.
+        # A plain average of the first losses, an exponential one later.
         rate = torch.maximum(1 - (1 - RATE) ** count, count / (self.seen + count).clamp(min=1))
         self.moments += torch.where(count > 0, rate, 0.0) * (mean - self.moments)
         self.seen += count
 
     def learnt_log_snrs(self, log_snrs: Tensor, first: float, count: int = 65) -> Tensor:
-        """The learnt schedule: log-SNRs at even times, from those of the schedule trained on, linear in time.
+        """The learned schedule: log-SNRs at evenly spaced times, from those of the schedule trained on, linear in time.
 
         Args:
-            log_snrs: (K,) at even times of the schedule trained on.
-            first: the share of u that is no time (`undiffuse.objectives.reconstruction_share`).
+            log_snrs: (K,) at evenly spaced times of the schedule trained on.
+            first: the share of u that selects no time (`undiffuse.objectives.reconstruction_share`).
         """
         p = self.density
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)

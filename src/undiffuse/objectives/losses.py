@@ -1,4 +1,4 @@
-"""How a denoiser learns: an objective maps a batch of data and its randomness to one loss per sample.
+"""Objectives: functions from a batch of data and its randomness to one loss per sample.
 
     objective(denoiser, x0 (B, ...), condition, u (B,) float64 in [0, 1), draw) -> (B,)
 
@@ -29,7 +29,7 @@ def weighted_error(
     times: TimeSampler = uniform,
     weighting: Weighting = simple,
 ) -> Tensor:
-    """weighting(log-SNR) ||x_0 - x_0_hat||^2, the mean over elements, at the time that u means.
+    """weighting(log-SNR) ||x_0 - x_0_hat||^2, the mean over elements, at the time that u selects.
 
     Computed from the output: x_0_hat = c_skip x_t + c_out output, so an error e in the output is c_out e in x_0.
     """
@@ -43,13 +43,13 @@ def weighted_error(
 
 
 def l_simple(denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
-    """L_simple = ||eps - eps_theta(x_t, t)||^2, t even (Ho et al. 2020, eq. 14): an error in x_0 weighs SNR(t)."""
+    """L_simple = ||eps - eps_theta(x_t, t)||^2, t uniform (Ho et al. 2020, eq. 14): SNR(t) weights an error in x_0."""
     return weighted_error(denoiser, x0, condition, u, draw, times=uniform, weighting=simple)
 
 
 def edm_loss(denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
     """EDM's ||F - (x_0 - c_skip x_t) / c_out||^2 at log-normal noise levels (Karras et al. 2022, eq. 8 and table 1): an
-    error in x_0 weighs lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / sigma_data^2 + SNR.
+    error in x_0 has weight lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / sigma_data^2 + SNR.
     """
     weighting = partial(edm, sigma_data=denoiser.sigma_data)
     return weighted_error(denoiser, x0, condition, u, draw, times=log_normal, weighting=weighting)

@@ -1,4 +1,4 @@
-"""What an error in x_0 costs at a noise level: functions of the log-SNR that multiply ||x_0 - x_0_hat||^2.
+"""Loss weightings: functions of the log-SNR that multiply ||x_0 - x_0_hat||^2.
 
 Losses on eps, v or EDM's F are the same loss under other weightings (Salimans & Ho 2022; Kingma & Gao 2023): an error e
 in x_0 is an error e sqrt(SNR) in eps.
@@ -41,7 +41,7 @@ def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
 def sigmoid(log_snr: Tensor, bias: float = 2.0) -> Tensor:
     """sigmoid(bias - log-SNR) on the error in eps: the factor of Kingma & Gao 2023 and Hoogeboom et al. 2024.
 
-    Their loss also has -d log-SNR / dt, which frees it from the schedule; here the times' distribution decides.
+    Their loss also has -d log-SNR / dt, so it does not depend on the schedule; here the distribution of times decides.
     """
     return (log_snr + torch.nn.functional.logsigmoid(bias - log_snr)).exp()
 

@@ -1,4 +1,4 @@
-"""What noise does: schedules and the Gaussian process q."""
+"""Forward processes q, Gaussian and categorical, and their noise schedules."""
 
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP

@@ -1,11 +1,11 @@
-"""The categorical process q: elements that are one of K values are lost to a mask, or to a value drawn evenly.
+"""The categorical process q: elements with one of K values are replaced by a mask or a uniformly drawn value.
 
     q(x_t | x_0) = alpha_t delta(x_0) + (1 - alpha_t) pi,   alpha_t = sigmoid(log_snr(t)),
 
-with pi the mask (absorbing) or all K values alike (uniform): D3PM (Austin et al. 2021, appendix A.2). alpha_t, the
-probability that an element has survived, is alpha_t^2 of a variance-preserving Gaussian schedule, which so serves both
-kinds of data. Everything is in logarithms, in which 0 is -inf and the ends are exact: t = 0 is the data, and where the
-schedule leaves no signal, t = 1 is pi alone.
+with pi the mask (absorbing) or uniform over the K values (uniform): D3PM (Austin et al. 2021, appendix A.2). alpha_t,
+the probability that an element has survived, is alpha_t^2 of a variance-preserving Gaussian schedule, so that one
+schedule serves both kinds of data. Everything is computed in log space, where probability 0 is -inf and the ends are
+exact: t = 0 is the data, and if the schedule leaves no signal, t = 1 is pi.
 """
 
 import math
@@ -28,7 +28,7 @@ class CategoricalProcess:
 
     Attributes:
         values: K >= 2, of the data: x_0 is int64 (B, ...) in 0 .. K - 1.
-        kind: "absorbing", with the mask as one category more, K; or "uniform".
+        kind: "absorbing", with the mask as an extra category, K; or "uniform".
         dtype: of the probabilities.
     """
 
@@ -45,12 +45,12 @@ class CategoricalProcess:
 
     @property
     def mask(self) -> int | None:
-        """The category of lost elements, for the absorbing kind."""
+        """The category of masked elements, for the absorbing kind."""
         return self.values if self.kind == "absorbing" else None
 
     @property
     def categories(self) -> int:
-        """How many an element of x_t can have: K, and the mask where there is one."""
+        """The number of categories of x_t: K, plus the mask if there is one."""
         return self.values + (self.kind == "absorbing")
 
     def log_survival(self, t: Time) -> Tensor:
@@ -76,12 +76,12 @@ class CategoricalProcess:
         """p(x_s | x_t), the mean of the posterior over the predicted x_0 (Austin et al. 2021, eq. 4).
 
         sum_i q(x_s | x_t, i) p(i | x_t) is proportional to q(x_t | x_s) [alpha_s w(x_s) + (1 - alpha_s) pi(x_s)], with
-        w(i) = p(i | x_t) / q(x_t | i), normalised: the prediction without what the element itself says.
+        w(i) = p(i | x_t) / q(x_t | i), normalised: the prediction without the evidence of the element itself.
 
         Args:
-            prediction: p(x_0 | x_t) over the K values, (B, ..., K). What x_t rules out gets no probability, whatever
-                the prediction; the result is NaN where nothing is left.
-            variance: of no meaning here.
+            prediction: p(x_0 | x_t) over the K values, (B, ..., K). Values that x_t rules out get probability 0,
+                whatever the prediction; the result is NaN if none are left.
+            variance: ignored.
         """
         likelihood = self._likelihood(x_t, self.log_survival(t))[..., : self.values]
         possible = likelihood > -torch.inf
@@ -107,7 +107,7 @@ class CategoricalProcess:
         return self._certain(torch.tensor(self.mask, device=like.device))
 
     def _is(self, x: Tensor) -> Tensor:
-        """Which category each element has, bool (B, ..., categories)."""
+        """The one-hot category of each element, bool (B, ..., categories)."""
         return x.unsqueeze(-1) == torch.arange(self.categories, device=x.device)
 
     def _certain(self, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class CategoricalProcess:
         return torch.zeros((), dtype=self.dtype, device=x.device).where(self._is(x), -torch.inf)
 
     def _survived(self, log_probs: Tensor, log_kept: Tensor) -> Categorical:
-        """The law of elements that were kept with a probability, and else drawn from pi."""
+        """The distribution of elements that are kept with some probability, and else drawn from pi."""
         kept = expand(log_kept, log_probs) + log_probs
         return Categorical(_log_add(kept, expand(_log_complement(log_kept), log_probs) + self._log_pi(log_probs)))
 
@@ -126,7 +126,7 @@ class CategoricalProcess:
         return _log_add(drawn, expand(log_kept, drawn) + self._certain(x_t))
 
     def _given(self, x_t: Tensor, s: Time, t: Time, log_probs: Tensor) -> Categorical:
-        """Bayes' rule: the law of x_s, (B, ..., categories), with x_t observed later."""
+        """Bayes' rule: the distribution of x_s, (B, ..., categories), given the later x_t."""
         likelihood = self._likelihood(x_t, self.log_survival(t) - self.log_survival(s))
         return Categorical((likelihood + log_probs).log_softmax(-1))
 
@@ -137,6 +137,6 @@ def _log_complement(log_p: Tensor) -> Tensor:
 
 
 def _log_add(a: Tensor, b: Tensor) -> Tensor:
-    """ln(exp a + exp b), where both are -inf by cases: there torch's has no gradient but NaN."""
+    """ln(exp a + exp b), with a separate case for both -inf, where the gradient of torch's is NaN."""
     none = torch.maximum(a, b) == -torch.inf
     return torch.logaddexp(a.masked_fill(none, 0.0), b.masked_fill(none, 0.0)).masked_fill(none, -torch.inf)

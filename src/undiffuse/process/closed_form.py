@@ -1,4 +1,4 @@
-"""Schedules that are a formula: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022), flow matching."""
+"""Schedules in closed form: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022), flow matching."""
 
 import math
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class SubVP(VP):
 class VE(Schedule):
     """The variance-exploding SDE: alpha = 1, sigma_t^2 = sigma_min^2 ((sigma_max / sigma_min)^(2t) - 1).
 
-    The noise that SDE adds between time 0, which is the data itself, and t (Song et al. 2021, eq. 30).
+    The noise that the SDE adds between time 0, the data itself, and t (Song et al. 2021, eq. 30).
     """
 
     sigma_min: float = 0.01
@@ -113,7 +113,7 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(Schedule):
-    """alpha = 1, sigma = sigma_max t: noise is time (Karras et al. 2022, table 1).
+    """alpha = 1, sigma = sigma_max t: sigma is linear in time (Karras et al. 2022, table 1).
 
     `t_min` is where sigma = sigma_min, the last level a sampler visits before it steps to the data.
     """

@@ -1,4 +1,4 @@
-"""The Gaussian process q: how noise is added, and what is known of a less noisy x_s given x_t and x_0.
+"""The Gaussian diffusion process q: adding noise, and the posterior of a less noisy x_s given x_t and x_0.
 
 One family covers VP, VE and flow matching; they differ in the schedule alone (x_t / alpha_t maps one onto another).
 Notation and results as in Kingma et al. 2021 (VDM), appendix A; Ho et al. 2020, eq. 2-7 are the case s = t - 1.
@@ -19,7 +19,7 @@ from undiffuse.randomness import Draw
 class GaussianProcess:
     """q for a schedule. Times are floats or float64 tensors, one per batch or one per sample; always s < t.
 
-    Data and noisy states are (B, ...) tensors of any floating dtype, which every result keeps.
+    Data and noisy states are (B, ...) tensors of any floating dtype, which the results keep.
     """
 
     schedule: Schedule
@@ -58,12 +58,12 @@ class GaussianProcess:
     ) -> Normal:
         """p(x_s | x_t): the posterior's mean at the predicted x_0 (Ho et al. 2020, section 3.2), and a variance.
 
-        At s = 0 it is the predicted x_0 itself, with no noise put back (Ho et al. 2020, algorithm 2: z = 0).
+        At s = 0 it is the predicted x_0 itself, without noise (Ho et al. 2020, algorithm 2: z = 0).
 
         Args:
-            variance: "small", the posterior's, right for data that is a point; "large", the transition's (beta), at the
-                scale of x_s, right for data that is unit normal; "learned", the prediction's v between both in log
-                space; or the numbers themselves, 0-dim or (B,).
+            variance: "small", the posterior's, optimal for data that is a point; "large", the transition's (beta), at
+                the scale of x_s, optimal for standard normal data; "learned", interpolated between both in log space by
+                the prediction's v; or the values themselves, 0-dim or (B,).
         """
         posterior = self.posterior(prediction.x0, x_t, s, t)
         if variance == "small":

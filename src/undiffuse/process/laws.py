@@ -1,4 +1,4 @@
-"""The laws that a process deals in: of every element of a state, given what is known."""
+"""The probability distributions (laws) of the elements of a state."""
 
 import math
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from undiffuse.randomness import Draw
 
 
 class Law(Protocol):
-    """A law of the elements of (B, ...), each by itself."""
+    """A distribution of the elements of (B, ...), which are independent."""
 
     def sample(self, draw: Draw) -> Tensor:
         """A sample, (B, ...)."""
 
     def kl(self, other: Any) -> Tensor:
-        """KL(self || other) of every element, in nats, where `other` is a law of the same kind: (B, ...)."""
+        """KL(self || other) of every element, in nats, where `other` is of the same kind: (B, ...)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-probability, or log-density, of every element of x, in nats: (B, ...)."""
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """A coefficient made ready to multiply `like`: 0-dim as it is, one per sample as (B, 1, ..., 1), else its shape.
+    """A coefficient shaped to multiply `like`: one per sample becomes (B, 1, ..., 1), any other keeps its shape.
 
     A 0-dim float64 CPU tensor multiplies a float32 tensor on any device without raising its dtype or synchronising.
     """
@@ -67,36 +67,36 @@ class Normal:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of K categories for every element: normalised log-probabilities, (B, ..., K), -inf for what cannot be."""
+    """One of K categories for every element: normalised log-probabilities, (B, ..., K), -inf if impossible."""
 
     log_probs: Tensor
 
     def rows(self, rows: Tensor) -> "Categorical":
-        """The law of some samples."""
+        """The distribution of some samples."""
         return Categorical(self.log_probs[rows])
 
     def double(self) -> "Categorical":
-        """The law in float64."""
+        """The distribution in float64."""
         return Categorical(float64_device(self.log_probs).double())
 
     @property
     def x0(self) -> Tensor:
-        """The most probable category of every element, int64 (B, ...): what a prediction of x_0 is shown as."""
+        """The most probable category of every element, int64 (B, ...): shown as the prediction of x_0."""
         return self.log_probs.argmax(-1)
 
     def sample(self, draw: Draw) -> Tensor:
-        """Categories, int64 (B, ...), by inverting the distribution function at a float64 uniform number.
+        """Categories, int64 (B, ...), by inverting the CDF at a float64 uniform number.
 
-        In float64, since float32 numbers are 2^-24 apart: what is less probable than that would come too rarely.
+        Float32 uniforms are 2^-24 apart: categories less probable than that would come too rarely.
         """
         upper = float64_device(self.log_probs).double().exp().cumsum(-1)
         total = upper[..., -1:]
         u = draw.uniform(upper[..., 0]).unsqueeze(-1) * total
-        u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not lead past the last
+        u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not go past the last
         return torch.searchsorted(upper, u, right=True).squeeze(-1).to(self.log_probs.device)
 
     def kl(self, other: "Categorical") -> Tensor:
-        """KL(self || other) per element, in nats: (B, ...). Infinite where `other` rules out what may be."""
+        """KL(self || other) per element, in nats: (B, ...). Infinite where `other` rules out a possible category."""
         possible = self.log_probs > -torch.inf
         p = torch.where(possible, self.log_probs, torch.zeros_like(self.log_probs))
         q = torch.where(possible, other.log_probs, torch.zeros_like(p))  # by cases: 0 ln(0 / q) = 0, with gradient 0

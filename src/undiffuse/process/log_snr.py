@@ -1,4 +1,4 @@
-"""A schedule that is its own log-SNR: given at even times and linear between, as a learnt one is (VDM, 2021)."""
+"""A schedule given by its log-SNR at evenly spaced times, linear between them, such as a learned one (VDM, 2021)."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,23 @@ from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_tim
 class LogSNR(Schedule):
     """Variance preserving, alpha_t^2 = sigmoid(lambda_t), sigma_t^2 = sigmoid(-lambda_t) (Kingma et al. 2021, eq. 3).
 
-    lambda is linear between K + 1 knots at even times from t_min to 1; before t_min, sigma / alpha is proportional to
+    lambda is linear between K + 1 knots, evenly spaced from t_min to 1; before t_min, sigma / alpha is proportional to
     t, so that t = 0 is the data.
 
     Args:
-        log_snrs: the knots, strictly decreasing, two at least. Raises ValueError otherwise.
+        log_snrs: the knots, strictly decreasing, at least two. Raises ValueError otherwise.
     """
 
     def __init__(self, log_snrs: Sequence[float], t_min: float = 1e-3):
         self.log_snrs = float64(list(log_snrs))
         if len(self.log_snrs) < 2 or not (self.log_snrs.diff() < 0).all() or not self.log_snrs.isfinite().all():
-            raise ValueError("log_snrs must be two numbers or more, each below the one before")
+            raise ValueError("log_snrs must be at least two numbers, strictly decreasing")
         if not 0 < t_min < 1:
             raise ValueError("needs 0 < t_min < 1")
         self.t_min = t_min
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The knot below t and how far t is towards the next one."""
+        """The knot below t and the fraction of the way to the next one."""
         last = len(self.log_snrs) - 1
         position = ((t - self.t_min) / (1 - self.t_min) * last).clamp(0, last)
         below = position.floor().clamp(max=last - 1)

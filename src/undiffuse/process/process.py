@@ -1,4 +1,4 @@
-"""What every process answers, Gaussian or categorical: how noise is added and what is known of less noisy states."""
+"""The interface of every process, Gaussian or categorical: adding noise, and the laws of less noisy states."""
 
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ class Process(Protocol):
 
     @property
     def schedule(self) -> Schedule:
-        """The noise over time."""
+        """The noise schedule."""
 
     def marginal(self, x0: Tensor, t: Time) -> Law:
         """q(x_t | x_0)."""
@@ -29,7 +29,7 @@ class Process(Protocol):
         """q(x_s | x_t, x_0); x_0 at s = 0."""
 
     def reverse(self, prediction: Any, x_t: Tensor, s: Time, t: Time, variance: Any = "small") -> Law:
-        """p(x_s | x_t) for what a denoiser predicts of x_0; `variance` where the process leaves it open."""
+        """p(x_s | x_t) for a denoiser's prediction; `variance` is for processes that leave it open."""
 
     def prior(self, like: Tensor) -> Law:
         """p(x_1), which sampling starts from, shaped like `like`."""

@@ -1,10 +1,10 @@
-"""What a noise schedule is: signal and noise at a time, and the log-SNR that both are functions of.
+"""Noise schedules: the scales of signal and noise at a time, and their log-SNR.
 
 Time runs from t = 0, exactly the data (alpha = 1, sigma = 0), to t = 1, (almost) only noise:
 
     x_t = alpha_t x_0 + sigma_t eps,   eps ~ N(0, I),   log_snr(t) = ln(alpha_t^2 / sigma_t^2).
 
-Everything is float64 on the CPU: a schedule is evaluated at a handful of scalars, and its ends need the digits.
+Everything is float64 on the CPU: a schedule is evaluated at a handful of scalars, and its ends need the precision.
 """
 
 import functools
@@ -28,14 +28,14 @@ def float64(value: Time | list[float]) -> Tensor:
 
 
 def float64_device(x: Tensor) -> Tensor:
-    """x where float64 can be computed: on its own device, or on the CPU for MPS, which lacks it."""
+    """x on a device that has float64: its own, or the CPU instead of MPS."""
     return x.cpu() if x.device.type == "mps" else x
 
 
 def cached_by_time(method: Callable[[Any, Time], T]) -> Callable[[Any, Time], T]:
-    """A method of a schedule that computes each float time once: a sampler asks for the same few, many times a step.
+    """Caches a method of a schedule by float time: a sampler uses the same few, many times a step.
 
-    What it returns is shared between callers. Not for a schedule that changes.
+    Results are shared between callers. Not for a schedule that changes.
     """
 
     @functools.wraps(method)
@@ -94,12 +94,12 @@ class Schedule(ABC):
         """d lambda / dt, negative."""
 
     def snr_derivative(self, t: Time) -> Tensor:
-        """d SNR / dt, negative and finite for t > 0, also where no signal is left."""
+        """d SNR / dt, negative and finite for t > 0, even where no signal is left."""
         return self.log_snr_derivative(t) * self.log_snr(t).exp()
 
     @abstractmethod
     def time(self, log_snr: Time) -> Tensor:
-        """The inverse of `log_snr`; values outside its range go to the nearer end."""
+        """The inverse of `log_snr`; values outside its range are clamped to it."""
 
     def index(self, t: Time) -> Tensor:
         """The int64 step i of the time t = i / T. Raises ValueError for a continuous schedule or between steps."""
@@ -111,7 +111,7 @@ class Schedule(ABC):
         return position.round().long()
 
     def time_of(self, index: int | Tensor) -> Tensor:
-        """The time i / T of step i in 0..T (0 is the data); `index` undoes it exactly."""
+        """The time i / T of step i in 0..T (0 is the data); `index` is its exact inverse."""
         if self.steps is None:
             raise ValueError(f"{type(self).__name__} is continuous: it has times, not step indices")
         return torch.as_tensor(index).to(torch.float64) / self.steps

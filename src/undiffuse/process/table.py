@@ -14,7 +14,7 @@ class Table(Schedule):
     """beta_1 .. beta_T, with alpha_bar_i = prod(1 - beta_1 .. 1 - beta_i) at the time i / T.
 
     Between two steps alpha_bar is interpolated linearly, so every t in [0, 1] has a level (the network is conditioned
-    on the log-SNR, to which the choice of interpolation means nothing).
+    on the log-SNR, so the choice of interpolation does not matter to it).
 
     Args:
         betas: T numbers in (0, 1); the last may be 1 (no signal left at t = 1). Raises ValueError otherwise.
@@ -34,12 +34,12 @@ class Table(Schedule):
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """alpha_bar_0 = 1, ..., alpha_bar_T: float64 of T + 1."""
+        """alpha_bar_0 = 1, ..., alpha_bar_T: float64 (T + 1,)."""
         return torch.cat([torch.ones(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0).exp()])
 
     @cached_property
     def noise_variance(self) -> Tensor:
-        """1 - alpha_bar, with its own digits: float64 of T + 1."""
+        """1 - alpha_bar, without cancellation: float64 (T + 1,)."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), -torch.expm1(torch.log1p(-self.betas).cumsum(0))])
 
     def _segment(self, t: Time) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class Table(Schedule):
         return self.noise_level(t).log_snr
 
     def _slope(self, t: Time) -> Tensor:
-        """d sigma^2 / dt, which is minus that of alpha^2: from the smaller of the two, which has the digits."""
+        """d sigma^2 / dt = -d alpha^2 / dt, from the smaller of the two, which is more precise."""
         i, _ = self._segment(t)
         level = self.noise_level(t)
         noise, signal = self.noise_variance.diff()[i], -self.alpha_bar.diff()[i]
@@ -89,13 +89,13 @@ class Table(Schedule):
 
 
 def linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Table:
-    """beta_i evenly spaced (Ho et al. 2020). For T != 1000 the betas are scaled by 1000 / T: the same total noise."""
+    """beta_i evenly spaced (Ho et al. 2020). For T != 1000 betas are scaled by 1000 / T, for the same total noise."""
     scale = 1000 / steps
     return Table(torch.linspace(scale * beta_min, min(scale * beta_max, 0.999), steps, dtype=torch.float64))
 
 
 def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> Table:
-    """sqrt(beta_i) evenly spaced (Rombach et al. 2022); scaled with 1000 / T as `linear` is."""
+    """sqrt(beta_i) evenly spaced (Rombach et al. 2022); scaled by 1000 / T like `linear`."""
     scale = 1000 / steps
     ends = math.sqrt(scale * beta_min), math.sqrt(min(scale * beta_max, 0.999))
     return Table(torch.linspace(*ends, steps, dtype=torch.float64) ** 2)
@@ -107,7 +107,7 @@ def quadratic(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02)
 
 
 def sigmoid(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Table:
-    """beta_i along a logistic curve over [-6, 6] between the ends of `linear`; scaled with 1000 / T."""
+    """beta_i along a logistic curve over [-6, 6] between the ends of `linear`; scaled by 1000 / T."""
     scale = 1000 / steps
     low, high = scale * beta_min, min(scale * beta_max, 0.999)
     return Table(low + (high - low) * torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)))
@@ -123,7 +123,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) ->
 def zero_terminal_snr(table: Table) -> Table:
     """`table` shifted and scaled so that alpha_1 is unchanged and alpha_T = 0 (Lin et al. 2024, algorithm 1).
 
-    Raises ValueError for a table of one step, which has no alpha_T beside its alpha_1.
+    Raises ValueError for a table of one step, whose alpha_1 is alpha_T.
     """
     if table.steps == 1:
         raise ValueError("a table of one step cannot be rescaled to zero terminal SNR")

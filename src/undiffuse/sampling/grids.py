@@ -1,8 +1,8 @@
-"""Which times a sampler visits: N + 1 of them for N steps, from exactly 1 to exactly 0, strictly decreasing.
+"""Time grids: the N + 1 times that a sampler visits in N steps, from exactly 1 to exactly 0, strictly decreasing.
 
-Whatever the rule, the first time is where the prior is and the last is the data, so nothing is ever left half noised.
+Whatever the rule, the first time is that of the prior and the last that of the data, so no noise is ever left.
 The rules by index (`leading`, `trailing`, `linspace`, `quadratic`) are rounded to the steps of a discrete-time schedule
-and valid for every N up to its T; the rules by noise level (`karras`, `log_snr`) need no steps and take any N.
+and are valid for every N up to its T; the rules by noise level (`karras`, `log_snr`) need no steps and take any N.
 """
 
 import math
@@ -19,27 +19,27 @@ Grid = Callable[[Schedule, int], Tensor]
 """(schedule, N) -> float64 (N + 1,)."""
 
 USEFUL = (0.002, PURE_NOISE)
-"""The range of sigma / alpha over which steps by noise level are spread (Karras et al. 2022, table 1): with less noise
-8-bit data is as good as clean, with more nothing of it shows. Schedules that go further (the cosine table, down to a
-log-SNR of -20) would spend half of their steps there."""
+"""The range of sigma / alpha that steps by noise level cover (Karras et al. 2022, table 1): below it 8-bit data is as
+good as clean, above it nothing of the data is visible. Schedules that go further (the cosine table, down to a log-SNR
+of -20) would spend half of their steps outside it."""
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
-    """1 - i / N: even, counted back from pure noise (Lin et al. 2024, table 2)."""
+    """1 - i / N: evenly spaced, counted back from pure noise (Lin et al. 2024, table 2)."""
     return _on_steps(schedule, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
 
 def leading(schedule: Schedule, steps: int) -> Tensor:
-    """Even, counted up from the step nearest the data, as DDPM's and DDIM's code do (1, 1 + T/N, ...).
+    """Evenly spaced, counted up from the step nearest the data, as DDPM's and DDIM's code do (1, 1 + T/N, ...).
 
-    Those stop short of the last step and still start from pure noise; here the first time is moved to 1, where it is.
+    Their first time is short of the last step, but they start from pure noise; here it is moved to 1.
     """
     stride = 1 / steps if schedule.steps else (1 - schedule.t_min) / steps
     return _evenly(schedule, stride * (steps - 1), steps)
 
 
 def linspace(schedule: Schedule, steps: int) -> Tensor:
-    """N times even between 1 and the step nearest the data, then the data (Nichol & Dhariwal 2021)."""
+    """N times evenly spaced between 1 and the step nearest the data, then the data (Nichol & Dhariwal 2021)."""
     return _evenly(schedule, 1 - schedule.t_min, steps)
 
 
@@ -49,25 +49,25 @@ def quadratic(schedule: Schedule, steps: int) -> Tensor:
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
-    """(sigma / alpha)^(1 / rho) even over the useful noise levels, then the data (Karras et al. 2022, eq. 5)."""
+    """(sigma / alpha)^(1 / rho) spaced evenly over useful noise levels, then the data (Karras et al. 2022, eq. 5)."""
     start, end = (-0.5 * _useful_log_snr(schedule)).exp() ** (1 / rho)
     sigma = torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho
     return _with_ends(schedule.time(-2 * sigma.log()))
 
 
 def log_snr(schedule: Schedule, steps: int) -> Tensor:
-    """The log-SNR even over the useful noise levels, then the data (Lu et al. 2022)."""
+    """The log-SNR evenly spaced over the useful noise levels, then the data (Lu et al. 2022)."""
     start, end = _useful_log_snr(schedule)
     return _with_ends(schedule.time(torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64))))
 
 
 def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
-    """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T where it is by index)."""
+    """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T if it is by index)."""
     grid = GRIDS.find(name)(schedule, _checked(steps))
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
         raise ValueError(
             f"{steps} steps are too many for the grid {name} on this schedule, whose times are no longer distinct: "
-            "take fewer (1 always goes)"
+            "take fewer (1 always works)"
         )
     return grid
 
@@ -75,13 +75,13 @@ def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
 def at_log_snrs(schedule: Schedule, values: Sequence[float]) -> Tensor:
     """The grid of N steps that visits N - 1 log-SNRs, increasing, between pure noise and the data.
 
-    Raises ValueError where the schedule does not have them, each at a time of its own.
+    Raises ValueError unless the schedule has each of them, at distinct times.
     """
     grid = torch.cat([float64([1.0]), schedule.time(float64(list(values))), float64([0.0])])
     if not (grid.diff() < 0).all():
         listed = ", ".join(f"{value:.4g}" for value in values)
         raise ValueError(
-            f"the log-SNRs {listed} are no grid here: they must increase, above the schedule's last, "
+            f"the log-SNRs {listed} are not a grid here: they must increase, above the schedule's last, "
             f"{schedule.log_snr(1.0).item():.4g}"
         )
     return grid
@@ -94,7 +94,7 @@ def _checked(steps: int) -> int:
 
 
 def _evenly(schedule: Schedule, length: float, steps: int) -> Tensor:
-    """The data, then N times even from t_min up to t_min + length, and the noisiest moved to 1."""
+    """The data, then N times evenly spaced from t_min to t_min + length, with the noisiest moved to 1."""
     noisy = schedule.t_min + torch.linspace(length, 0, steps, dtype=torch.float64)
     return _on_steps(schedule, torch.cat([float64([1.0]), noisy[1:], float64([0.0])]))
 

@@ -1,4 +1,4 @@
-"""The loop: a generator of states. Progress bars, previews, early stops and streaming are the caller's business."""
+"""The loop: a generator of states. Progress bars, previews, early stops and streaming are up to the caller."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from undiffuse.sampling.steps import State, Step
 
 
 def default_sampler(steps: int) -> str:
-    """The best for a number of steps, as measured (docs/benchmarks.md): unipc below 8, from there on dpm++2m."""
+    """The best sampler for a number of steps, as measured (docs/benchmarks.md): unipc below 8, else dpm++2m."""
     return "unipc" if steps < 8 else "dpm++2m"
 
 
@@ -20,10 +20,10 @@ def trajectory(
     """Yields the state at every time of `grid` (float64), the start included.
 
     Args:
-        grid: strictly decreasing; or, for the rules without noise, strictly increasing from a t > 0: the same ODE from
-            data to noise (DDIM's inversion). At t = 0 there is no noise yet, and so no direction to follow.
+        grid: strictly decreasing; or, for deterministic rules, strictly increasing from a t > 0: the same ODE from data
+            to noise (DDIM inversion). At t = 0 there is no noise, and so the direction of the ODE is undefined.
         start: x at grid[0], (B, ...): at t = 1 a sample of the prior, `process.prior(like).sample(draws(0))`.
-        draws: number of the step, 1 .. N -> its random numbers.
+        draws: step number, 1 .. N -> its random numbers.
 
     Raises ValueError for any other grid.
     """
@@ -42,7 +42,7 @@ def _checked(grid: Tensor) -> list[float]:
             f"number {k} is {grid[k].item():g} and number {k + 1} is {grid[k + 1].item():g}"
         )
     if len(grid) > 1 and grid[0] == 0:
-        raise ValueError("at t = 0 there is no noise to follow: begin an ascending grid later, as at schedule.t_min")
+        raise ValueError("at t = 0 there is no noise to follow: begin an ascending grid later, say at schedule.t_min")
     return grid.tolist()
 
 

@@ -1,9 +1,9 @@
-"""A time grid for one model: the times at which a few steps give what many would.
+"""Searches a time grid for one model, with which a few steps come close to the result of many.
 
 The ends of short deterministic trajectories are compared with those of fine ones from the same noise, and the times are
-moved until they come no nearer (the idea of Watson et al. 2022; Tong et al. 2024, LD3). Not by the distance between the
-two ends of each sample, in which few steps come nearest by drawing the mean of what could be, which is blurred: by the
-distance between the two laws.
+moved until they come no closer (following Watson et al. 2022; Tong et al. 2024, LD3). The distance is not that between
+the two ends of each sample, which few steps minimise with the mean of the possible results, a blurred image, but that
+between the two distributions.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from undiffuse.sampling.grids import at_log_snrs
 from undiffuse.sampling.steps import State, Step
 
 FINEST = 0.02
-"""Where the search ends: moves of this share of the mean distance between two times, in log-SNR."""
+"""The search ends at moves of this share of the mean distance between two times, in log-SNR."""
 
 
 def bands(x: Tensor) -> list[Tensor]:
-    """Images (B, C, H, W) taken apart by scale: each (B, K), from the finest detail to the coarse rest (Burt & Adelson
-    1983). What has no two pixels to a side is one band, as it is.
+    """Images (B, C, H, W) decomposed by scale: each band (B, K), from the finest detail to the coarse rest (Burt &
+    Adelson 1983). Data other than images is one band, unchanged.
     """
     parts = []
     while x.ndim == 4 and min(x.shape[2:]) > 4:
@@ -33,8 +33,8 @@ def bands(x: Tensor) -> list[Tensor]:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """Between the laws that x_i and y_i, (B, K), are drawn from in pairs: 2 E|X - Y'| - E|X - X'| - E|Y - Y'|, relative
-    to E|Y - Y'| (Szekely & Rizzo 2013). The pairs' own distances |x_i - y_i| are left out: 0 for equal sets.
+    """Of the distributions of x_i and y_i, (B, K), drawn in pairs: 2 E|X - Y'| - E|X - X'| - E|Y - Y'|, relative to
+    E|Y - Y'| (Szekely & Rizzo 2013). The distances |x_i - y_i| within pairs are left out: 0 for equal sets.
     """
     count = len(x)
     both = torch.cat([x, y]).double()
@@ -47,16 +47,19 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def difference(x: Tensor, y: Tensor) -> float:
-    """Between the laws of two sets of images (B, C, H, W): the mean of their bands' energy distances."""
+    """The mean energy distance of the bands of two sets of images (B, C, H, W)."""
     distances = [energy_distance(a, b) for a, b in zip(bands(x), bands(y), strict=True)]
     return sum(distances) / len(distances)
 
 
 class _NoDraw:
     def normal(self, like: Tensor) -> Tensor:
-        raise ValueError("a grid can be searched for deterministic samplers alone")
+        raise ValueError("a grid can be searched only for deterministic samplers")
 
     uniform = normal
+
+    def fold(self, number: int) -> "_NoDraw":
+        return self
 
 
 def _states(start: State, times: list[float], denoise: Denoise, process: GaussianProcess, step: Step) -> list[State]:
@@ -77,18 +80,18 @@ def search_grid(
     trials: int = 400,
     tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[float], list[float]]:
-    """The N - 1 log-SNRs of a better grid of N steps, for `at_log_snrs`, and the differences on the way there, from the
-    old grid's on.
+    """The N - 1 log-SNRs of a better grid of N steps, for `at_log_snrs`, and the successive differences, beginning with
+    the old grid's.
 
     Moves one time after the other, in log-SNR, up and down by a length that halves when no move helps any more; a
     trial repeats only the steps that it changes.
 
     Args:
-        grid: where to begin, as `make_grid` makes it; its ends, pure noise and the data, stay.
+        grid: the initial grid, as from `make_grid`; its ends, pure noise and the data, are kept.
         start: x at grid[0], (B, ...).
         target: where a fine trajectory from `start` ends; see `difference`.
-        trials: the most that are made; the search is mostly over before.
-        tick: told, after every trial, that one more is done.
+        trials: the maximum; the search mostly ends earlier.
+        tick: called with 1 after every trial.
     """
     schedule = process.schedule
     lowest = schedule.log_snr(1.0).clamp(min=-30).item()

@@ -2,9 +2,9 @@
 
     x_s = sigma_s / sigma_t x_t + sigma_s int_{l_t}^{l_s} e^l x_0(l) dl.
 
-The rules differ in how they extrapolate x_0(l) from evaluations already made. All begin at order 1 and end with it
-(onto the data h is infinite and x_s = x_0); one at pure noise without signal, l = -inf, is too far to be of use, and
-onto it (upwards) x_s = sigma_s eps.
+The rules differ in how they extrapolate x_0(l) from earlier evaluations. All begin and end at order 1 (in the step to
+the data h is infinite and x_s = x_0). An evaluation at pure noise without signal, l = -inf, is not used, and a step to
+it (upwards) gives x_s = sigma_s eps.
 """
 
 import math
@@ -27,7 +27,7 @@ def dpm_solver_pp(
 ) -> State:
     """DPM-Solver++ multistep of order 2 (2M) or 3 (3M) (Lu et al. 2022b, algorithm 2 and appendix).
 
-    The last coefficient of 3M is the exact integral; widespread code has half of it, which is of order 2 only. The
+    The last coefficient of 3M is the exact integral; widely used code has half of it, which is only of order 2. The
     first two steps are of lower order, which shows at large N: their share of the error falls as N^-2.
     """
     x0 = denoise(state.x, state.t).x0
@@ -58,7 +58,7 @@ def unipc(
 ) -> State:
     """UniPC of order 2 or 3, predicting x_0, with B(h) = e^-h - 1 (Zhao et al. 2023, algorithms 1-2, appendix).
 
-    The evaluation at the predicted x_t first corrects x_t itself (UniC), at no cost, then predicts x_s (UniP).
+    The evaluation at the predicted x_t first corrects x_t itself (UniC), at no extra cost, then predicts x_s (UniP).
     """
     x0 = denoise(state.x, state.t).x0
     if s == 0:
@@ -85,7 +85,7 @@ def _usable(process: GaussianProcess, past: tuple[Evaluation, ...]) -> tuple[Eva
 
 
 def _differences(process: GaussianProcess, past: tuple[Evaluation, ...], h: float) -> list[Tensor]:
-    """h x_0' and h^2 x_0'' / 2 at the newest of up to three evaluations, by divided differences; [] for one alone."""
+    """h x_0' and h^2 x_0'' / 2 at the newest of up to three evaluations, by divided differences; [] for only one."""
     if len(past := _usable(process, past)) < 2:
         return []
     l = [_half_log_snr(process, e.t) for e in past]  # noqa: E741

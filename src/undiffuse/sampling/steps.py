@@ -1,9 +1,9 @@
-"""One-step rules: from x_t to x_s, an explicit interval, mostly s < t, given a denoiser. Each is a page of its paper.
+"""Step rules: from x_t to x_s, usually s < t, given a denoiser. Each follows its paper.
 
     step(state at t, s, denoise, process, draw) -> state at s
 
-At s = 0 every rule returns the predicted data, and with a categorical process a sample of it. The
-rules without noise are solvers of an ODE and go both ways; those with noise refuse an s > t (ValueError).
+At s = 0 every rule returns the predicted data, or with a categorical process a sample of it. Deterministic rules are
+ODE solvers and go both ways; those that add noise raise ValueError for s > t.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from undiffuse.randomness import Draw
 
 @dataclass(frozen=True)
 class State:
-    """Where a sampler is.
+    """The state of a sampler.
 
     Attributes:
         x: x_t, (B, ...).
         t: the time.
-        x0: the data as the last evaluation saw it (a preview), or None before the first.
+        x0: x_0 as predicted by the last evaluation (a preview), or None before the first.
         past: the evaluations that a multi-step rule remembers, newest first.
     """
 
@@ -35,7 +35,7 @@ class State:
 
 
 class Evaluation(NamedTuple):
-    """What the denoiser said before: x_0 at the time t, from the state x_t."""
+    """An earlier evaluation of the denoiser: the predicted x_0 at the time t and the state x."""
 
     t: float
     x0: Tensor
@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
 
 PURE_NOISE = 80.0
-"""sigma / alpha from which nothing of the data shows (sigma_max of Karras et al. 2022, table 1)."""
+"""sigma / alpha above which nothing of the data is visible (sigma_max of Karras et al. 2022, table 1)."""
 Step = Callable[[State, float, Denoise, Any, Draw], State]
 """(state at t, s, denoise, process, draw) -> state at s."""
 
@@ -82,12 +82,26 @@ def ddim(
     return State(x + v.sqrt() * draw.normal(x) if eta else x, s, prediction.x0)
 
 
+def cfg_plus_plus(state: State, s: float, denoise: Denoise, process: GaussianProcess, draw: Draw) -> State:
+    """x_s = alpha_s D' + sigma_s eps_u: CFG++ (Chung et al. 2024, algorithm 2), DDIM with two ends.
+
+    D' is the guided x_0 and eps_u the noise of the unguided prediction, so no x_0 of the pair fits both: it is a step
+    rule and no denoiser. Its scale is the paper's lambda: 0 is unconditional DDIM, and 1 is not conditional DDIM.
+    """
+    prediction = denoise(state.x, state.t)
+    if s == 0:
+        return State(prediction.x0, s, prediction.x0)
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
+    without = prediction.x0 if prediction.unguided is None else prediction.unguided
+    eps = (state.x - at_t.alpha * without) / at_t.sigma
+    return State(at_s.alpha * prediction.x0 + at_s.sigma * eps, s, prediction.x0)
+
+
 def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, draw: Draw) -> State:
     """Heun's second-order step on d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, algorithm 1).
 
-    Two evaluations; one (Euler) onto the data, and from or to pure noise: with sigma / alpha in the thousands, or
-    infinite, a trapezoid between there and the next time has nothing to do with the integral, and x_0 is the mean all
-    along.
+    Two evaluations, but one (Euler) for steps to the data, and for steps from or to pure noise: with sigma / alpha in
+    the thousands, or infinite, the trapezoidal rule does not approximate the integral, and x_0 is the mean throughout.
     """
     first = denoise(state.x, state.t)
     if s == 0:
@@ -103,4 +117,4 @@ def heun(state: State, s: float, denoise: Denoise, process: GaussianProcess, dra
 
 def _needs_descent(t: float, s: float, rule: str) -> None:
     if s > t:
-        raise ValueError(f"{rule} adds noise and cannot go up from t = {t:g} to {s:g}: take a rule without, as ddim")
+        raise ValueError(f"{rule} adds noise and cannot go up from t = {t:g} to {s:g}: use one without noise, as ddim")

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Condition
+from undiffuse.conditions import Condition, augmented
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import sent
 from undiffuse.domains import domain_of
+from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
 from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator
 
@@ -84,11 +85,15 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     items = order(seed, step, size, len(data))[positions]
     domain = domain_of(data)
     draw = BatchDraw(stream(seed, Purpose.AUGMENT, step), size, positions)
-    x0 = domain.encode(domain.augment(np.asarray(data.images[items]), config.data, draw))
+    rows = domain.augment(np.asarray(data.images[items]), config.data, draw)
     condition = data.condition if training.conditional else None
     if condition is not None:
         dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
         condition = condition[items].dropped(torch.from_numpy(dropped))
+    if config.data.augment:
+        moves = draw_moves(config.data.augment, draw)
+        rows, condition = moved(rows, moves), augmented(condition, torch.from_numpy(moves.labels))
+    x0 = domain.encode(rows)
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, condition, u, noise)

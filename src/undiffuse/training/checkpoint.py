@@ -14,11 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from undiffuse.adapters import NAME as ADAPTER
+from undiffuse.adapters import write_adapter
 from undiffuse.config import Config
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
 from undiffuse.names import cut, fault
+from undiffuse.networks.lora import factors, merged
 from undiffuse.training.state import Learner, Position
 from undiffuse.weights import read_tensors, read_weights
 
@@ -36,10 +39,17 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
     if learner.importance:
         tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
     averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
+    if adapters := factors(averages):  # the model has them merged: their own averages are kept beside it
+        tensors |= {f"average.{name}": averages[name] for name in learner.trained}
     state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}
     try:
         with atomic_folder(folder) as temporary:
-            write_model(temporary, config, data, facts, averages)
+            scale = config.training.lora_scale
+            write_model(temporary, config, data, facts, merged(averages, scale))
+            if adapters and learner.origin:
+                adapters |= {name: averages[name] for name in learner.origin.new}
+                card = read_json(temporary / "model.json")
+                write_adapter(temporary / ADAPTER, card, learner.origin.fingerprint, scale, adapters)
             save_file(tensors, temporary / "training.safetensors")
             write_json(temporary / "training.json", state)
     except (UndiffuseError, SafetensorError) as error:
@@ -69,11 +79,14 @@ def restore(folder: Path, learner: Learner) -> None:
     """Puts a checkpoint back, exactly. Raises UndiffuseError naming the folder when it is damaged."""
     shapes = {name: tuple(parameter.shape) for name, parameter in learner.named}
     try:
-        averages = read_weights(folder / "weights.safetensors", shapes)
         tensors = read_tensors(folder / "training.safetensors")
         state = read_json(folder / "training.json", finite=True)
         progress = _PROGRESS.validate_python({key: state[key] for key in asdict(Position())})
         known = {name: tensors.pop(f"network.{name}") for name in shapes}
+        if factors(known):
+            averages = known | {name: tensors.pop(f"average.{name}") for name in learner.trained}
+        else:
+            averages = read_weights(folder / "weights.safetensors", shapes)
         importance = (
             {key: tensors.pop(f"importance.{key}") for key in ("moments", "seen")} if learner.importance else {}
         )
@@ -81,7 +94,7 @@ def restore(folder: Path, learner: Learner) -> None:
         for key, value in tensors.items():
             _, moment, name = key.split(".", 2)
             moments[name][moment] = value
-        _check(learner, known, importance, moments)
+        _check(learner, known, averages, importance, moments)
         if learner.scaler and state["scaler"]:
             learner.scaler.load_state_dict(state["scaler"])
     except ValidationError as error:
@@ -102,11 +115,16 @@ def restore(folder: Path, learner: Learner) -> None:
 
 
 def _check(
-    learner: Learner, known: dict[str, Tensor], importance: dict[str, Tensor], moments: dict[str, dict[str, Tensor]]
+    learner: Learner,
+    known: dict[str, Tensor],
+    averages: dict[str, Tensor],
+    importance: dict[str, Tensor],
+    moments: dict[str, dict[str, Tensor]],
 ) -> None:
     """Raises ValueError for a tensor of another shape, and where the optimiser's lack what others like them have."""
     wanted: dict[str, tuple[Tensor, tuple[tuple[int, ...], ...]]]
     wanted = {f"network.{name}": (known[name], (tuple(parameter.shape),)) for name, parameter in learner.named}
+    wanted |= {f"average.{name}": (averages[name], (tuple(parameter.shape),)) for name, parameter in learner.named}
     if learner.importance:
         wanted |= {f"importance.{key}": (value, ((learner.importance.bins,),)) for key, value in importance.items()}
     for name, parameter in learner.named:

@@ -37,7 +37,8 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run. Muon takes what the network names in `matrices()`, but for the thinnest; AdamW the rest:
-    embeddings, norms, biases, and where they only carry conditioning, linear layers.
+    embeddings, norms, biases, and where they only carry conditioning, linear layers. Adapters are all AdamW's: of the
+    thin factors A and B, orthogonal updates say nothing about B A.
 
     Raises UsageError for Muon with a network that does not say which of its weights are matrices.
     """
@@ -46,7 +47,7 @@ def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Op
         "betas": config.betas,
         "weight_decay": config.weight_decay,
     }
-    if config.optimizer == "adamw":
+    if config.optimizer == "adamw" or config.lora:
         return torch.optim.AdamW(network.parameters(), fused=True, **options)
     named: Callable[[], list[Tensor]] | None = getattr(network, "matrices", None)
     if named is None:

@@ -7,15 +7,20 @@ another way, from another working directory, or have moved.
 import json
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from undiffuse.adapters import base_fingerprint
+from undiffuse.bases import base_config
 from undiffuse.card import DataFacts, checkpoints, read_card, read_run, recorded_source
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.data import ImageSet
 from undiffuse.data.entries import OPENERS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
+from undiffuse.model import Model, load
+from undiffuse.training.transfer import Origin, as_origin
 
 NAME = "run.json"
 LOGS = (".log", ".txt", ".out", ".err")  # what a shell or a cluster may have begun to write beside a run
@@ -51,7 +56,7 @@ def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
             raise UsageError(f"{run} is no run of undiffuse, and it holds {min(others)}: choose another --out")
         if values.get("training.steps") and values.get("training.minutes"):
             raise UsageError("training.steps and training.minutes exclude each other: give one")
-        return make_config(values)
+        return make_config(values, base_config(values))
     if not resume:
         raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
     config = read_config(record["config"])
@@ -102,11 +107,33 @@ def check_data(run: Path, config: Config, data: ImageSet) -> None:
     raise UndiffuseError(f"{data.name} has changed since {run} began: its content is not what was learnt")
 
 
-def write_record(run: Path, values: dict[str, Any], config: Config, facts: DataFacts, source: str) -> None:
+def start(run: Path, config: Config) -> tuple[Model | None, Origin | None]:
+    """The base whose weights a run begins with; for a run that has checkpoints, what is recorded of its base.
+
+    Raises UsageError for a base that has changed since the run began.
+    """
+    if config.training.base is None:
+        return None, None
+    origin = as_origin((read_record(run) or {}).get("base"))
+    if checkpoints(run):
+        if origin is None:
+            raise UndiffuseError(f"{run / NAME} is damaged: it lacks the record of the base {config.training.base}")
+        return None, origin
+    base = load(config.training.base, "cpu")
+    if origin is not None and origin.fingerprint != base_fingerprint(base):
+        raise UsageError(f"{config.training.base} is another model than {run} began with: choose another --out")
+    return base, None
+
+
+def write_record(
+    run: Path, values: dict[str, Any], config: Config, facts: DataFacts, source: str, origin: Origin | None = None
+) -> None:
     """Records that a run begins, or where the data of one that goes on is now."""
     old = read_record(run)
     record = dict(old or {"settings": values, "config": config.model_dump(mode="json")})
     record["config"] = {**record["config"], "data": config.data.model_dump(mode="json")}
     record["data"] = {**facts.to_json(), "source": source}
+    if origin is not None:
+        record["base"] = asdict(origin)
     if json.loads(json.dumps(record)) != old:
         write_json(run / NAME, record)

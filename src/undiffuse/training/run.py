@@ -31,7 +31,7 @@ from undiffuse.training.checkpoint import last_good
 from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
-from undiffuse.training.record import check_data, configuration, data_source, write_record
+from undiffuse.training.record import check_data, configuration, data_source, start, write_record
 from undiffuse.training.settings import decided, decided_precision
 from undiffuse.training.signals import Caught, caught
 from undiffuse.training.state import Learner, make_learner
@@ -98,7 +98,7 @@ def train(
     check_data(run, config, data)
     config = decided(config, data, precision)
     facts = data_facts(config, data)
-    learner = make_learner(config, data, facts, accelerator)
+    learner = make_learner(config, data, facts, accelerator, *start(run, config))
     make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
@@ -132,6 +132,8 @@ class _Run:
         saved = checkpoints(run)
         if main:
             self.report(_summary(self.config, self.facts, self.learner, self.accelerator))
+            if self.learner.origin and not saved:
+                self.report(str(self.learner.origin))
         if saved:
             checkpoint.restore(saved[-1], self.learner)
             if main:
@@ -139,7 +141,7 @@ class _Run:
         elif main and resume and not recorded:
             self.report(f"there is no run in {run} yet: this begins one")
         if main:
-            write_record(run, values, self.config, self.facts, source)
+            write_record(run, values, self.config, self.facts, source, self.learner.origin)
         if self.config.training.minutes is None:
             self.learner.progress.total = self.config.training.steps or DEFAULT_STEPS
         return self
@@ -241,25 +243,28 @@ class _Run:
         return self.config.model_copy(update={"process": self.config.process.model_copy(update={"log_snrs": log_snrs})})
 
     def _training_facts(self) -> dict[str, Any]:
-        progress = self.learner.progress
+        progress, origin = self.learner.progress, self.learner.origin
         return {
             "steps": progress.step,
             "images": progress.step * self.config.training.batch_size,
             "seconds": round(progress.seconds, 1),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            **({"base": {"name": origin.name, "fingerprint": origin.fingerprint}} if origin else {}),
             **conditions(),
         }
 
 
 def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Accelerator) -> str:
-    parameters = sum(p.numel() for _, p in learner.named) / 1e6
+    parameters = f"{sum(p.numel() for _, p in learner.named) / 1e6:.2f}M parameters"
+    if config.training.lora:
+        parameters += f", {sum(p.numel() for _, p in learner.named if p.requires_grad) / 1e6:.2f}M of them trained"
     classes = f", {len(data.classes)} classes" if data.classes else ""
     training = config.training
     budget = f"{training.minutes:g} minutes" if training.minutes else f"{training.steps or DEFAULT_STEPS} steps"
     return (
         f"{data.name}: {data.count} {domain_of(data).noun} of {format_shape(data.shape)}{classes}; "
-        f"{_network_name(config)} of {parameters:.2f}M parameters; {budget} "
+        f"{_network_name(config)} of {parameters}; {budget} "
         f"on {accelerator.num_processes} x {accelerator.device.type}"
     )
 

@@ -30,6 +30,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     domain.check(config.data)
     if config.denoiser.target == CATEGORICAL and domain.values != VALUES:
         raise UsageError(f"denoiser.target={CATEGORICAL} is for data of {VALUES} values, which {domain.noun} are not")
+    if config.data.augment and data.domain != "pictures":
+        raise UsageError(f"data.augment is for pictures, and these are {domain.noun}: leave it out")
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     return config.model_copy(

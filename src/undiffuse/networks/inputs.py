@@ -1,0 +1,35 @@
+"""More input channels for a trained network, such as the known part of a picture and its mask."""
+
+import torch
+from torch import nn
+
+from undiffuse.networks.pixels import PixelUNet
+from undiffuse.networks.unet import UNet
+from undiffuse.networks.unet2d import UNet2D
+
+
+@torch.no_grad()
+def add_inputs(network: UNet | UNet2D, count: int) -> None:
+    """Gives a network `count` more input channels, after those it has, in place.
+
+    Their weights in the first convolution are 0, so the network computes what it did, whatever they hold. Raises
+    ValueError for a `PixelUNet`, whose filters and features are of all its inputs.
+    """
+    if isinstance(network, PixelUNet):
+        raise ValueError("a PixelUNet takes no more inputs: use a UNet or a UNet2D")
+    name, folded = ("conv_in", 1) if isinstance(network, UNet2D) else ("stem", network.patch)
+    first = getattr(network, name)
+    assert isinstance(first, nn.Conv1d | nn.Conv2d)
+    more = count * folded ** (first.weight.ndim - 2)
+    extended = type(first)(
+        first.in_channels + more,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        padding=first.padding,  # type: ignore[arg-type]
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+    extended.weight.copy_(torch.cat([first.weight, torch.zeros_like(extended.weight[:, :more])], 1))
+    assert first.bias is not None and extended.bias is not None
+    extended.bias.copy_(first.bias)
+    setattr(network, name, extended.requires_grad_(first.weight.requires_grad).train(first.training))

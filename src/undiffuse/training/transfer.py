@@ -1,0 +1,142 @@
+"""The weights of a base in a new network: all of them land, or are accounted for.
+
+Where the condition is another one than the base's, the new network starts as the base's unconditional answer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.adapters import base_fingerprint
+from undiffuse.card import DataFacts
+from undiffuse.conditions import Labels
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.model import Model
+from undiffuse.names import cut, format_shape, listed
+from undiffuse.networks import UNet2D
+from undiffuse.networks.embedding import Conditioning, zero_
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a run come from, as run.json and model.json have it.
+
+    Attributes:
+        name: of the base, as it was given.
+        fingerprint: of the base (`undiffuse.adapters.base_fingerprint`).
+        new: names of the parameters that are not the base's.
+        left: names of the base's weights that have no place.
+    """
+
+    name: str
+    fingerprint: str
+    new: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        new = f"; new: {listed(self.new)}" if self.new else ""
+        left = f"; left out: {listed(self.left)}" if self.left else ""
+        return f"starts from {self.name} ({self.fingerprint[:12]}){new}{left}"
+
+
+@torch.no_grad()
+def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
+    """Loads the weights of `base` into `network`, which is for `data`, in place.
+
+    With the same condition, both compute the same bits; with another one, `network` computes what the base does for
+    unconditional samples. Augmentation labels that the base does not have start without an effect. Raises UsageError
+    for weights of other names or shapes.
+    """
+    known = dict(base.network.state_dict())
+    ours, theirs = _encoders(network), _encoders(base.network)
+    state = network.state_dict()
+    left: list[str] = []
+    new: dict[str, Tensor] = {}
+    if not _same_condition(base.data, data, state, known, [*ours, *theirs]):
+        left += [name for name in known if _within(name, theirs)]
+        vector = _unconditional(base, theirs)
+        for encoder in ours.values():
+            _start(encoder, vector)
+        new |= {name: tensor for name, tensor in network.state_dict().items() if _within(name, ours)}
+        if not ours and vector is not None:
+            path, conditioning = _conditioning(base.network) or ("", None)
+            assert conditioning is not None
+            bias = f"{path}.layers.{len(conditioning.layers) - 1}.bias"
+            new[bias] = known[bias] + vector
+    augmentation = {name for name in state.keys() ^ known.keys() if name.endswith("conditioning.augmentation.weight")}
+    left += sorted(augmentation & known.keys())
+    new |= {name: torch.zeros_like(state[name]) for name in sorted(augmentation & state.keys())}
+    loaded = {name: tensor for name, tensor in known.items() if name not in left} | new
+    for what, names in (("has no", state.keys() - loaded.keys()), ("has besides", loaded.keys() - state.keys())):
+        if names:
+            raise UsageError(f"{base.name} is of another network than this run: it {what} {listed(sorted(names)[:3])}")
+    for name, tensor in loaded.items():
+        if tensor.shape != state[name].shape:
+            raise UsageError(
+                f"{base.name} is of another network than this run: {name} is {format_shape(tensor.shape)} there and "
+                f"{format_shape(state[name].shape)} here"
+            )
+    network.load_state_dict(loaded)
+    return Origin(base.name, base_fingerprint(base), tuple(new), tuple(left))
+
+
+def as_origin(saved: Any) -> Origin | None:
+    """`Origin` as JSON has it, None for none. Raises UndiffuseError for anything else."""
+    if saved is None:
+        return None
+    try:
+        return Origin(**{**saved, "new": tuple(saved["new"]), "left": tuple(saved["left"])})
+    except (TypeError, KeyError) as error:
+        raise UndiffuseError(f"the record of the base is damaged: {cut(str(error))}") from None
+
+
+def _conditioning(network: nn.Module) -> tuple[str, Conditioning] | None:
+    return next(((name, part) for name, part in network.named_modules() if isinstance(part, Conditioning)), None)
+
+
+def _encoders(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules that encode the condition, by name."""
+    if isinstance(network, UNet2D):
+        return {} if network.class_embedding is None else {"class_embedding": network.class_embedding}
+    path, conditioning = _conditioning(network) or ("", None)
+    names = () if conditioning is None else conditioning.encoders
+    return {f"{path}.{name}": network.get_submodule(f"{path}.{name}") for name in names}
+
+
+def _same_condition(
+    base: DataFacts, data: DataFacts, state: dict[str, Tensor], known: dict[str, Tensor], encoders: list[str]
+) -> bool:
+    """Whether the base's encoders mean here what they meant there."""
+    kinds = [None if facts.takes is None else facts.takes.kind for facts in (base, data)]
+    if kinds[0] != kinds[1]:
+        return False
+    if kinds[0] == Labels.kind:
+        return base.classes == data.classes
+    mine, its = ({name: one[name].shape for name in one if _within(name, encoders)} for one in (state, known))
+    return mine == its
+
+
+def _within(name: str, modules: Any) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _unconditional(base: Model, encoders: dict[str, nn.Module]) -> Tensor | None:
+    """What the base's encoders add to its conditioning for an unconditional sample, (width,); None: nothing."""
+    condition = base.unconditional(1)
+    if condition is None or isinstance(base.network, UNet2D):
+        return None
+    return torch.stack([encoder(condition)[0] for encoder in encoders.values()]).sum(0)
+
+
+def _start(encoder: nn.Module, vector: Tensor | None) -> None:
+    """Makes an encoder answer every condition with `vector`, or with 0."""
+    start_at: Callable[[Tensor], None] | None = getattr(encoder, "start_at", None)
+    if vector is not None and start_at is not None:
+        start_at(vector)
+    elif vector is None:
+        zero_([part for part in encoder.modules() if list(part.parameters(recurse=False))][-1])
+    else:
+        raise UsageError(f"a {type(encoder).__name__} cannot start from another condition: give it a method start_at")
