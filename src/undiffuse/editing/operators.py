@@ -175,7 +175,7 @@ def from_file(shape: tuple[int, ...], argument: str) -> Degradation:
         with np.load(path, allow_pickle=False) as file:
             matrix = _matrix({name: file[name] for name in file.files})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = cut(str(error) or type(error).__name__)
+        reason = cut(getattr(error, "strerror", None) or str(error) or type(error).__name__)
         raise UsageError(
             f"{cut(argument)} is no linear map: {reason}. It holds a matrix H, or what scipy.sparse.save_npz writes"
         ) from error

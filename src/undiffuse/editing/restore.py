@@ -63,10 +63,11 @@ class Restored:
         mean = self.residual.mean().item() / self.observed
         if self.noise:
             low, high = self.band
-            inside = int(((self.residual >= low) & (self.residual <= high)).sum())
+            below, above = int((self.residual < low).sum()), int((self.residual > high).sum())
             text = (
-                f"residual {mean:.3g} times the noise's variance; {inside} of {len(self.rows)} samples are in the "
-                f"noise's 95% band, {low / self.observed:.3g} to {high / self.observed:.3g}"
+                f"residual {mean:.3g} times the noise's variance; of {len(self.rows)} samples "
+                f"{len(self.rows) - below - above} in the noise's 95% band ({low / self.observed:.3g} to "
+                f"{high / self.observed:.3g}), {below} below, {above} above"
             )
         else:
             text = f"residual {math.sqrt(mean):.3g} (root mean square, in the scale of x_0); no noise was named"
