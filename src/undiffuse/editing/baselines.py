@@ -34,7 +34,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, map: LinearMap, device: torch.device | str = "cpu") -> "Spectrum":
-        """That of a linear map, from its matrix, on a device that has float64: for D = 3072 numbers, a minute."""
+        """That of a linear map, from its matrix (M, D), on a device that has float64."""
         units = torch.eye(math.prod(map.shape), dtype=torch.float64, device=device)
         matrix = map.forward(units.unflatten(1, map.shape)).flatten(1).T
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
