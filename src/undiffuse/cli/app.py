@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from undiffuse.cli import compare, data, demo, edit, evaluate, explain, export, import_, models, sample, train, tune
+from undiffuse.cli import (
+    compare,
+    data,
+    demo,
+    edit,
+    evaluate,
+    explain,
+    export,
+    import_,
+    merge,
+    models,
+    sample,
+    train,
+    tune,
+)
 from undiffuse.cli.console import fail
 from undiffuse.cli.early import EarlyCommand
 from undiffuse.errors import UndiffuseError
@@ -30,6 +44,7 @@ app.command("models")(models.models)
 app.command("tune", cls=EarlyCommand)(tune.tune)
 app.command("demo")(demo.demo)
 app.command("import")(import_.import_)
+app.command("merge", cls=EarlyCommand)(merge.merge)
 app.command("export", cls=EarlyCommand)(export.export)
 
 
