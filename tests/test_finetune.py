@@ -88,7 +88,7 @@ def test_with_the_same_condition_the_start_is_the_base(kind: str, classes: tuple
 
 
 @each_kind
-@pytest.mark.parametrize("classes", [(), OLD])
+@pytest.mark.parametrize("classes", [(), OLD, ("ash", "fir")])
 def test_new_classes_all_start_as_the_unconditional_base(kind: str, classes: tuple[str, ...]) -> None:
     """Bit for bit, for each of them and for any; nothing else is new."""
     base, (_, network) = base_of(kind, classes), made(kind, NEW, seed=7)
