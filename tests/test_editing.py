@@ -122,6 +122,16 @@ def test_strength_one_is_sample_and_zero_is_the_input(tiny_model: Model) -> None
         assert network.calls == 10
 
 
+def test_each_pass_has_noise_of_its_own(tiny_model: Model) -> None:
+    """Two passes begin as one does, and are not the same edit twice."""
+    x0, condition = torch.zeros(2, 1, 16, 16), tiny_model.of_class(1, 2)
+
+    def edited(x0: Tensor, passes: int) -> Tensor:
+        return sdedit(tiny_model, Recipe(steps=4), x0, range(2), condition, strength=0.7, passes=passes)
+
+    assert not torch.allclose(edited(x0, 2), edited(edited(x0, 1), 1), atol=1e-2)
+
+
 @pytest.mark.parametrize("strength", [0.3, 0.6])
 @pytest.mark.parametrize("schedule", [cosine(1000), EDM()], ids=["cosine", "edm"])
 def test_sdedit_of_a_gaussian(tiny_model: Model, schedule: Any, strength: float) -> None:

@@ -91,6 +91,9 @@ def test_noise_maps_reconstruct(name: str) -> None:
         *_, last = trajectory(other, process, times, step, maps.x, lambda k: replayed[k - 1])
         assert ((last.x - DATA).abs().max() < 1e-12) == same
     assert len(maps.noise) == 11
+    passed = list(trajectory(denoise, process, times, step, maps.x, lambda k: replayed[k - 1]))
+    for k, state in enumerate(passed[:-1]):  # through states that were each drawn from x_0 alone
+        torch.testing.assert_close(state.x, process.corrupt(DATA, times[k].item(), draws(k)), rtol=1e-9, atol=1e-9)
     half = mixed(maps, noise_maps(denoise, process, -DATA, times, [draws(k) for k in range(12)]), 12)
     assert all(torch.equal(a, b) for a, b in zip(half.noise, maps.noise, strict=True))
     assert torch.equal(half.remainder, maps.remainder)

@@ -13,25 +13,43 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from undiffuse.classifier import Classifier, load_classifier
     from undiffuse.errors import UndiffuseError, UsageError
     from undiffuse.generate import Recipe, generate, sample, states
     from undiffuse.model import Model, load
     from undiffuse.training import train
+    from undiffuse.training.classifier import train_classifier
 
 __version__ = version("undiffuse")
 
 _HOME = {
+    "Classifier": "undiffuse.classifier",
     "Model": "undiffuse.model",
     "Recipe": "undiffuse.generate",
     "UndiffuseError": "undiffuse.errors",
     "UsageError": "undiffuse.errors",
     "generate": "undiffuse.generate",
     "load": "undiffuse.model",
+    "load_classifier": "undiffuse.classifier",
     "sample": "undiffuse.generate",
     "states": "undiffuse.generate",
     "train": "undiffuse.training",
+    "train_classifier": "undiffuse.training.classifier",
 }
-__all__ = ["Model", "Recipe", "UndiffuseError", "UsageError", "generate", "load", "sample", "states", "train"]
+__all__ = [
+    "Classifier",
+    "Model",
+    "Recipe",
+    "UndiffuseError",
+    "UsageError",
+    "generate",
+    "load",
+    "load_classifier",
+    "sample",
+    "states",
+    "train",
+    "train_classifier",
+]
 
 
 def __getattr__(name: str) -> Any:

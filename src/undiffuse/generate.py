@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from undiffuse.classifier import Classifier
 from undiffuse.conditions import Request
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
@@ -98,7 +99,7 @@ class Recipe:
         if SAMPLERS[self.sampler].evaluations == 2:  # Heun's trapezoids, from where it takes them
             level = noise_level(visited[:-1])
             visited = torch.cat([visited, visited[1:][level.sigma <= PURE_NOISE * level.alpha]])
-        if self.guidance.scale in (0, 1):
+        if self.guidance.scale in (0, 1) or isinstance(model.guide, Classifier):
             return len(visited)
         level, (low, high) = noise_level(visited), self.guidance.interval or (-1.0, math.inf)
         return len(visited) + int(((level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)).sum())

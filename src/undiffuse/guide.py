@@ -4,27 +4,44 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from undiffuse.conditions import Composition, Condition, Request
+from undiffuse.classifier import CARD, Classifier, load_classifier
+from undiffuse.conditions import Composition, Condition, Labels, Request, without_known
 from undiffuse.errors import UsageError
-from undiffuse.guidance import Guidance, composed, guided, of_two, with_and_without, within
+from undiffuse.guidance import (
+    Guidance,
+    class_log_prob,
+    classifier_guidance,
+    composed,
+    guided,
+    of_two,
+    with_and_without,
+    within,
+)
 from undiffuse.model import Model, load
 from undiffuse.process import Denoise
 
 
-def with_guide(model: Model, guide: Model | str | os.PathLike[str]) -> Model:
-    """`model` guided by a weaker one (autoguidance, Karras et al. 2024a): another, or an earlier checkpoint of its run.
+def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str]) -> Model:
+    """`model` with a guide: a folder of either kind, or the thing itself.
 
-    The guide is evaluated on the model's process. Raises UsageError for a guide of another kind of data or condition.
+    A weaker model is one to move away from (autoguidance, Karras et al. 2024a), such as an earlier checkpoint of the
+    run; it is evaluated on the model's process. A classifier is one whose class to move towards (ADM-G). Raises
+    UsageError for a guide of another kind of data or of other classes.
     """
-    weaker = guide if isinstance(guide, Model) else load(guide, model.device)
-    if (weaker.data.domain, weaker.data.shape) != (model.data.domain, model.data.shape):
+    if not isinstance(guide, Model | Classifier):
+        has_card = os.path.isfile(os.path.join(guide, CARD))
+        guide = load_classifier(guide, model.device) if has_card else load(guide, model.device)
+    if isinstance(guide, Classifier):
+        guide.check(model.data, model.name)
+        return dataclasses.replace(model, guide=guide)
+    if (guide.data.domain, guide.data.shape) != (model.data.domain, model.data.shape):
         raise UsageError(
-            f"--guide {weaker.name} makes {weaker.domain.noun} of {weaker.data.shape}, and {model.name} "
+            f"--guide {guide.name} makes {guide.domain.noun} of {guide.data.shape}, and {model.name} "
             f"{model.domain.noun} of {model.data.shape}"
         )
-    if weaker.data.takes != model.data.takes and weaker.data.classes != model.data.classes:
-        raise UsageError(f"--guide {weaker.name} was trained on other classes than {model.name}")
-    return dataclasses.replace(model, guide=weaker)
+    if guide.data.takes != model.data.takes and guide.data.classes != model.data.classes:
+        raise UsageError(f"--guide {guide.name} was trained on other classes than {model.name}")
+    return dataclasses.replace(model, guide=guide)
 
 
 def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance) -> Denoise:
@@ -33,12 +50,15 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
     Raises UsageError for guidance that the model cannot have.
     """
     process, parts = model.denoiser.process, condition.parts if isinstance(condition, Composition) else (condition,)
-    if guidance.scale == 1 and len(parts) == 1:
+    by_class = isinstance(model.guide, Classifier) and model.data.takes is None
+    if guidance.scale == 1 and len(parts) == 1 and not by_class:
         return model.denoiser.bind(parts[0])
     if model.guide is None:
         inside, plain = _free(model, condition, guidance)
     elif len(parts) > 1:
         raise UsageError("a --guide guides by one class at a time: name one, or leave --guide out")
+    elif isinstance(model.guide, Classifier):
+        inside, plain = _by_classifier(model, model.guide, parts[0], guidance.scale)
     else:
         weaker = dataclasses.replace(model.guide.denoiser, process=process).bind(parts[0])
         plain = model.denoiser.bind(parts[0])
@@ -46,9 +66,28 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
     return inside if guidance.interval is None else within(inside, plain, process, guidance.interval)
 
 
+def _by_classifier(
+    model: Model, classifier: Classifier, condition: Condition | None, scale: float
+) -> tuple[Denoise, Denoise]:
+    """Classifier guidance, and the denoiser without it.
+
+    Scale 1 is the plain conditional law: of a model that knows the class its own, of another one the classifier's.
+    """
+    labels, _ = without_known(condition)
+    if not isinstance(labels, Labels):
+        raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
+    knows = model.data.takes is not None
+    plain, process = (
+        model.denoiser.bind(condition if knows or condition is not labels else None),
+        model.denoiser.process,
+    )
+    log_prob = class_log_prob(classifier, process, labels)
+    return classifier_guidance(plain, process, log_prob, scale - 1 if knows else scale), plain
+
+
 def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[Denoise, Denoise]:
     """Classifier-free guidance, and the denoiser that it becomes at scale 1."""
-    if condition is None:
+    if condition is None or model.data.takes is None:
         raise UsageError(
             f"the model {model.name} takes no condition, so there is nothing to guide by: name a --guide, or leave "
             "--guidance out"
@@ -81,7 +120,8 @@ def request(
 
     Raises UsageError for a class that the model lacks.
     """
-    parts: list[Condition | None] = [model.of_class(name, count) for name in classes]
+    namer = model.guide if isinstance(model.guide, Classifier) and not model.data.classes else model
+    parts: list[Condition | None] = [namer.of_class(name, count) for name in classes]
     parts = parts or [default]
     away = None if negative is None else model.of_class(negative, count)
     if len(parts) == 1 and away is None:

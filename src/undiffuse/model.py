@@ -33,7 +33,8 @@ from undiffuse.card import (
     read_grids,
     recorded_source,
 )
-from undiffuse.conditions import Condition, Labels, Request
+from undiffuse.classifier import Classifier
+from undiffuse.conditions import Condition, Known, Labels, Request
 from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
@@ -72,7 +73,8 @@ class Model:
         training: how it was trained: steps, images seen, seconds, machine, versions.
         engine: what runs the network (`undiffuse.engines`).
         grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
-        guide: the weaker model that guides it (`undiffuse.guide.with_guide`); None: its own unconditional predictions.
+        guide: the weaker model, or the classifier, that guides it (`undiffuse.guide.with_guide`); None: its own
+            unconditional predictions.
         source: where its run found its data; "" for a model outside its run, for which only `config.data` is known.
     """
 
@@ -84,7 +86,7 @@ class Model:
     engine: str = "torch"
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
-    guide: "Model | None" = None
+    guide: "Model | Classifier | None" = None
 
     @cached_property
     def domain(self) -> Domain:
@@ -178,6 +180,12 @@ class Model:
 
         Raises UsageError if it is missing, unexpected, or for another number of samples.
         """
+        if isinstance(condition, Known):
+            if not self.config.network.inpaint:
+                raise UsageError(f"the model {self.name} takes no known pixels: fine-tune it with network.inpaint")
+            inner = None if condition.condition is None and self.data.takes is None else condition.condition
+            self.taken(inner, count)
+            return condition.to(self.device)
         if condition is None and self.data.takes is not None:
             raise UsageError(
                 f"the model {self.name} takes a condition ({self.data.takes.kind}) and was given none: give "
@@ -185,7 +193,7 @@ class Model:
             )
         if condition is None:
             return None
-        if self.data.takes is None:
+        if self.data.takes is None and not isinstance(self.guide, Classifier):
             raise UsageError(f"the model {self.name} takes no condition, and was given a {type(condition).__name__}")
         if len(condition) != count:
             raise UsageError(f"a condition of {len(condition)} samples was given for {count}")

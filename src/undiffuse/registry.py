@@ -110,6 +110,27 @@ class Sampler:
         return partial(rule, **self.options) if self.options else rule
 
 
+@dataclass(frozen=True)
+class Restorer:
+    """A way to draw samples that agree with an observation (`undiffuse.editing.restore`).
+
+    Attributes:
+        place: where it is: a guidance (denoise, process, observation, ...) -> denoise, or a step rule.
+        needs: what it takes besides the observation, by the name of the argument: the data's "covariance", the
+            "spectrum" of the linear map.
+        differentiates: it takes derivatives of the network, which ONNX Runtime does not have.
+        steps: it is a step rule, in place of the sampler's.
+    """
+
+    place: str
+    needs: str = ""
+    differentiates: bool = False
+    steps: bool = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return located(self.place)(*arguments, **options)
+
+
 SCHEDULES: Registry[Schedule] = Registry(
     "schedule",
     {
@@ -222,6 +243,30 @@ THRESHOLDS: Registry[Any] = Registry(
     },
 )
 """Functions (denoise, process) -> denoise that wrap a denoiser."""
+RESTORATIONS: Registry[Any] = Registry(
+    "restoration",
+    {
+        "superres": "undiffuse.editing.operators:area_mean",
+        "blur": "undiffuse.editing.operators:blur",
+        "colour": "undiffuse.editing.operators:luma",
+        "inpaint": "undiffuse.editing.operators:masked",
+        "dequantise": "undiffuse.editing.operators:quantised",
+        "matrix": "undiffuse.editing.operators:from_file",
+    },
+)
+"""Functions (shape of x_0, argument) -> `undiffuse.guidance.LinearMap`: what can have happened to a picture."""
+RESTORERS: Registry[Restorer] = Registry(
+    "method of restoration",
+    {
+        "gaussian": Restorer("undiffuse.guidance:gaussian_guidance", "covariance"),
+        "mmps": Restorer("undiffuse.guidance:moment_matching", differentiates=True),
+        "dps": Restorer("undiffuse.editing.baselines:dps", differentiates=True, steps=True),
+        "pigdm": Restorer("undiffuse.editing.baselines:pigdm", "spectrum", differentiates=True, steps=True),
+        "ddrm": Restorer("undiffuse.editing.baselines:ddrm", "spectrum", steps=True),
+        "diffpir": Restorer("undiffuse.editing.baselines:diffpir", "spectrum", steps=True),
+        "daps": Restorer("undiffuse.editing.baselines:daps", "spectrum", steps=True),
+    },
+)
 DOMAINS: Registry[Any] = Registry(
     "domain",
     {"pictures": "undiffuse.domains.pictures:Pictures", "points": "undiffuse.domains.points:Points"},

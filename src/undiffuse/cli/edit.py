@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,7 +21,11 @@ from undiffuse.cli.console import (
 )
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
-from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import GRIDS, RESTORERS, SAMPLERS, THRESHOLDS
+
+if TYPE_CHECKING:
+    from undiffuse.generate import Recipe
+    from undiffuse.model import Model
 
 
 def edit(
@@ -29,24 +34,35 @@ def edit(
     ),
     images: list[Path] = typer.Argument(..., help="Pictures of any size and kind."),
     strength: float = typer.Option(
-        None, help="How much may change: 0 nothing, 1 everything; a noise level, sigma/(alpha+sigma) [.6; 1 in a mask]."
+        None,
+        help="How much may change, 0 to 1: the noise level sigma/(alpha+sigma) [.6; 1 for a mask or --invert].",
     ),
     mask: Path = typer.Option(None, help="A picture of what to repaint: white is repainted, black is kept."),
     strokes: Path = typer.Option(None, help="A picture with transparency, painted over the images before the edit."),
-    outpaint: float = typer.Option(None, help="Make the images smaller by this share and paint what is around them."),
-    resampling: int = typer.Option(1, min=1, help="Of each step in a mask, to join old and new (RePaint); 5 is usual."),
-    passes: int = typer.Option(1, min=1, help="Edits one after the other, each of the one before."),
+    outpaint: float = typer.Option(None, help="Shrink the images by this share and paint around them."),
+    resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask (RePaint); 5 is usual."),
+    passes: int = typer.Option(1, min=1, help="Number of successive edits, each of the previous result."),
     invert: str = typer.Option(
-        None, help="Keep what the class does not decide: find the noise of the images first. exact or friendly."
+        None, help="Keep what the class does not decide, by finding the images' noise first: exact or friendly."
     ),
     source_class: str = typer.Option(
         None, "--from-class", help="The class that the images are of [any], for --invert, --to and --style."
     ),
     to: Path = typer.Option(None, help="Interpolate from the image to this one."),
-    frames: int = typer.Option(9, min=2, help="Pictures of an interpolation, its ends included."),
-    path: str = typer.Option("slerp", help="Of an interpolation: slerp (of the noise) or mean (of the pictures)."),
+    frames: int = typer.Option(9, min=2, help="Number of pictures of an interpolation, including its ends."),
+    path: str = typer.Option("slerp", help="For an interpolation: slerp (of the noise) or mean (of the pictures)."),
     style: Path = typer.Option(None, help="Keep the image's layout and take the texture of this one."),
     switch: float = typer.Option(0.5, help="The strength below which --style decides."),
+    restoration: str = typer.Option(
+        None,
+        "--restore",
+        help="Undo what happened to the image: superres:4, blur:SIGMA, colour, inpaint (with --mask), dequantise:GREYS "
+        "or FILE.npz of a linear map.",
+    ),
+    noise: float = typer.Option(
+        0.0, help="For --restore: the noise in the image, a standard deviation on the scale [-1, 1]."
+    ),
+    method: str = typer.Option("gaussian", help=f"For --restore: {', '.join(RESTORERS)}."),
     class_name: list[str] = typer.Option([], "--class", help="The class to edit towards [any]."),
     negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
     guidance: float = GUIDANCE,
@@ -54,28 +70,28 @@ def edit(
     guide: str = GUIDE,
     rescale: float = RESCALE,
     apg: str = APG,
-    n: int = typer.Option(1, "-n", min=1, help="Variations of each image."),
+    n: int = typer.Option(1, "-n", min=1, help="Number of variations of each image."),
     sampler: str = typer.Option(
         "auto", help=f"auto (by the steps), {', '.join(SAMPLERS)}.", autocompletion=complete.samplers
     ),
-    steps: int = typer.Option(20, min=1, help="Steps, all of them below the strength."),
-    eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
+    steps: int = typer.Option(20, min=1, help="Number of steps, all of them below the strength."),
+    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
     grid: str = typer.Option(None, help=f"{', '.join(GRIDS)} [the sampler's own].", autocompletion=complete.grids),
     threshold: str = typer.Option(
-        "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
+        "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
-    seed: int = typer.Option(0, help="Of the noise."),
+    seed: int = typer.Option(0, help="Seed of the noise."),
     out: Path = typer.Option(
         None, "--out", "-o", help="A .png (a grid of several), a folder of .png, .npz or .npy [IMAGE-edited.png]."
     ),
-    batch_size: int = typer.Option(64, min=1, help="Images at once; changes the memory, not the edits."),
+    batch_size: int = typer.Option(64, min=1, help="Images at once; affects memory, not the edits."),
     device: str = DEVICE,
     engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
-    """Edit IMAGES by what MODEL knows.
+    """Edit IMAGES with MODEL.
 
-    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are brought to the model's size.
+    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are resized to the model's size.
 
     \b
     Examples:
@@ -84,12 +100,15 @@ def edit(
       undiffuse edit fashion-mnist shirt.png --mask sleeve.png --class Pullover --resampling 5
       undiffuse edit fashion-mnist coat.png --invert exact --from-class Coat --class Dress
       undiffuse edit fashion-mnist a.png --to b.png --frames 9
+      undiffuse edit fashion-mnist tiny.png --restore superres:4 -n 8
     """
     from undiffuse import output
     from undiffuse.generate import Recipe
 
-    chosen = [name for name, value in (("--invert", invert), ("--to", to), ("--style", style)) if value is not None]
-    _one_technique(chosen, {"--mask": mask, "--strokes": strokes, "--outpaint": outpaint}, passes, resampling)
+    named = (("--invert", invert), ("--to", to), ("--style", style), ("--restore", restoration))
+    chosen = [name for name, value in named if value is not None]
+    kept = None if restoration == "inpaint" else mask
+    _one_technique(chosen, {"--mask": kept, "--strokes": strokes, "--outpaint": outpaint}, passes, resampling)
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
@@ -109,6 +128,9 @@ def edit(
         loaded = with_guide(loaded, guide)
     shape = loaded.data.shape
     loaded = with_engine(loaded, engine, count * recipe.evaluations, bar)
+    if restoration is not None:
+        _restore(loaded, images, restoration, recipe, n, class_name, out, force, mask=mask, noise=noise, method=method)
+        return
     pictures = np.repeat(read_pictures(images, shape), n, axis=0)
     repaint = None if mask is None else read_mask(mask, images[0], shape)
     if strokes is not None:
@@ -153,7 +175,7 @@ def edit(
 
 
 def _one_technique(chosen: Sequence[str], masks: dict[str, object], passes: int, resampling: int) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raises UsageError for options that exclude each other."""
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are different edits: choose one")
     given = [name for name, value in masks.items() if value is not None]
@@ -164,3 +186,57 @@ def _one_technique(chosen: Sequence[str], masks: dict[str, object], passes: int,
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
     if resampling > 1 and masks["--mask"] is None and masks["--outpaint"] is None:
         raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
+
+
+def _restore(
+    model: "Model",
+    images: Sequence[Path],
+    spec: str,
+    recipe: "Recipe",
+    n: int,
+    classes: Sequence[str],
+    out: Path,
+    force: bool,
+    *,
+    mask: Path | None,
+    noise: float,
+    method: str,
+) -> None:
+    """n restorations of one image."""
+    import numpy as np
+
+    from undiffuse import output
+    from undiffuse.data.single import read_mask, read_pictures
+    from undiffuse.editing.operators import parse
+    from undiffuse.editing.restore import restore_picture
+
+    if len(images) > 1:
+        raise UsageError("--restore takes one image at a time")
+    if len(classes) > 1:
+        raise UsageError("--restore takes one --class at a time")
+    repaint = None if mask is None else read_mask(mask, images[0], model.data.shape)
+    channels, *size = parse(spec, model.domain.shape, repaint).map.observed
+    if images[0].suffix.lower() == ".npy":
+        rows = np.load(images[0], allow_pickle=False)[None]
+    elif spec == "inpaint":
+        rows = read_pictures(images, model.data.shape)
+    elif len(size) == 2:
+        rows = read_pictures(images, (*size, channels))
+    else:
+        raise UsageError(f"--restore {spec} observes {channels} numbers, not a picture: give them as .npy")
+    condition = model.of_class(classes[0], n) if classes else None
+    with bar("restoring", n * recipe.steps) as tick:
+        restored = restore_picture(
+            model,
+            rows,
+            spec,
+            mask=repaint,
+            noise=noise,
+            method=method,
+            recipe=recipe,
+            n=n,
+            condition=condition,
+            tick=tick,
+        )
+    say(output.write(out, model.domain, restored.rows, None, (), force))
+    say(restored.report())

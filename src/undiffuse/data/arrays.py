@@ -14,7 +14,7 @@ from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Header, Source
 from undiffuse.errors import UndiffuseError, UsageError
 
-# What people call them, the surest names first; the case is of no account.
+# Usual names of arrays, the least ambiguous first; case is ignored.
 WORDS = {
     "images": ("images", "image", "x", "imgs", "img", "pictures", "pixels", "data", "arr_0"),
     "labels": ("labels", "label", "y", "targets", "target", "class", "arr_1"),
@@ -24,7 +24,7 @@ WORDS = {
 
 
 class Meaning(NamedTuple):
-    """What an array is by its name: the sort (a key of WORDS), the split ("" where none is named), and how sure."""
+    """What an array's name means: its sort (a key of WORDS), split ("" if none is named) and rank among the names."""
 
     sort: str
     split: str
@@ -34,8 +34,8 @@ class Meaning(NamedTuple):
 def open_arrays(path: Path) -> Source:
     """Source over a .npy (images) or .npz file: images, and where present labels, classes and names.
 
-    Splits of its own are x_train, or x, with x_test, or failing that x_val; so for the other words for images, with
-    the split's before or after.
+    Its own splits are x_train (or x) with x_test (else x_val), and likewise for the other words for images; the split
+    may come before or after the word.
     """
     facts = path.stat()
     return Source(["arrays", str(path.resolve()), facts.st_size, facts.st_mtime_ns], lambda: _content(path))
@@ -47,7 +47,7 @@ def _content(path: Path) -> Content:
         return _of(*pictures.views_of(path, {"the array": arrays}))
     images = _images(path, arrays.names)
     label_names = [_first(arrays.names, "labels", split) for split in images.values()]
-    if "arr_0" not in images:  # by position alone, nothing is known to belong together
+    if "arr_0" not in images:  # arr_1 holds the labels only of arr_0
         label_names = [None if name == "arr_1" else name for name in label_names]
     labelled = [name for name in label_names if name]
     if labelled and len(labelled) < len(images):
@@ -80,7 +80,7 @@ def _of(
     classes: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
 ) -> Content:
-    """Content over views (N, H, W, C), of which a second one is the test split; a picture is converted when read."""
+    """Content over views (N, H, W, C), the second (if any) being the test split; pictures are converted when read."""
     starts = np.cumsum([0, *map(len, views)])
     height, width, channels = views[0].shape[1:]
     header = Header(width, height, grey=channels == 1)
@@ -103,7 +103,7 @@ def _of(
 
 
 def meaning(name: str) -> Meaning | None:
-    """What an array is, by its name alone: X_train, testImages and val-labels too. None where that is not known."""
+    """The meaning of an array's name, such as X_train, testImages or val-labels; None if unknown."""
     words = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower().replace("-", "_").split("_")
     named = [(word, split) for word in words if (split := split_of(word))]
     if len(named) > 1:
@@ -114,30 +114,31 @@ def meaning(name: str) -> Meaning | None:
 
 
 def _first(names: Sequence[str], sort: str, split: str) -> str | None:
-    """The surest name for this sort of array in this split."""
+    """The best-ranked name for this sort of array in this split."""
     ranked = [(found.rank, name != name.lower(), name) for name in names if (found := meaning(name))
               if (found.sort, found.split) == (sort, split)]  # fmt: skip
     return min(ranked)[2] if ranked else None
 
 
 def _images(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The names of the images to train on and, where there are any, to hold out, each with its split."""
+    """The names of the images to train on and, if there are any, to hold out, each with its split."""
     found = {split: name for split in ("train", "", "test", "val") if (name := _first(names, "images", split))}
     if len(names) == 1 and not found:
         return {names[0]: ""}  # the only array there is
     train = next((split for split in ("train", "") if split in found), None)
     if train is None:
         words = ", ".join(WORDS["images"])
-        what = f"only {', '.join(map(repr, found.values()))} to hold out" if found else "none"
+        what = f"only {', '.join(map(repr, found.values()))} (held out)" if found else "none"
         raise UsageError(
-            f"{path}: images to train on are called {words}, or such with _train; here is {what} among {some(names)}"
+            f"{path}: training images must be named {words}, or one of these with _train; found {what} among "
+            f"{some(names)}"
         )
     held_out = [split for split in ("test", "val") if split in found][:1]
     return {found[split]: split for split in [train, *held_out]}
 
 
 def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
-    """The pictures' own names, () where there are none or only Python objects."""
+    """The pictures' names, () if there are none or they are Python objects."""
     name = _first(arrays.names, "names", "")
     if name is None:
         return ()
@@ -153,9 +154,9 @@ def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
 
 
 def _described(arrays: Archive, name: str) -> str:
-    """An array's name, and how many pictures or labels it holds if that is what it is."""
+    """An array's name, with its number of items if the name's meaning is known."""
     found = meaning(name)
     try:
         return f"{name} ({arrays.shape(name)[0]:,} {found.sort})" if found else name
-    except (UndiffuseError, IndexError):  # broken, of Python objects, or a single number: the name must do
+    except (UndiffuseError, IndexError):  # broken, Python objects or a single number
         return name

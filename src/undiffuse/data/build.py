@@ -22,7 +22,7 @@ from undiffuse.names import format_shape
 
 SHOWN = 10
 CHUNK = 256
-DARK = 64  # 14 bits in 16 reach this, 12 bits 16, masks 1
+DARK = 64  # the brightest of 14-bit values stored in 16 bits; 12-bit values reach 16, masks 1
 Tick = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -38,9 +38,9 @@ def build(
 ) -> None:
     """Writes the images at the positions `chosen`, int64 (n,), to the cache folder, atomically.
 
-    Size and channels left open are decided over the whole content, so that both splits come out alike. Raises
-    UndiffuseError with one report of every image that cannot be read, in either split, unless `skip_corrupt` leaves
-    them out, and when none remain.
+    If `size` or `channels` is None, it is decided from the whole content, so that both splits agree. Raises
+    UndiffuseError with one report of all unreadable images in both splits, unless `skip_corrupt` leaves them out, and
+    if none remain.
     """
     with _quiet_pillow(), writing(folder) as temporary:
         size, channels = _decide(content, size, channels)
@@ -71,10 +71,10 @@ def build(
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow warns of every oddity of every file. What matters here is whether it reads the picture."""
+    """Silences Pillow's warnings about odd files: all that matters here is whether it can read the picture."""
     log = logging.getLogger("PIL")
     level = log.level
-    with warnings.catch_warnings():  # here and not where files are read: it is not safe in threads
+    with warnings.catch_warnings():  # here, not where files are read: it is not thread-safe
         warnings.filterwarnings("ignore", module=r"PIL\b")
         log.setLevel(logging.CRITICAL)
         try:
@@ -84,19 +84,19 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _nearly_black(path: Path) -> list[str]:
-    """A remark on images so dark, all of them, that their full scale must be another than 255."""
+    """A remark if all images are so dark that their full scale cannot be 255."""
     images = np.load(path, mmap_mode="r")
     brightest = max(int(images[start : start + CHUNK].max()) for start in range(0, len(images), CHUNK))
     if brightest > DARK:
         return []
     return [
         f"nearly black: the brightest value of all images is {brightest} of 255. If white has another value in these "
-        "files (1, 15, 4095 or the like, instead of 255, or 65535 in 16 bits), multiply them to reach it and save them."
+        "files (such as 1, 15 or 4095 instead of 255, or 65535 in 16 bits), scale them to that range and save them."
     ]
 
 
 def of_own_size(content: Content) -> Content:
-    """The content with its images left at their size. Raises MixedSizes where they are of several."""
+    """The content with its images kept at their stored size. Raises MixedSizes if they have different sizes."""
     found = sizes(content)
     if len(found) > 1:
         raise MixedSizes(f"images of {len(found)} sizes, from {format_shape(found[0])} to {format_shape(found[-1])}")
@@ -104,7 +104,7 @@ def of_own_size(content: Content) -> Content:
 
 
 def sizes(content: Content) -> list[tuple[int, int]]:
-    """The sizes (height, width) that the images are stored in, ascending; those of unreadable ones are left out."""
+    """The distinct stored sizes (height, width) of the readable images, ascending."""
     return sorted({(header.height, header.width) for header in _survey(content) if header is not None})
 
 
@@ -147,14 +147,14 @@ def _decode(
         if isinstance(outcome, str):
             reasons[index] = outcome
         else:
-            if images is None:  # the first readable image tells the shape of all
+            if images is None:  # the first readable image sets the shape of all
                 images = _create(path, (len(chosen), *outcome.shape))
             if outcome.shape == images.shape[1:]:
                 images[row] = outcome
                 good[row] = True
-            else:  # images that keep their size, and are turned by what their EXIF says
+            else:  # kept at their own size, but some are rotated by EXIF
                 reasons[index] = (
-                    f"it is of {format_shape(outcome.shape)}, images before it of {format_shape(images.shape[1:])}"
+                    f"it is {format_shape(outcome.shape)}, but earlier images are {format_shape(images.shape[1:])}"
                 )
         if progress is not None:
             progress(row + 1, len(chosen))
@@ -164,7 +164,7 @@ def _decode(
 
 
 def _unreadable_elsewhere(content: Content, chosen: np.ndarray) -> dict[int, str]:
-    """Why images of the other split cannot be read: a broken folder is refused whichever split is asked for."""
+    """Why images of the other split cannot be read: a broken folder is refused whichever split is requested."""
 
     def attempt(index: int) -> str | None:
         try:
@@ -173,23 +173,23 @@ def _unreadable_elsewhere(content: Content, chosen: np.ndarray) -> dict[int, str
             return str(error) or type(error).__name__
         return None
 
-    if content.keep_size:  # ready arrays are readable or not as a whole
+    if content.keep_size:  # arrays are readable or not as a whole
         return {}
     others = np.setdiff1d(np.arange(content.count), chosen)
     return {index: reason for index, reason in _in_parallel(attempt, others) if reason is not None}
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file of uint8, mapped for writing, its room on the disk already taken."""
+    """A new .npy file of uint8, mapped for writing, with its disk space allocated."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # else a full disk shows only later, as a bus error while writing to the map
+    if hasattr(os, "posix_fallocate"):  # else a full disk shows only later, as a bus error on writing
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return images
 
 
 def _in_parallel(task: Callable[[int], T], indices: np.ndarray) -> Iterator[tuple[int, T]]:
-    """Yields (index, result) in order; Pillow decodes outside Python's lock. Chunks bound what waits in memory."""
+    """Yields (index, result) in order. Pillow decodes outside the GIL; chunks bound the results held in memory."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(indices), CHUNK):
             chunk = indices[start : start + CHUNK].tolist()
@@ -197,7 +197,7 @@ def _in_parallel(task: Callable[[int], T], indices: np.ndarray) -> Iterator[tupl
 
 
 def _compact(path: Path, good: np.ndarray) -> None:
-    """Rewrites the images at `path` without the rows that are not good."""
+    """Rewrites the images at `path` with only the good rows."""
     images = np.load(path, mmap_mode="r")
     rows = np.flatnonzero(good)
     smaller = path.with_name("kept.npy")

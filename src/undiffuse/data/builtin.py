@@ -21,7 +21,7 @@ def open_emoji() -> Source:
 
     def opened() -> Content:
         arrays = open_npy(EMOJI)
-        assert isinstance(arrays, Archive)  # an .npz is
+        assert isinstance(arrays, Archive)  # .npz files are
         return from_arrays(
             arrays.read("images"),
             arrays.read("labels").astype(np.int64),
@@ -35,12 +35,12 @@ def open_emoji() -> Source:
 
 
 def has_digits() -> bool:
-    """Whether scikit-learn, which brings the digits, is installed; does not import it."""
+    """Whether scikit-learn, which contains the digits, is installed; does not import it."""
     return importlib.util.find_spec("sklearn") is not None
 
 
 def open_digits() -> Source:
-    """Source over scikit-learn's 8x8 digits, their 0..16 scaled to 0..255; UndiffuseError without scikit-learn."""
+    """Source over scikit-learn's 8x8 digits, scaled from 0..16 to 0..255. UndiffuseError without scikit-learn."""
 
     def opened() -> Content:
         from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Which columns of a table are the images and the classes: by their types, then by name, and never by a guess."""
+"""Finds the image and class columns of a table: by type, then by name, never by guessing."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from undiffuse.names import cut
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
 
-# What a class column is called, if no type says which it is; the first line that matches any decides.
+# Names of class columns, used if no type decides; the first line with a match wins.
 CLASS_WORDS = (
     ("label", "labels", "class", "classes", "category", "target", "targets", "y"),
     ("class_id", "label_id", "category_id", "cls", "class_name", "label_name", "class_label", "categories"),
@@ -21,7 +21,7 @@ CLASS_WORDS = (
 def image_column(name: str, schema: "Schema") -> str:
     """The one image column: by its type, else one that stores encoded files (bytes, or bytes with a path).
 
-    Bytes in a column that is called one of CLASS_WORDS are the classes' names if another can be the images.
+    A bytes column named as in CLASS_WORDS holds class names if another column can be the images.
     """
     from pyarrow import types
 
@@ -49,23 +49,23 @@ def image_column(name: str, schema: "Schema") -> str:
 
 
 def is_binary(kind: "DataType") -> bool:
-    """Whether an Arrow type is of bytes, each value of its own length."""
+    """Whether an Arrow type is variable-length bytes."""
     from pyarrow import types
 
     return any(is_one(kind) for is_one in (types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
 def is_text(kind: "DataType") -> bool:
-    """Whether an Arrow type is of texts."""
+    """Whether an Arrow type is strings."""
     from pyarrow import types
 
     return any(is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view))
 
 
 def class_columns(schema: "Schema", image: str) -> list[str]:
-    """The columns, other than `image`, that could each hold the classes; only one alone is certain.
+    """The columns, other than `image`, that could hold the classes: certain only if there is exactly one.
 
-    They are those of type ClassLabel, else by name, else the categorical ones.
+    They are the columns of type ClassLabel, else those named like classes, else the categorical ones.
     """
     from pyarrow import types
 
@@ -87,7 +87,7 @@ def class_columns(schema: "Schema", image: str) -> list[str]:
 
 
 def features(schema: "Schema") -> dict[str, dict[str, Any]]:
-    """What Hugging Face datasets noted of the columns' meaning, {} where nothing can be read."""
+    """The column features in Hugging Face metadata, {} if there are none or they cannot be read."""
     try:
         noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {column: feature for column, feature in noted.items() if isinstance(feature, dict)}

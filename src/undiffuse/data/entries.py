@@ -1,4 +1,4 @@
-"""The data sets that have a name of their own."""
+"""The named data sets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from undiffuse.data.source import Source
 
 @dataclass(frozen=True)
 class Entry:
-    """What `undiffuse data list` says of a data set; shape is (H, W, C), count is train and test together."""
+    """What `undiffuse data list` shows about a data set; shape is (H, W, C), count is train and test together."""
 
     name: str
     summary: str
@@ -43,7 +43,7 @@ def catalogue() -> list[Entry]:
         ),
         Entry(
             "digits",
-            "handwritten digits of scikit-learn, 10 classes",
+            "handwritten digits from scikit-learn, 10 classes",
             (8, 8, 1),
             1797,
             builtin.DIGITS_LICENCE,

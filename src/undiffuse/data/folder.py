@@ -1,4 +1,4 @@
-"""A folder of images: any mode, size and depth; the folders in it are its splits and classes."""
+"""A folder of images of any mode, size and depth; its subfolders are splits and classes."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def open_folder(root: Path) -> Source:
 
 
 def _texts(place: str, names: set[str]) -> dict[str, str]:
-    """Folders' names -> class names. Raises UsageError where two come out alike."""
+    """Folder names -> class names. Raises UsageError if two become equal."""
     texts = {name: readable(name) for name in names}
     if len(set(texts.values())) < len(texts):
         raise UsageError(f"{place}: two class folders are both written {some(sorted(texts.values()))}; rename one")
@@ -62,6 +62,6 @@ def _texts(place: str, names: set[str]) -> dict[str, str]:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         facts = path.stat()
-    except OSError:  # a dangling link: reading it will say so
+    except OSError:  # a broken link: reading it raises the error
         return 0, 0
     return facts.st_size, facts.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through its own library."""
+"""Data sets from the Hugging Face hub, through its own library."""
 
 import contextlib
 import os
@@ -15,27 +15,27 @@ from undiffuse.errors import UndiffuseError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TIMEOUT = 5  # seconds to ask the hub whether it has the name, once
+TIMEOUT = 5  # seconds for the one request whether the name exists
 
 
 def open_hub(name: str, hint: str = "") -> Source:
-    """Source over the data set "owner/dataset" or "owner/dataset@revision" of the Hugging Face hub.
+    """Source over the data set "owner/dataset" or "owner/dataset@revision" on the Hugging Face hub.
 
-    The identity is the name alone, so that a data set once fetched needs no network; a revision pins what it means.
-    The hub is asked for the name once before anything else: a path that is mistyped fails at once, and the message
-    then says what `hint` does. Code in a repository is never run.
+    The identity is the name alone, so a data set that was fetched once needs no network; a revision pins its content.
+    The hub is first asked whether the name exists, so that a mistyped path fails at once, with `hint` in the message.
+    Code in a repository is never run.
     """
     repository, _, revision = name.partition("@")
 
     def opened() -> Content:
-        needs("datasets", f"there is no path {name!r} here{hint}; names of the Hugging Face hub")
+        needs("datasets", f"there is no path {name!r} here{hint}; data sets on the Hugging Face hub")
         try:
             reached = _reached(repository, revision or None)
-            import datasets  # only now: it takes longer to import than the hub to say no
+            import datasets  # only now: importing it takes longer than a refusal by the hub
 
             with _offline(not reached):
                 splits = datasets.load_dataset(repository, revision=revision or None)
-        except Exception as error:  # no network, no such name, no permission: each has its own class there
+        except Exception as error:  # no network, no such name, no permission: each has its own class
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UndiffuseError(
                 f"cannot get {name!r} from the Hugging Face hub, and there is no such path here{hint}: {reason[:200]}"
@@ -48,10 +48,10 @@ def open_hub(name: str, hint: str = "") -> Source:
 
 
 def _reached(repository: str, revision: str | None) -> bool:
-    """Asks the hub for the name once; whether it answered, else the library's cache may have it.
+    """Asks the hub once for the name. Returns whether it answered; if not, the library's cache may have the data.
 
-    Raises what the library does for a name or revision that is not there, or is not for everyone, and ConnectionError
-    where the hub cannot be reached and the cache has nothing of that owner.
+    Raises the library's errors for a name or revision that does not exist or is not public, and ConnectionError if
+    the hub cannot be reached and the cache has nothing from that owner.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -59,9 +59,9 @@ def _reached(repository: str, revision: str | None) -> bool:
         HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
-    except Exception as error:  # no network, offline mode, a time-out: each has its own class there
+    except Exception as error:  # no network, offline mode, a time-out: each has its own class
         cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
-        if not any(cache.glob(f"{repository.split('/')[0]}___*")):  # the rest of the name is spelled anew there
+        if not any(cache.glob(f"{repository.split('/')[0]}___*")):  # the rest of the name is changed there
             raise ConnectionError(f"it cannot be reached ({error})") from error
         return False
     return True
@@ -69,7 +69,7 @@ def _reached(repository: str, revision: str | None) -> bool:
 
 @contextlib.contextmanager
 def _offline(only_cached: bool) -> Iterator[None]:
-    """The library asks the hub for nothing inside, if `only_cached`: it would try again for half a minute."""
+    """Keeps the library offline if `only_cached`: otherwise it would retry for half a minute."""
     import datasets
     from huggingface_hub import constants
 

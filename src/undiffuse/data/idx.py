@@ -13,7 +13,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 
 PREFIX = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-DEFLATE_AT_BEST = 1032  # bytes that one byte of a deflate stream can stand for: 258 in 2 bits
+DEFLATE_AT_BEST = 1032  # bytes that one byte of a deflate stream can expand to: 258 from 2 bits
 UBYTE_IMAGES, UBYTE_LABELS = b"\x00\x00\x08\x03", b"\x00\x00\x08\x01"
 
 
@@ -38,18 +38,18 @@ def is_idx_file(path: Path) -> bool:
 
 
 def refuse_others(folder: Path) -> None:
-    """Raises UsageError for a folder that holds IDX files, but none by the name of MNIST's training images."""
+    """Raises UsageError for a folder that holds IDX files, but none named like MNIST's training images."""
     if files := sorted(path.name for path in folder.iterdir() if is_idx_file(path)):
         raise UsageError(
-            f"{folder}: of IDX files it needs {PREFIX['train']}-{IMAGES}, there are {some(files)}: rename them"
+            f"{folder}: the IDX file {PREFIX['train']}-{IMAGES} is missing, there are {some(files)}: rename them"
         )
 
 
 def read_idx(path: Path) -> np.ndarray:
     """The array of one IDX file of bytes, gzipped or not: uint8 (N, H, W) or (N,).
 
-    Raises UndiffuseError naming the file when it is truncated or is something else; no more is unpacked than its header
-    states, nor that if the file is too short for it.
+    Raises UndiffuseError naming the file if it is truncated or not IDX. Unpacks no more than the header states, and
+    nothing if the file is too short for that.
     """
     with reading(str(path)), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         begins = file.read(4)

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: its rows, pictures mostly, and what is known about them."""
+"""A data set as the rest of the package sees it: its rows, mostly pictures, and what is known about them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class ImageSet:
     """One split of a data set, ready to train on.
 
-    images       rows of the domain, a read-only memory map: of pictures, uint8 (N, H, W, C) with C in {1, 3}
+    images       rows of the domain, a read-only memory map: for pictures, uint8 (N, H, W, C) with C in {1, 3}
     labels       int64 (N,), each an index into `classes`; None when unlabelled
     classes      class names, () when unlabelled
     names        one name per image, () when there are none
-    licence      as its publisher states it, "not stated" otherwise
-    fingerprint  sha256 over images, labels and classes: what a model card and reference statistics quote
+    licence      as stated by the publisher, else "not stated"
+    fingerprint  sha256 over images, labels and classes, as in model cards and reference statistics
     skipped      how many unreadable images `skip_corrupt` left out
-    domain       what the rows are: a name in undiffuse.domains.DOMAINS
+    domain       the kind of rows: a name in undiffuse.domains.DOMAINS
     """
 
     name: str
@@ -42,8 +42,8 @@ class ImageSet:
 
     @cached_property
     def condition(self) -> "Condition | None":
-        """The condition of each image, one row per image: its label, where there are classes."""
-        import torch  # which reading data does without
+        """The condition, one row per image: its label; None without classes."""
+        import torch  # not needed for reading data
 
         from undiffuse.conditions import Labels
 
@@ -53,9 +53,9 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a row: (H, W, C) of pictures."""
+        """The shape of a row: (H, W, C) for pictures."""
         return self.images.shape[1:]
 
 
 class MixedSizes(UsageError):
-    """Images of several sizes, where they were to keep the one they have."""
+    """Images of several sizes, which were to keep their own."""

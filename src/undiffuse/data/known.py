@@ -23,7 +23,7 @@ logger = logging.getLogger("undiffuse")
 
 @dataclass(frozen=True)
 class Known:
-    """A public data set. sha256 is of each file's uncompressed content, so that any mirror's gzip will do."""
+    """A public data set. sha256 is of each file's uncompressed content, so that any mirror's gzip file is accepted."""
 
     name: str
     classes: tuple[str, ...]
@@ -122,9 +122,9 @@ def _download_folder(known: Known) -> Path:
 
 
 def _download(known: Known) -> Path:
-    """Fetches every file from the first mirror that gives it, checks it and stores it uncompressed."""
+    """Fetches every file from the first mirror that has it, checks it and stores it uncompressed."""
     folder = _download_folder(known)
-    # The file that makes the folder count as found comes last, so half a download is never taken for a whole one.
+    # The file that marks the folder as found comes last, so that a partial download never counts as complete.
     for name in sorted(known.sha256, key=lambda name: name.startswith("train-images")):
         failures = []
         for mirror in known.mirrors:
@@ -137,7 +137,7 @@ def _download(known: Known) -> Path:
             raise UndiffuseError(
                 f"{known.name} is not on this machine and could not be downloaded ({'; '.join(failures)}).\n"
                 f"Get it with `{known.command}`, or put its IDX files in $UNDIFFUSE_DATA/{known.name}, "
-                "or give the folder that holds them in place of the name."
+                "or give the folder that holds them instead of the name."
             )
         with atomic_file(folder / name) as temporary:
             temporary.write_bytes(content)

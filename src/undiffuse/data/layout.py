@@ -1,4 +1,4 @@
-"""What the folders of a data set mean: wrappers, splits, classes. Nothing is decided without a word."""
+"""What the folders of a data set mean: wrappers, splits, classes. No decision is silent."""
 
 import re
 from collections import Counter
@@ -17,16 +17,16 @@ SPLIT = re.compile(
     r"[-_ ]*(?:set|data|split|images?|imgs?|(?:19|20)\d\d)?",
     re.IGNORECASE,
 )
-HELD_OUT = ("test", "val")  # which of them is taken where there are both
+HELD_OUT = ("test", "val")  # in order of preference
 NO_CLASS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "data"})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The pictures in use, relative to the root, and what is known of each.
+    """The pictures in use, relative to the root, and what is known about each.
 
-    classes   its class, None where it has none; all of them None for an unlabelled set
-    test      whether it is held out; None for a set that brings no split
+    classes   its class or None; all None for an unlabelled set
+    test      whether it is held out; None for a set without splits
     """
 
     files: list[PurePosixPath]
@@ -36,19 +36,19 @@ class Layout:
 
 
 def role(name: str) -> str | None:
-    """ "train", "test" or "val" for a folder's name that usually means that split, in any case; else None."""
+    """ "train", "test" or "val" for a folder name that usually means that split, ignoring case; else None."""
     found = SPLIT.fullmatch(name.strip())
     return found.lastgroup if found else None
 
 
 def _hints(name: str) -> set[str]:
-    """The splits that a name of another meaning speaks of: trainA, test.v1, train_cat."""
+    """The splits mentioned within a longer name: trainA, test.v1, train_cat."""
     words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
     return {split for word in words if word and (split := role(word))}
 
 
 def arrange(root: Path, found: Found) -> Layout:
-    """Splits and classes of the pictures under `root`. Raises UsageError where they would be a guess."""
+    """Splits and classes of the pictures under `root`. Raises UsageError if they are ambiguous."""
     place = readable(str(root))
     seen = [*found.pictures, *found.unread]
     depth, remarks = _unwrap(place, seen)
@@ -72,20 +72,20 @@ def _are_both(kinds_of_split: set[str | None]) -> bool:
 
 
 def _tops(files: Sequence[PurePosixPath], depth: int) -> set[str]:
-    """The folders of a folder."""
+    """The names of the folders at a depth."""
     return {file.parts[depth] for file in files if len(file.parts) > depth + 1}
 
 
 def _loose(files: Sequence[PurePosixPath], depth: int) -> list[PurePosixPath]:
-    """The files that are in none of its folders."""
+    """The files at a depth that are in none of its folders."""
     return [file for file in files if len(file.parts) == depth + 1]
 
 
 def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
-    """How many levels of folders only wrap the others, and what to say of it.
+    """How many levels of folders are mere wrappers, and remarks about them.
 
     A folder that holds all pictures, none of them directly, is a wrapper. So is a lone train/, test/ or images/. But
-    where a chain of wrappers ends in one folder, there is one class, and it has the name of the first.
+    if a chain of wrappers ends in one folder, that is a single class, named after the first.
     """
     depth = settled = 0
     remarks = []
@@ -94,7 +94,7 @@ def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
         if role(only) or only.lower() in NO_CLASS:
             settled = depth + 1
             if role(only) in HELD_OUT:
-                remarks.append(f"{place}: there is {readable(only)}/ and no train/: its pictures are all there are")
+                remarks.append(f"{place}: there is {readable(only)}/ and no train/: its pictures are the whole set")
         elif _loose(files, depth + 1):
             break
         depth += 1
@@ -102,33 +102,33 @@ def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
 
 
 def _no_split(place: str, pictures: list[PurePosixPath], depth: int, roles: dict[str, str | None]) -> str:
-    """What to say of folders called like a split without a counterpart: classes if they look like those beside them."""
+    """A remark on folders named like a split without a counterpart: classes if they look like those beside them."""
     named, others = ([top for top in roles if bool(roles[top]) == wanted] for wanted in (True, False))
     flat = {file.parts[depth] for file in _loose(pictures, depth + 1)}
     if not others or flat.isdisjoint(named):
         beside = f"beside {some(others)}" if others else "alone"
         raise UsageError(
             f"{place}: {some(named)} {beside} may be splits or classes. Splits are train/ with test/ (or val/): "
-            "move or rename what is something else."
+            "move or rename anything else."
         )
     return f"{place}: {some(named)} is taken for a class, like {some(others)}; splits are train/ with test/ (or val/)"
 
 
 def _like_splits(place: str, names: list[str]) -> list[str]:
-    """A remark on classes called much like splits (trainA, testA). Raises UsageError where all of them are."""
+    """A remark on classes with names similar to splits (trainA, testA). Raises UsageError if all of them are."""
     hints = {name: found for name in names if (found := _hints(name))}
     if not _are_both({hint for found in hints.values() for hint in found}):
         return []
     if len(hints) == len(names):
         raise UsageError(
-            f"{place}: {some(hints)} may be splits or classes. Splits are train/ with test/ (or val/): rename them so, "
-            "or give one of them; or name classes otherwise."
+            f"{place}: {some(hints)} may be splits or classes. Splits are train/ with test/ (or val/): rename splits "
+            "accordingly, or give one of them; give classes other names."
         )
     return [f"{place}: {some(hints)} are taken for classes; splits are train/ with test/ (or val/)"]
 
 
 def _split_in_classes(place: str, found: Found, depth: int, remarks: list[str]) -> Layout:
-    """The pictures of cat/train/ and cat/test/, of which cat is the class; all must be in such folders."""
+    """The pictures of cat/train/ and cat/test/, where cat is the class; all must be in such folders."""
     roles = {
         file: role(file.parts[depth + 1]) if len(file.parts) > depth + 2 else None
         for file in [*found.pictures, *found.unread]
@@ -141,13 +141,13 @@ def _split_in_classes(place: str, found: Found, depth: int, remarks: list[str]) 
     test = next(kind for kind in HELD_OUT if kind in roles.values())
     files = [file for file in found.pictures if roles[file] in ("train", test)]
     if unused := len(found.pictures) - len(files):
-        remarks.append(f"{place}: {unused} pictures are in neither split and not used: validation beside test")
+        remarks.append(f"{place}: {unused} pictures are in neither split and not used: test is used, not validation")
     classes = _classes(place, Found(files, found.unread, [], []), depth)
     return Layout(files, classes, [roles[file] == test for file in files], remarks)
 
 
 def _split(place: str, found: Found, depth: int, roles: dict[str, str | None], remarks: list[str]) -> Layout:
-    """The pictures of train/ and of test/ or, failing that, val/; what is beside them is left out, with a remark."""
+    """The pictures of train/ and of test/ (else val/); anything beside them is left out, with a remark."""
     train = _the("train", place, roles)
     test = _the("test" if "test" in roles.values() else "val", place, roles)
     used = {top: _part(place, found, depth, top, remarks) for top in (train, test)}
@@ -160,9 +160,7 @@ def _split(place: str, found: Found, depth: int, roles: dict[str, str | None], r
         )
     labelled = {top: None not in part.values() for top, part in used.items()}
     if labelled[train] and not labelled[test]:
-        remarks.append(
-            f"{place}: {readable(test)}/ has no class folders, so the test split (and all) is without classes"
-        )
+        remarks.append(f"{place}: {readable(test)}/ has no class folders, so the splits test and all have no classes")
     if labelled[test] and not labelled[train]:
         remarks.append(f"{place}: {readable(train)}/ has no class folders, so those of {readable(test)}/ are not used")
         used[test] = dict.fromkeys(used[test])
@@ -186,9 +184,7 @@ def _part(place: str, found: Found, depth: int, top: str, remarks: list[str]) ->
         for files in (found.pictures, found.unread, found.bare)
     )
     if not pictures:
-        raise UsageError(
-            f"{place} holds only pictures of kinds that are not read ({kinds(unread)}): convert them to PNG"
-        )
+        raise UsageError(f"{place} holds only pictures in unsupported formats ({kinds(unread)}): convert them to PNG")
     level = depth + 1  # train/images/cat, seg_train/seg_train/cat
     while (
         len(tops := _tops(pictures, level)) == 1
@@ -202,18 +198,18 @@ def _part(place: str, found: Found, depth: int, top: str, remarks: list[str]) ->
 
 
 def _without_pictures(place: str, found: Found, depth: int) -> list[str]:
-    """A remark on folders beside those of the classes that hold no picture, and on empty splits."""
+    """A remark on folders without pictures beside those of the classes, and on empty splits."""
     labelled = bool(_tops(found.pictures, depth))
     bare = [
         one
         for one in found.bare
         if len(one.parts) <= depth + 1 and (role(one.name) or (labelled and len(one.parts) == depth + 1))
     ]
-    return [f"{place}: no pictures in {some(bare)}: no classes, nor splits"] if bare else []
+    return [f"{place}: no pictures in {some(bare)}: not used as classes or splits"] if bare else []
 
 
 def _classes(place: str, found: Found, depth: int) -> list[str | None]:
-    """The class of each picture: its folder's name at a level, None for all where none has one."""
+    """The class of each picture: its folder's name at a depth; None for all if none has one."""
     loose = _loose(found.pictures, depth)
     if len(loose) == len(found.pictures):
         return [None] * len(loose)
@@ -226,7 +222,7 @@ def _classes(place: str, found: Found, depth: int) -> list[str | None]:
     if lost:
         files = [file for file in found.unread if len(file.parts) > depth + 1 and file.parts[depth] in lost]
         raise UsageError(
-            f"{place}: no picture of the class {some(sorted(lost))} can be read, since {kinds(files)} are not read. "
+            f"{place}: no picture of the class {some(sorted(lost))} can be read: {kinds(files)} are not supported. "
             "Convert them to PNG, or move the folder elsewhere."
         )
     return [file.parts[depth] for file in found.pictures]

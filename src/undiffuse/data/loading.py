@@ -1,4 +1,4 @@
-"""From what the user wrote to an ImageSet."""
+"""Loads the data set that a user names as an ImageSet."""
 
 import difflib
 import itertools
@@ -39,18 +39,20 @@ def load(
     keep_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Reads a data set once, keeps it as memory-mapped uint8 in the cache, and opens it from there ever after.
+    """Reads a data set once, caches it as memory-mapped uint8, and opens it from the cache from then on.
 
-    source is a name of the catalogue (which wins over a path: write ./name for that), a path, or
-    owner/dataset[@revision] of the hub.
-    split is "train", "test" or "all". size, 1 to 4096, is the side of the square every image is brought to; None
-    chooses as docs/data.md says or, with keep_size, leaves images as they are: they must then be of one size.
-    channels is 1 or 3; None gives 1 when every image is stored as grey.
-    progress is called with (images done, images in all) while the cache is built.
+    Args:
+        source: a name in the catalogue (write ./name for a path of that name), a path, or owner/dataset[@revision] on
+            the hub.
+        split: "train", "test" or "all".
+        size: side of the square that every image is resized to, 1 to 4096; None: chosen as in docs/data.md.
+        channels: 1 or 3; None: 1 if every image is stored as grey, else 3.
+        skip_corrupt: leave unreadable images out.
+        keep_size: without size, leave images as they are: they must then have one size.
+        progress: called with (images done, images in all) while the cache is built.
 
-    Raises UsageError for a source, split, size or channels that cannot be (MixedSizes, where keep_size cannot), and
-    UndiffuseError when the data are missing, unreadable (unless skip_corrupt leaves such images out) or cannot be
-    cached.
+    Raises UsageError for an invalid source, split, size or channels (MixedSizes if keep_size fails), and
+    UndiffuseError if the data are missing, unreadable or cannot be cached.
     """
     _check("split", split, splits.SPLITS)
     _check("channels", channels, (None, 1, 3))
@@ -84,7 +86,7 @@ def load(
 
 
 def stored_sizes(source: str | os.PathLike[str]) -> list[tuple[int, int]]:
-    """The sizes (height, width) that the images of a source are stored in, ascending. Raises what `load` raises."""
+    """The distinct stored sizes (height, width) of a source's images, ascending. Raises as `load` does."""
     from undiffuse.data.build import sizes
 
     return sizes(_source(os.fspath(source)).open())
@@ -106,19 +108,21 @@ def _build(
     test = splits.held_out(content.count, content.labels) if content.test is None else content.test
     build(content, splits.select(test, split), folder, size, channels, skip_corrupt, progress)
     stored = read(folder)
-    assert stored is not None, "what was just written can be read"
+    assert stored is not None, "a finished data set can be read"
     return stored
 
 
 def _unlearnable(stored: Stored, split: str) -> list[str]:
-    """A remark on the classes that the training images leave without a single one."""
+    """A remark on classes without a training image."""
     if split != "train" or stored.labels is None:
         return []
     empty = np.flatnonzero(np.bincount(stored.labels, minlength=len(stored.classes)) == 0)
     if not len(empty):
         return []
     names = some([stored.classes[label] for label in empty])
-    return [f"no image to train on in {len(empty)} of {len(stored.classes)} classes: {names}. Models cannot draw them."]
+    return [
+        f"no image to train on in {len(empty)} of {len(stored.classes)} classes: {names}. Models cannot learn them."
+    ]
 
 
 def _source(name: str) -> Source:
@@ -129,7 +133,7 @@ def _source(name: str) -> Source:
         return _at_path(path)
     alike = _alike(path)
     hint = f" (did you mean {' or '.join(alike)}?)" if alike else ""
-    # In a folder that is here, a name that is not is a mistyped path.
+    # A missing name in an existing folder is a mistyped path.
     if HUB_NAME.fullmatch(name) and path.suffix.lower() not in FILES and not os.path.exists(path.parts[0]):
         from undiffuse.data.hub import open_hub
 
@@ -143,7 +147,7 @@ def _source(name: str) -> Source:
 
 
 def _alike(path: Path) -> list[str]:
-    """Paths that are here and are spelled much like `path`, part by part, the likeliest first."""
+    """Existing paths spelled similarly to `path`, part by part, the likeliest first."""
     found = [Path(path.anchor)]
     for part in path.parts[1 if path.anchor else 0 :]:
         found = [folder / name for folder in found for name in _names_alike(folder, part)][:ALIKE]

@@ -1,4 +1,4 @@
-"""NumPy's own files, read so that nothing is unpickled and nothing is allocated before the sizes are checked."""
+"""Reads NumPy files without unpickling anything, and without allocating before the sizes are checked."""
 
 import contextlib
 import math
@@ -26,11 +26,11 @@ class Archive:
     names: tuple[str, ...]
 
     def read(self, name: str) -> np.ndarray:
-        """The array, read-only. Raises UndiffuseError when it is broken, larger than memory, or of Python objects."""
+        """The array, read-only. Raises UndiffuseError if it is broken, larger than memory, or holds Python objects."""
         with self._open(name) as (file, header):
             if header.size > total_memory():
                 raise ValueError(f"it takes {header.size:,} bytes, more than the memory; a .npy file may be larger")
-            raw = file.read(header.size)  # no more is unpacked, and at the end the checksum is compared
+            raw = file.read(header.size)  # unpacks no more, and compares the checksum at the end
             return np.frombuffer(raw, header.dtype).reshape(header.shape, order=header.order)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class Archive:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], "Header"]]:
-        """The member after its header, which agrees with the size of the file."""
+        """The member, positioned after its header, and the header, which agrees with the member's size."""
         with reading(f"{name} of {self.path}"), zipfile.ZipFile(self.path) as archive:
             member = archive.getinfo(f"{name}.npy")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -50,7 +50,7 @@ class Archive:
 
 
 class Header(NamedTuple):
-    """What stands before an array's values; order is "C" or "F", size is of the values in bytes."""
+    """The header of an array; order is "C" or "F", size is that of the values in bytes."""
 
     shape: tuple[int, ...]
     order: Literal["C", "F"]
@@ -61,7 +61,7 @@ class Header(NamedTuple):
 def open_npy(path: Path) -> np.ndarray | Archive:
     """The array of a .npy file, memory-mapped and read-only, or the arrays of a .npz file; the content decides.
 
-    Raises UndiffuseError naming the file when it is broken or holds Python objects.
+    Raises UndiffuseError naming the file if it is broken or holds Python objects.
     """
     with reading(str(path)), path.open("rb") as file:
         start = file.read(6)
@@ -71,13 +71,13 @@ def open_npy(path: Path) -> np.ndarray | Archive:
             return _archive(path)
         if start.startswith(PICKLES):
             raise ValueError("it holds Python objects (a pickle), which are never loaded; write it with np.savez")
-        raise ValueError("it is empty" if not start else "it is not a file of np.save or np.savez")
+        raise ValueError("it is empty" if not start else "it is not a file written by np.save or np.savez")
 
 
 def _mapped(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         shape, order, dtype, size = _header(file, path.stat().st_size, str(path))
-        if size == 0:  # which cannot be mapped
+        if size == 0:  # cannot be mapped
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order=order)
 
@@ -94,13 +94,13 @@ def _archive(path: Path) -> Archive:
 
 
 def _header(file: IO[bytes], length: int, what: str) -> Header:
-    """Reads the header of the array in `file`, which holds `length` bytes in all and is called `what`."""
+    """Reads the header of the array in `file`, of `length` bytes in all; `what` names it in errors."""
     version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):  # 3.0 is for the names of fields, which no picture has
-        raise ValueError(f"it is of NumPy's format {version[0]}.{version[1]}")
+    if version not in ((1, 0), (2, 0)):  # 3.0 is for field names, which pictures do not have
+        raise ValueError(f"NumPy's format {version[0]}.{version[1]} is not supported")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # headers of Python 2 are well read
+        warnings.simplefilter("ignore")  # headers from Python 2 can be read
         shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise UsageError(
@@ -110,5 +110,5 @@ def _header(file: IO[bytes], length: int, what: str) -> Header:
         raise ValueError(f"its header states shape {shape} of {dtype}")
     size, there = math.prod(shape) * dtype.itemsize, length - file.tell()
     if size != there:
-        raise ValueError(f"its header promises {size:,} bytes, {there:,} are there")
+        raise ValueError(f"its header promises {size:,} bytes, but {there:,} are there")
     return Header(shape, "F" if fortran else "C", dtype, size)

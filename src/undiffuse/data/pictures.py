@@ -1,4 +1,4 @@
-"""What the numbers of an array of pictures mean: which axis is the channels, which value white. Nothing is guessed."""
+"""What the numbers in an array of pictures mean: which axis is the channels, which value is white. Never guesses."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ from undiffuse.errors import UsageError
 
 CHANNELS = (1, 3, 4)
 CHUNK = 1 << 24  # values
-WHITE_AT_LEAST = 128  # integers that end below may well have another white than 255
+WHITE_AT_LEAST = 128  # integers with a smaller maximum may well have another white than 255
 GENERAL = (
-    "No conversion is certain. With BLACK and WHITE the values of black and white it is "
+    "The right conversion is unknown. With BLACK and WHITE the values of black and white it is "
     "`((x - BLACK) * (255 / (WHITE - BLACK))).clip(0, 255).round().astype('uint8')`; "
-    "standardised pictures become values again by `x * std + mean`."
+    "undo a standardisation first, with `x * std + mean`."
 )
 
 
 def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
-    """Views (N, H, W, C) of all arrays, by their names in the file, and remarks; `picture` makes uint8 of each [index].
+    """Views (N, H, W, C) of all arrays (name in the file -> array), and remarks; `picture` converts a row to uint8.
 
-    Their numbers are judged together, so that a dark split means what the others do. Raises UsageError where layout or
-    values are not certain, or the pictures' shapes differ.
+    The values are judged together, so that a dark split is read like the others. Raises UsageError if the layout or
+    the values are ambiguous, or the pictures' shapes differ.
     """
     remarks = [
         f"{name} of shape {array.shape} is read as {len(array)} grey pictures"
@@ -34,12 +34,12 @@ def views_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[np.ndar
         raise UsageError(f"{path}: the pictures must all have one shape, not {shapes}")
     _check_values(path, dict(zip(arrays, views, strict=True)))
     if views[0].shape[3] == 4 and all(view[..., 3].max() == 0 for view in views):
-        raise UsageError(f"{path}: every picture is transparent all over; leave out the fourth channel: x[..., :3]")
+        raise UsageError(f"{path}: every picture is fully transparent; leave out the fourth channel: x[..., :3]")
     return views, remarks
 
 
 def picture(stored: np.ndarray) -> np.ndarray:
-    """One picture (H, W, C) as stored, which `views_of` accepted, as uint8 (H, W, 1 or 3); alpha is laid on white."""
+    """A stored picture (H, W, C) accepted by `views_of`, as uint8 (H, W, 1 or 3); alpha is composited on white."""
     if stored.dtype == np.bool_:
         stored = stored * np.uint8(255)
     stored = stored.astype(np.uint8, copy=False)
@@ -74,9 +74,9 @@ def _layout_advice(shape: tuple[int, ...]) -> str:
                 either = f"`x.reshape(-1, 3, {side}, {side})` or `x.reshape(-1, {side}, {side}, 3)`"
                 return f" Flattened? Write {f'`x.reshape(-1, {side}, {side})`' if channels == 1 else either}."
     if len(shape) == 3 and shape[2] in CHANNELS:
-        return " Pictures 1, 3 or 4 wide become clear as `x[..., None]`, a single picture as `x[None]`."
+        return " Write pictures 1, 3 or 4 wide as `x[..., None]`, a single picture as `x[None]`."
     if len(shape) == 4 and 2 in (shape[1], shape[3]):
-        return " Two channels are not read: choose one, or write three."
+        return " Two channels are not supported: choose one, or write three."
     return ""
 
 
@@ -88,7 +88,7 @@ def _check_values(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     what = f"{path}: {' and '.join(odd)} {'are' if len(odd) > 1 else 'is'} {arrays[odd[0]].dtype}"
     if not kinds <= set("iuf") or ("f" in kinds and len(kinds) > 1):
         every = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
-        raise UsageError(f"{path}: images must be uint8 from 0 to 255, or bool, and all alike; here are {every}")
+        raise UsageError(f"{path}: images must be uint8 from 0 to 255, or bool, and all of one type; here are {every}")
     low, high, not_finite = _range(list(arrays.values()))
     if kinds <= set("iu") and low >= 0 and WHITE_AT_LEAST <= high <= 255:
         return
@@ -119,7 +119,7 @@ def _range(arrays: Sequence[np.ndarray]) -> tuple[float, float, int]:
 
 
 def _float_advice(low: float, high: float) -> str:
-    """How to make uint8 of floats in this range. The tenth is room for the overshoot of scaling filters."""
+    """How to convert floats in this range to uint8. The margin of 0.1 allows for the overshoot of scaling filters."""
     if low > -0.1 and high < 1.1:
         return "Convert them once: `(x.clip(0, 1) * 255).round().astype('uint8')`."
     if low > -1.1 and high < 1.1:
@@ -140,14 +140,15 @@ def _integer_advice(low: float, high: float) -> str:
 
 
 def _scale_advice(high: float, as_they_are: str) -> str:
-    """For values from 0 up to `high`, 1 < high <= 65535: the white of the file is theirs to say unless it is 255."""
+    """For values from 0 up to `high`, 1 < high <= 65535: only the user knows which is white, unless it is 255."""
     scaled = "`(x * (255 / WHITE)).round().astype('uint8')`"
     if WHITE_AT_LEAST <= high <= 255:
         return f"Convert them once: `{as_they_are}`."
     if high <= 255:
         return (
-            f"Convert them once: `{as_they_are}` if white is 255, else {scaled} with WHITE = {high:.6g} or what it is."
+            f"Convert them once: `{as_they_are}` if white is 255, else {scaled} with WHITE = {high:.6g} "
+            "or its true value."
         )
     white = next(2**bits - 1 for bits in (10, 12, 14, 16) if high <= 2**bits - 1)
     also = "" if white == 65535 else ", or 65535 if they use all 16"
-    return f"Convert them once: {scaled} with WHITE = {white} if they are of {white.bit_length()} bits{also}."
+    return f"Convert them once: {scaled} with WHITE = {white} if they have {white.bit_length()} bits{also}."

@@ -1,4 +1,4 @@
-"""What the numbers in an image file mean: any of Pillow's modes to 8 bits of grey or RGB on white."""
+"""What the numbers in an image file mean: converts any Pillow mode to 8-bit grey or RGB on white."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ SIXTEEN_BITS = 65535
 TWELVE_BITS = 4095
 UNUSED_ALPHA = frozenset({"TGA", "BMP", "DIB", "ICO"})  # formats whose writers often leave the alpha they store at 0
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
-KEY_SCALE = {"1": 255, "L;2": 85, "L;4": 17}  # how Pillow widens the grey of a PNG, but not its transparent one
+KEY_SCALE = {"1": 255, "L;2": 85, "L;4": 17}  # how Pillow scales the greys of a PNG, but not the transparent one
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -17,9 +17,9 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Any opened or new Pillow image as mode L or RGB: full scale maps to full scale, transparency is laid on white.
+    """Any Pillow image as mode L or RGB: full scale maps to full scale, transparency is composited on white.
 
-    Raises ValueError for integers and floats outside the range that has a certain meaning.
+    Raises ValueError for integers and floats outside the range with an unambiguous meaning.
     """
     grey, raw_mode = is_grey(image), _raw_mode(image)  # loading forgets the raw mode
     image.load()
@@ -39,7 +39,7 @@ def _alpha_is_unused(image: Image.Image) -> bool:
 
 
 def _with_alpha(image: Image.Image, raw_mode: str) -> Image.Image:
-    """The image as RGBA. Pillow compares a PNG's transparent colour with values that it has brought to 8 bits."""
+    """The image as RGBA. Pillow compares a PNG's transparent colour with values already converted to 8 bits."""
     key = image.info.get("transparency")
     if isinstance(key, int) and raw_mode in KEY_SCALE:
         image.info["transparency"] = key * KEY_SCALE[raw_mode]
@@ -53,7 +53,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file stores a pixel, in Pillow's words, "" once it is loaded."""
+    """How the file stores a pixel: Pillow's raw mode, "" once the image is loaded."""
     tiles = getattr(image, "tile", ())
     arguments = tiles[0][3] if tiles else ""
     return arguments if isinstance(arguments, str) else ""
@@ -66,10 +66,10 @@ def _tag(image: Image.Image, number: int) -> object:
 def _scaled(image: Image.Image, full_scale: float, kind: str) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= full_scale):  # written so that NaN is refused as well
-        raise ValueError(f"{kind} pixels reach from {low:g} to {high:g}, expected 0 to {full_scale:g}")
+    if not (low >= 0 and high <= full_scale):  # NaN is refused as well
+        raise ValueError(f"{kind} pixels range from {low:g} to {high:g}, expected 0 to {full_scale:g}")
     eight_bit = np.rint(values * (255 / full_scale)).astype(np.uint8)
-    if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns these round for 8 bits only
+    if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts these for 8 bits only
         eight_bit = 255 - eight_bit
     if isinstance(key := image.info.get("transparency"), int):
         eight_bit[values == key] = 255

@@ -1,4 +1,4 @@
-"""A PNG file's chunks: what is left when metadata that Pillow refuses are taken out."""
+"""Removes metadata that Pillow refuses from PNG files."""
 
 import zlib
 
@@ -8,11 +8,11 @@ ORIENTATION = b"eXIf"
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A PNG file with only the chunks that make its picture, and its EXIF; None for anything else.
+    """A PNG file with only the chunks of its picture, and its EXIF; None if it is no PNG or has nothing to remove.
 
-    Pillow refuses a file whose texts or colour profile are longer than a megabyte (its guard against bombs, which this
-    leaves alone) or do not match their checksum; the picture needs none of them. A PNG with nothing to take out gives
-    None too. Chunks: the PNG specification, section 5.3.
+    Pillow refuses a file whose texts or colour profile exceed a megabyte (its guard against decompression bombs, which
+    this does not change) or do not match their checksum; the picture needs none of them. Chunks: the PNG
+    specification, section 5.3.
     """
     if not data.startswith(SIGNATURE):
         return None

@@ -15,7 +15,7 @@ from undiffuse.data.source import Header
 
 DEFAULT_SIZE = 32
 LARGEST_KEPT = 64
-# What may be opened, whatever the name says. Others of Pillow's run programs (EPS) or are no pictures of their own.
+# Formats that may be opened, whatever the file name. Pillow's others run programs (EPS) or are no complete pictures.
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO"),
     *("QOI", "SGI"),
@@ -43,13 +43,13 @@ def header(file: Path | BinaryIO) -> Header:
 def decode(file: Path | BinaryIO) -> Image.Image:
     """The first frame of an image file, upright, mode L or RGB.
 
-    Raises ValueError saying what is wrong with a broken file, and for pixel values that have no certain meaning.
+    Raises ValueError with the reason for a broken file, and for pixel values of ambiguous meaning.
     """
     return _opened(file, lambda image: _upright(pixels.to_eight_bit(image), image))
 
 
 def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
-    """What `use` gives for the opened image; a PNG that only its metadata spoil is read without them."""
+    """`use(image)` for the opened image; a PNG that fails because of its metadata is read without them."""
     if isinstance(file, Path):
         if file.exists() and not file.is_file():
             raise ValueError("not a regular file")
@@ -59,7 +59,7 @@ def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(file, formats=FORMATS) as image:
             return use(image)
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them meet
+    except Exception as error:  # Pillow's plugins raise all kinds of errors for broken files
         file.seek(0)
         if bare := without_metadata(file.read()):
             return _opened(io.BytesIO(bare), use)
@@ -67,7 +67,7 @@ def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
 
 
 def _check_canvas(file: BinaryIO) -> None:
-    """Refuses a WebP too large to be safe: its decoder takes memory for the whole canvas before Pillow can look."""
+    """Refuses a WebP too large to be safe: its decoder allocates the whole canvas before Pillow can check it."""
     begins = file.read(30)
     file.seek(0)
     if begins[8:16] == b"WEBPVP8X" and Image.MAX_IMAGE_PIXELS:
@@ -78,7 +78,7 @@ def _check_canvas(file: BinaryIO) -> None:
 
 def _reason(file: BinaryIO, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        return "broken: it refers to places before its beginning"
+        return "broken: it refers to positions before its start"
     if not isinstance(error, UnidentifiedImageError):
         return (str(error) or f"broken ({type(error).__name__})")[:LONGEST_REASON]
     file.seek(0)
@@ -87,15 +87,15 @@ def _reason(file: BinaryIO, error: Exception) -> str:
         return "the file is empty"
     for mark, kind in FOREIGN.items():
         if mark in begins:
-            return f"a {kind} picture, a kind that is not read: convert it to PNG"
-    return "cannot identify image file: broken from the start, or of a kind that is not read"
+            return f"a {kind} picture, which is not supported: convert it to PNG"
+    return "cannot identify image file: broken at the start, or in an unsupported format"
 
 
 def _upright(turned: Image.Image, original: Image.Image) -> Image.Image:
-    """`turned` as the EXIF orientation of `original` wants it; broken EXIF wants nothing."""
+    """`turned`, transposed according to the EXIF orientation of `original`; broken EXIF is ignored."""
     try:
         orientation = original.getexif().get(ORIENTATION)
-    except Exception:  # it is read with struct and XML
+    except Exception:  # EXIF is parsed with struct and XML
         return turned
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return turned if method is None else turned.transpose(method)
@@ -135,5 +135,5 @@ def _central_square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    # Lanczos widens its support when it shrinks, which is the antialiasing.
+    # Lanczos widens its support when shrinking, which is the antialiasing.
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))

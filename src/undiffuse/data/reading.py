@@ -1,4 +1,4 @@
-"""Failures of the libraries that read files, said in one short line."""
+"""Turns failures of the libraries that read files into one short line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ SHOWN = 120  # characters of another library's message
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Any failure while `what` is read becomes an UndiffuseError with its reason; the package's own errors pass."""
+    """Turns any failure while reading `what` into an UndiffuseError with its reason; the package's own errors pass."""
     try:
         yield
     except UndiffuseError:

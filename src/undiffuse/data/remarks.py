@@ -1,4 +1,4 @@
-"""What a person should know of their data, and how names of files are written."""
+"""Warnings to users about their data, and how file names are shown."""
 
 import functools
 import logging
@@ -20,7 +20,7 @@ def warn(message: str) -> None:
 
 
 def readable(name: str) -> str:
-    r"""A file's name as text that any terminal, JSON file and command line can hold.
+    r"""A file name as text that any terminal, JSON file and command line can hold.
 
     Bytes that are not UTF-8 (Python's surrogate escapes) and control characters are written as escapes: caf\xe9, a\nb.
     """
@@ -45,8 +45,8 @@ def some(names: Iterable[object]) -> str:
 
 
 def kinds(files: Sequence[PurePosixPath]) -> str:
-    """How many files there are of each kind, the commonest first: 12 .heic, 1 .jxl."""
+    """How many files there are of each kind, the most common first: 12 .heic, 1 .jxl."""
     counts = Counter(file.suffix.lower() for file in files)
-    shown = [f"{count} {readable(kind) or 'without an ending'}" for kind, count in counts.most_common(SHOWN)]
+    shown = [f"{count} {readable(kind) or 'without an extension'}" for kind, count in counts.most_common(SHOWN)]
     rest = counts.total() - sum(count for _, count in counts.most_common(SHOWN))
     return ", ".join([*shown, *([f"{rest} of other kinds"] if rest else [])])

@@ -1,4 +1,4 @@
-"""Files of tables on disk: .parquet, folders of them as hub repositories have, and what `save_to_disk` writes."""
+"""Tables on disk: .parquet and .arrow files, folders of them as in hub repositories, and those of `save_to_disk`."""
 
 import importlib.util
 import os
@@ -31,10 +31,10 @@ def open_table(path: Path) -> Source:
 
 
 def open_tables(folder: Path) -> Source | None:
-    """Source over a folder of parquet or Arrow files, or one of `save_to_disk`; None for a folder without such.
+    """Source over a folder of parquet or Arrow files, or one written by `save_to_disk`; None for a folder without any.
 
-    A folder with pictures is one of pictures, and a remark names the tables in it. Raises UsageError where both may be
-    the data, where it is not clear which files are which split, or where some of a split's are missing.
+    A folder with pictures counts as pictures, and a remark names the tables in it. Raises UsageError if either may be
+    the data, if it is unclear which files form a split, or if some of a split's files are missing.
     """
     if (folder / "dataset_dict.json").is_file():
         with reading(str(folder / "dataset_dict.json")):
@@ -54,7 +54,7 @@ def open_tables(folder: Path) -> Source | None:
 
 
 def needs(package: str, what: str) -> None:
-    """Raises UndiffuseError with the command that installs the extra, where its package is not here."""
+    """Raises UndiffuseError with the command that installs the extra if its package is missing."""
     if importlib.util.find_spec(package) is None:
         raise UndiffuseError(f"{what} need {package}, which is not installed: {INSTALL}")
 
@@ -73,12 +73,12 @@ def _source(name: str, splits: dict[str, list[Path]]) -> Source:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The files of one data set of `save_to_disk`, in order."""
+    """The files of one data set written by `save_to_disk`, in order."""
     state = folder / "state.json"
     with reading(str(state)):
         noted = read_json(state)
         if noted.get("_indices_files") or noted.get("_indices_data_files"):
-            raise ValueError("it selects rows by a table of indices; write it anew with flatten_indices()")
+            raise ValueError("it selects rows by a table of indices; save it again after flatten_indices()")
         files = [_inside(folder, one["filename"]) for one in noted["_data_files"]]
     if missing := [file.name for file in files if not file.is_file()]:
         raise UsageError(f"{folder}: files are missing: {some(missing)}")
@@ -87,7 +87,7 @@ def _saved(folder: Path) -> list[Path]:
 
 def _inside(folder: Path, name: str) -> Path:
     if PurePosixPath(name).name != name or name == "..":
-        raise ValueError(f"it names {name!r}, which is not a plain name")
+        raise ValueError(f"it names {name!r}, which is not a plain file name")
     return folder / name
 
 
@@ -108,7 +108,7 @@ def _files(root: Path) -> tuple[list[PurePosixPath], PurePosixPath | None]:
 
 
 def _by_split(root: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path]]:
-    """The files of each split, by its name in the file's name (train-00000-of-00002) or else a folder's (train/)."""
+    """The files of each split, which the file name (train-00000-of-00002) or else a folder (train/) names."""
     splits: dict[str, list[PurePosixPath]] = defaultdict(list)
     for file in files:
         splits[_split_name(file)].append(file)
@@ -120,14 +120,14 @@ def _by_split(root: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path
         promised = {int(found["count"]) for found in numbered}
         if numbered and (len(promised) > 1 or {int(found["number"]) for found in numbered} != set(range(*promised))):
             raise UsageError(
-                f"{root}: of {split or 'the data'} there are {len(numbered)} files where their names promise "
+                f"{root}: there are {len(numbered)} files of {split or 'the data'}, but their names promise "
                 f"{' or '.join(map(str, sorted(promised)))}: {some([file.name for file in shards])}"
             )
     return {split: [root / file for file in shards] for split, shards in splits.items()}
 
 
 def _split_name(file: PurePosixPath) -> str:
-    """The split that a file's name or else a folder's states; else what its name begins with, "" for numbers alone."""
+    """The split named by the file or else a folder; else the file name without its number ("" for data, part)."""
     stated = _word(file.stem) or next(filter(None, map(_word, reversed(file.parts[:-1]))), None)
     if stated:
         return stated
@@ -137,20 +137,20 @@ def _split_name(file: PurePosixPath) -> str:
 
 
 def _word(text: str) -> str | None:
-    """The one word for a split in a name, as it is spelled there; None where there is none or several."""
+    """The one word for a split in a name, as spelled there; None if there is none or several."""
     words = [word for word in re.split("[^a-z]+", text.lower()) if split_of(word)]
     return words[0] if len(set(words)) == 1 else None
 
 
 def _table(files: Sequence[Path]) -> Table:
-    """Raises UsageError where the files have different columns, UndiffuseError where one is broken."""
+    """One table of all files. Raises UsageError if their columns differ, UndiffuseError if one is broken."""
     parts = []
     for file in files:
         with reading(str(file)):
             parts.append((_parquet if file.suffix.lower() == ".parquet" else _arrow)(file))
     for file, part in zip(files, parts, strict=True):
         if set(part.schema.names) != set(parts[0].schema.names):
-            raise UsageError(f"{file} has other columns than {files[0]}")
+            raise UsageError(f"{file} and {files[0]} have different columns")
     return Table(parts[0].schema, tuple(group for part in parts for group in part.groups))
 
 
@@ -166,7 +166,7 @@ def _parquet(path: Path) -> Table:
             except Exception as error:  # pyarrow raises a dozen kinds, and every image of the group fails with it
                 raise ValueError(f"its row group cannot be read ({str(error)[:40]}...)") from error
             if len(values) != rows[group]:
-                raise ValueError(f"its row group has {len(values)} values of {rows[group]} in column {name}")
+                raise ValueError(f"its row group has {len(values)} of {rows[group]} values in column {name}")
             return values
 
         return read

@@ -1,4 +1,4 @@
-"""What every reader (folder, arrays, IDX, hub, built-in) hands over: a Source, opened into Content when needed."""
+"""What every reader (folder, arrays, IDX, hub, built-in) returns: a Source, opened as Content when needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NOT_STATED = "not stated"
 
 
 class Header(NamedTuple):
-    """What can be known of an image without decoding it; the size is as stored, before any EXIF rotation."""
+    """What is known about an image without decoding it; the size is as stored, before any EXIF rotation."""
 
     width: int
     height: int
@@ -22,13 +22,13 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """All the images of a source, both splits, none of them read yet.
+    """All images of a source, of both splits, none of them read yet.
 
     read and header take an index and raise any exception for an image that cannot be read.
     labels are -1 where an image has none; a split with such images is unlabelled.
-    test marks the images of the test split, bool (count,); None lets `splits.select` choose them.
-    remarks are what a person should know, such as what of the source is not used: logged at each loading.
-    keep_size: with no size asked for, images stay as they are (ready arrays); else `policy.default_size` decides.
+    test marks the images of the test split, bool (count,); None lets `splits.held_out` choose them.
+    remarks are for the user, such as which parts of the source are not used: logged whenever it is loaded.
+    keep_size: unless a size is requested, images stay as they are (arrays); else `policy.default_size` decides.
     """
 
     count: int

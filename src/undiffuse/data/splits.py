@@ -9,11 +9,11 @@ ONE_IN = 10
 
 
 def held_out(count: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """The test split of a source that brings none, bool (count,): one image in ten, the same ones for ever.
+    """The test split of a source without its own, bool (count,): one image in ten, always the same ones.
 
-    They are every tenth item of one fixed permutation of the positions, so neither file order nor class order shows
-    in it. Fewer than ten images have no test split; the training split is never empty. A class of `labels`, int64
-    (count,), that would have all its images held out keeps its first one for training.
+    It is every tenth item of a fixed permutation of the positions, and so follows neither file nor class order. Fewer
+    than ten images have no test split; the training split is never empty. A class of `labels`, int64 (count,), whose
+    images would all be held out keeps its first one for training.
     """
     # RandomState is frozen by NumPy's policy (NEP 19); the newer Generator may change its stream between versions.
     order = np.random.RandomState(0).permutation(count)
@@ -28,7 +28,7 @@ def held_out(count: int, labels: np.ndarray | None = None) -> np.ndarray:
 def select(test: np.ndarray, split: str) -> np.ndarray:
     """Positions of `split`, int64, ascending; train and test are disjoint and together "all".
 
-    Raises UsageError when the split is empty.
+    Raises UsageError if the split is empty.
     """
     if split == "all":
         return np.arange(len(test))

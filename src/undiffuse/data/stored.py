@@ -1,4 +1,4 @@
-"""Finished data sets in the cache: memory-mapped uint8 images, written once and whole, read in no time."""
+"""Finished data sets in the cache: memory-mapped uint8 images, written once and completely, opened instantly."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ HASH_CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished data set as it lies in the cache; fields as in ImageSet, and remarks to be logged at each loading."""
+    """A finished data set in the cache; fields as in ImageSet, and remarks to be logged whenever it is loaded."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -41,7 +41,7 @@ def finish(folder: Path, labels: np.ndarray | None, facts: dict[str, Any]) -> No
 
 
 def read(folder: Path) -> Stored | None:
-    """What `finish` left in `folder`, or None when there is nothing or it is damaged, so that it is built again."""
+    """The data set that `finish` left in `folder`; None if there is none or it is damaged, so that it is rebuilt."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)

@@ -1,6 +1,6 @@
-"""Tables of Apache Arrow (parquet, save_to_disk, the hub) as images with classes.
+"""Apache Arrow tables (parquet, save_to_disk, the hub) as images with classes.
 
-Rows are read as they are needed, a row group at a time; pyarrow only moves columns, nothing in a file is executed.
+Rows are read when needed, a row group at a time; pyarrow only moves columns, nothing in a file is executed.
 """
 
 import bisect
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are read together: `column` gives the `rows` values of a column of that name.
+    """Rows that are read together: `column(name)` returns the `rows` values of a column.
 
-    Relative paths among them start from `folder`.
+    Relative paths among them are relative to `folder`.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """One split of a data set, its groups of rows one after the other; all have the columns of `schema`."""
+    """One split of a data set as consecutive groups of rows, all with the columns of `schema`."""
 
     schema: "Schema"
     groups: tuple[Group, ...]
@@ -51,16 +51,16 @@ class Table:
 
 
 def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -> Content:
-    """The images and classes of the tables, by the names of their splits.
+    """The images and classes of `tables` (split name -> table).
 
-    The split train (a single one may have any name) is joined by one to hold out: test, failing that validation, or the
-    one of them whose images have classes. Remarks name the splits and columns that are not used. Raises UsageError
-    where there is no train, not one image column, or a split without it.
+    Takes the split train (a single one may have any name) and one to hold out: test, else validation, but preferably
+    one whose images all have classes. Remarks name the unused splits and columns. Raises UsageError if there is no
+    train, not exactly one image column, or a split without it.
     """
     train, *held_out = _roles(name, tables)
     schema, remarks = tables[train].schema, []
     if not split_of(train) and train:
-        remarks.append(f"the only split, {train}, is the one to train on")
+        remarks.append(f"the only split, {train}, is used for training")
     image = image_column(name, schema)
     label, why_not = _class_column(name, tables[train], image)
     remarks += why_not
@@ -83,7 +83,7 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
 
 
 def _roles(name: str, tables: Mapping[str, Table]) -> list[str]:
-    """The split to train on, then those to hold out, the most usual first."""
+    """The split to train on, then those that may be held out, in order of preference."""
     train = [split for split in tables if split_of(split) == "train"]
     if len(tables) == 1 and not train:
         train = list(tables)
@@ -96,17 +96,17 @@ def _roles(name: str, tables: Mapping[str, Table]) -> list[str]:
 
 
 class Known(NamedTuple):
-    """Which rows have a class, bool (rows,), and the classes of those, integers or texts."""
+    """Which rows have a class, bool (rows,), and the classes of those, integers or strings."""
 
     has: np.ndarray
     values: np.ndarray
 
 
 def _class_column(name: str, train: Table, image: str) -> tuple[str | None, list[str]]:
-    """The column of classes, if one alone can be it and every row has one; else a remark on why there is none."""
+    """The class column, if there is one candidate and every row has a class; else None, with remarks on why."""
     found = class_columns(train.schema, image)
     if len(found) > 1:
-        return None, [f"no classes: {some(found)} could each be their column; leave only one in the data"]
+        return None, [f"no classes: {some(found)} could each be the class column; leave only one in the data"]
     if not found:
         return None, []
     values = _values(name, train, found[0])
@@ -119,9 +119,9 @@ def _class_column(name: str, train: Table, image: str) -> tuple[str | None, list
 
 
 def _values(name: str, table: Table, column: str) -> np.ndarray:
-    """The values of a column, (rows,), dictionaries (pandas' categories) unfolded; None or NaN where it is null.
+    """The values of a column, (rows,), with dictionaries (pandas' categories) decoded; None or NaN for nulls.
 
-    Bytes become texts. Raises UsageError where they are not UTF-8, and where one file has texts, another numbers.
+    Bytes become strings. Raises UsageError if they are not UTF-8, or if one file has strings and another numbers.
     """
     import pyarrow
     from pyarrow import types
@@ -133,12 +133,12 @@ def _values(name: str, table: Table, column: str) -> np.ndarray:
     except pyarrow.ArrowInvalid as error:
         raise UsageError(f"{name}: column {column} holds bytes that are not UTF-8; decode them first") from error
     if len({is_text(chunk.type) for chunk in chunks}) > 1:
-        raise UsageError(f"{name}: column {column} holds texts in one file and numbers in another")
+        raise UsageError(f"{name}: column {column} holds strings in one file and numbers in another")
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
 def _known(name: str, table: Table, column: str) -> Known:
-    """A row has no class where it is null, NaN or negative (-1 is the convention of test splits without labels)."""
+    """Rows that are null, NaN or negative have no class (-1 is the convention for test splits without labels)."""
     stored = _values(name, table, column)
     texts = stored.dtype == object
     has = np.array([value is not None for value in stored]) if texts else np.isfinite(stored)
@@ -151,7 +151,7 @@ def _known(name: str, table: Table, column: str) -> Known:
 
 
 def _classes(where: str, parts: Sequence[Known], names: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of the rows of all parts, int64, -1 where they have none, and the class names."""
+    """Labels of the rows of all parts, int64, -1 for rows without one, and the class names."""
     given = None if names is None else labels.distinct(where, names)
     filled = [part.values for part in parts if part.has.any()]
     indices, classes = labels.indices(where, filled, given)
@@ -162,7 +162,7 @@ def _classes(where: str, parts: Sequence[Known], names: tuple[str, ...] | None) 
 
 
 def _images(tables: Sequence[Table], image: str) -> Content:
-    """Content over an image column, the second table the test split; two groups are in memory at a time."""
+    """Content over an image column, the second table being the test split; keeps two groups in memory at a time."""
     groups = [group for table in tables for group in table.groups if group.rows]
     ends = list(itertools.accumulate(group.rows for group in groups))
     stored, lock = functools.lru_cache(maxsize=2)(lambda number: groups[number].column(image)), threading.Lock()
@@ -170,7 +170,7 @@ def _images(tables: Sequence[Table], image: str) -> Content:
     def file(index: int) -> Path | BinaryIO:
         number = bisect.bisect_right(ends, index)
         group = groups[number]
-        with lock:  # the threads that decode ask for one group at the same time
+        with lock:  # the decoding threads request the same group at the same time
             column = stored(number)
         return _file(column[index - (ends[number] - group.rows)].as_py(), group.folder)
 

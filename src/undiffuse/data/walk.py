@@ -1,4 +1,4 @@
-"""The pictures under a folder, and a word on everything that looks like one and is not read."""
+"""The pictures under a folder, and remarks on everything that looks like one but is not read."""
 
 import os
 import stat
@@ -24,11 +24,11 @@ UNREAD = _endings(
     "nrw dng arw srf sr2 orf rw2 raf pef ptx srw x3f 3fr fff iiq erf kdc dcr mrw mos rwl gpr dcm dicom dds icns cur "
     "fits fit fts xpm xbm ras rgb rgba bw pic djvu cin dpx heics heifs avci avcs jls jpeg2000 jph jhc pgx wbmp pam ktx"
 )
-NO_PICTURE = _endings(  # not worth opening to see
+NO_PICTURE = _endings(  # not worth opening
     "txt json jsonl csv tsv xml yaml yml toml cfg ini md rst html htm log lock db py ipynb npy npz mat h5 pt pth pkl "
     "safetensors parquet zip gz tar pdf mp4 mov avi mkv webm"
 )
-# Thumbnails and leavings of systems and network disks, in lower case; hidden folders are left out anyway.
+# Folders of thumbnails and leftovers of systems and network disks, in lower case; hidden ones are left out anyway.
 NO_DATA = frozenset(
     {
         *("@eadir", "@tmp", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found"),
@@ -41,11 +41,11 @@ BEGINNINGS += (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n")  # JPEG 2
 UNREAD_BEGINNINGS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"8BPS\x00\x01")  # JPEG XL, Photoshop
 BRANDS = {b"avif": True, b"avis": True} | dict.fromkeys(b"heic heix heim heis hevc hevx mif1 msf1".split(), False)
 
-KIND = "pictures of kinds that are not read; convert them to PNG first"
-NAME = "pictures by their content but not by their name; give them an ending such as .png or .jpg"
-LINK = "links to nothing"
-RUN = "what a run of undiffuse wrote is not data"
-LEAVINGS = "thumbnails or deleted files, by the folder's name; rename it if it is data"
+KIND = "pictures in unsupported formats; convert them to PNG first"
+NAME = "pictures by their content but not by their name; give them an extension such as .png or .jpg"
+LINK = "broken links"
+RUN = "the output of undiffuse is not data"
+LEAVINGS = "thumbnails or deleted files, judging by the folder's name; rename it if it is data"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Found:
     """Paths relative to the folder, sorted, and remarks.
 
     pictures  files to read
-    unread    pictures of kinds that are not read
-    bare      folders with neither of them in it, at any depth
+    unread    pictures in unsupported formats
+    bare      folders with neither, at any depth
     """
 
     pictures: list[PurePosixPath]
@@ -64,11 +64,11 @@ class Found:
 
 
 def walk(root: Path) -> Found:
-    """Everything under `root` that is a picture by its ending, or by its first bytes where it has none.
+    """Finds everything under `root` that is a picture by its extension, or by its first bytes if it has none.
 
-    Hidden files and folders are left out; so are, with a remark, folders of thumbnails (`NO_DATA`) and folders that
-    hold a run of undiffuse. Links are followed, loops are not. Raises UsageError where two names lead to one folder
-    with pictures, and UndiffuseError where a folder cannot be read.
+    Hidden files and folders are left out, and so are, with a remark, folders of thumbnails (`NO_DATA`) and of runs of
+    undiffuse. Links are followed, but not in loops. Raises UsageError if two names lead to one folder with pictures,
+    and UndiffuseError if a folder cannot be read.
     """
     pictures: list[PurePosixPath] = []
     left_out: dict[str, list[PurePosixPath]] = defaultdict(list)
@@ -118,7 +118,7 @@ def _folders(
             if here != PurePosixPath():
                 subfolders.clear()
                 continue
-            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN  # a run written among its data leaves them data
+            subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN  # a run within its data folder: the rest is still data
         chains[folder], visited[real] = (*above, real), here
         dropped = [name for name in subfolders if name.lower() in NO_DATA]
         if leavings := [here / name for name in dropped if _holds_pictures(root / here / name)]:
@@ -132,7 +132,7 @@ def _refuse(error: OSError) -> None:
 
 
 def is_run(subfolders: list[str], files: list[str]) -> bool:
-    """Whether a folder of these holds a run or a model of undiffuse."""
+    """Whether a folder with these entries holds a run or a model of undiffuse."""
     run = "run.json" in files and ("metrics.jsonl" in files or not WRITTEN_BY_A_RUN.isdisjoint(subfolders))
     return run or {"model.json", "weights.safetensors"} <= set(files)
 
@@ -142,7 +142,7 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _reason(path: Path) -> str | None:
-    """Why a file is left out: "" for a picture to read, None for what is no picture."""
+    """Why a file is left out: "" for a picture to read, None for a file that is not a picture."""
     kind = path.suffix.lower()
     if kind in READ:
         return ""
@@ -156,7 +156,7 @@ def _reason(path: Path) -> str | None:
         with path.open("rb") as file:
             begins = file.read(16)
     except OSError:
-        return LINK if path.is_symlink() else ""  # reading it as a picture says what is wrong
+        return LINK if path.is_symlink() else ""  # reading it as a picture raises the error
     brand = begins[8:12] if begins[4:8] == b"ftyp" else b""
     if begins.startswith(BEGINNINGS) or (begins[:4], begins[8:12]) == (b"RIFF", b"WEBP") or BRANDS.get(brand):
         return NAME if kind else ""

@@ -1,5 +1,10 @@
 """Denoisers that wrap denoisers, so that every sampler, grid and likelihood gets them: thresholds and guidance."""
 
+from undiffuse.guidance.classifier import (
+    LogProb,
+    class_log_prob,
+    classifier_guidance,
+)
 from undiffuse.guidance.difference import (
     Guidance,
     Pair,
@@ -14,22 +19,44 @@ from undiffuse.guidance.difference import (
     with_and_without,
     within,
 )
-from undiffuse.guidance.thresholds import Overshoot, clip, dynamic_threshold, unchanged
+from undiffuse.guidance.observations import (
+    Covariance,
+    LinearMap,
+    Observation,
+    gaussian_guidance,
+    moment_matching,
+    together,
+)
+from undiffuse.guidance.thresholds import (
+    Overshoot,
+    clip,
+    dynamic_threshold,
+    unchanged,
+)
 
 __all__ = [
+    "Covariance",
     "Guidance",
+    "LinearMap",
+    "LogProb",
+    "Observation",
     "Overshoot",
     "Pair",
     "Rule",
+    "class_log_prob",
+    "classifier_guidance",
     "clip",
     "composed",
     "dynamic_threshold",
+    "gaussian_guidance",
     "guided",
     "in_one_batch",
     "linear",
+    "moment_matching",
     "of_two",
     "projected",
     "rescaled",
+    "together",
     "unchanged",
     "with_and_without",
     "within",

@@ -1,4 +1,4 @@
-"""Features of images, and what is measured in them: distances, manifolds, scores, copying, with their intervals."""
+"""Features of images, and the metrics computed from them: distances, manifolds, scores, copying, with intervals."""
 
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import GROUPS, METRICS, measure

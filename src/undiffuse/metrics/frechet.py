@@ -1,8 +1,8 @@
 """The Frechet distance between Gaussians fitted to features, in float64: with Inception features, FID.
 
 With fewer samples than dimensions the covariances are singular. The trace of the root of their product is therefore
-taken as a nuclear norm, tr (S1 S2)^(1/2) = ||S1^(1/2) S2^(1/2)||_*: its singular values are exact to rounding where
-those of a matrix square root would be imaginary noise.
+taken as a nuclear norm, tr (S1 S2)^(1/2) = ||S1^(1/2) S2^(1/2)||_*: its singular values are exact to rounding,
+while a matrix square root would give imaginary noise.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Gaussian:
 
 
 def moments(features: np.ndarray, counts: np.ndarray | None = None) -> Gaussian:
-    """Mean and unbiased covariance of the rows of (N, D), each counted `counts` (N,) times: once, if that is None."""
+    """Mean and unbiased covariance of the rows of (N, D), each counted `counts` (N,) times, or once if it is None."""
     weights = torch.ones(len(features)) if counts is None else torch.from_numpy(counts)
     weights = weights.double()
     total, dimensions = weights.sum(), features.shape[1]
@@ -43,7 +43,7 @@ def moments(features: np.ndarray, counts: np.ndarray | None = None) -> Gaussian:
 
 
 def root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix; eigenvalues that are rounding count as zero."""
+    """The symmetric square root of a positive semi-definite matrix; eigenvalues at rounding level count as zero."""
     values, vectors = torch.linalg.eigh(covariance)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return (vectors * torch.where(values > noise, values, 0).sqrt()) @ vectors.T
@@ -52,7 +52,7 @@ def root(covariance: Tensor) -> Tensor:
 def frechet_distance(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
 
-    `root_b` spares the root of b's covariance where it is at hand.
+    `root_b`: the root of b's covariance, if it is known already.
     """
     overlap = torch.linalg.svdvals(root(a.covariance) @ (root(b.covariance) if root_b is None else root_b)).sum()
     apart = (a.mean - b.mean).square().sum()
@@ -63,7 +63,7 @@ def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> C
     """`frechet_distance` for fewer samples than dimensions, as a function of how often each is counted.
 
     With S_a = Y^T Y, where the rows of Y are the centred and weighted samples, ||S_a^(1/2) S_b^(1/2)||_* is
-    ||Y S_b^(1/2)||_*: a matrix of as many rows as there are samples, in place of a square one of all dimensions.
+    ||Y S_b^(1/2)||_*: a matrix with one row per sample instead of one per dimension.
     """
     x = torch.from_numpy(np.asarray(samples)).double()
     projected, trace = x @ root_b, target.covariance.trace()
@@ -82,12 +82,11 @@ def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> C
 
 
 def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int = REPLICATES) -> dict[str, Measure]:
-    """The distance of samples (N, D) from a reference (M, D), N and M at least 2, and, from N = 4 on, where it goes as
-    N grows.
+    """The distance of samples (N, D) from a reference (M, D), N and M >= 2, and, for N >= 4, its limit as N grows.
 
-    `frechet` has the interval in which it would vary at this N, whatever its bias.
+    The interval of `frechet` covers its variation at this N, not its bias.
     The bias of N samples falls as 1 / N (Chong & Forsyth 2020), so `frechet_limit` = 2 d(N) - d(N / 2), with d(N / 2)
-    the mean over two halves, is free of its first order; that of the reference's own size remains.
+    the mean over two halves, cancels its first order; the bias from the size of the reference remains.
     """
     target = moments(reference)
     root_b = root(target.covariance)

@@ -10,7 +10,7 @@ from undiffuse.randomness import Purpose, stream
 
 @dataclass(frozen=True)
 class Measure:
-    """A value and, where it has one, its 95% interval."""
+    """A value and, if it has one, its 95% interval."""
 
     value: float
     low: float | None = None
@@ -25,11 +25,10 @@ def resampled(count: int, replicates: int) -> Iterator[np.ndarray]:
 
 
 def bootstrap(count: int, statistic: Callable[[np.ndarray], float], replicates: int) -> Measure:
-    """`statistic` of the counts (how often each item is there), 1.96 standard deviations of its replicates either way.
+    """`statistic` of the counts (how often each item occurs), plus or minus 1.96 standard deviations of its replicates.
 
-    For statistics that are biased at a finite count: items drawn more than once add a bias of their own, so where the
-    replicates lie says nothing, only how far apart they do. The interval says how the value would vary at this count;
-    one item has none.
+    For statistics that are biased at a finite count: repeated items add a bias of their own, so only the spread of the
+    replicates is used, not their location. The interval covers the variation at this count; a single item has none.
     """
     value = statistic(np.ones(count, dtype=np.int64))
     if count < 2:
@@ -39,7 +38,7 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float], replicates: 
 
 
 def mean(values: np.ndarray) -> Measure:
-    """The mean of one value an item, with the percentile interval of 500 replicates; that of one item has none."""
+    """The mean of one value per item, with the percentile interval of 500 replicates; a single item has none."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return Measure(float(values.mean()))

@@ -9,7 +9,7 @@ from undiffuse.metrics.intervals import Measure
 
 
 def _sums(a: np.ndarray, b: np.ndarray, same: bool) -> tuple[Tensor, Tensor]:
-    """Of k(a_i, b_j) = (a_i . b_j / D + 1)^3, the sums over j (N,) and over i (M,); a == b without i = j."""
+    """Sums of k(a_i, b_j) = (a_i . b_j / D + 1)^3 over j (N,) and over i (M,); if `same`, a is b and i = j left out."""
     over_b, over_a = (torch.zeros(len(z), dtype=torch.float64) for z in (a, b))
     for rows, x in blocks(a):
         for columns, y in blocks(b):
@@ -24,9 +24,9 @@ def _sums(a: np.ndarray, b: np.ndarray, same: bool) -> tuple[Tensor, Tensor]:
 def measure_kernel(samples: np.ndarray, reference: np.ndarray) -> dict[str, Measure]:
     """MMD^2 with the cubic kernel (Binkowski et al. 2018, section 4), over all pairs instead of random subsets.
 
-    The interval is 1.96 jackknife standard errors: every sample and every reference item left out once, exactly, from
-    the sums of its row. The estimate is unbiased, so it may be negative. samples (N, D), reference (M, D), N and M at
-    least 2; of fewer than 3 none can be left out, and there is no interval.
+    The interval is 1.96 jackknife standard errors: every sample and every reference item is left out once, exactly,
+    using its row sums. The estimate is unbiased, so it may be negative. samples (N, D), reference (M, D), N and M at
+    least 2; with fewer than 3, none can be left out and there is no interval.
     """
     n, m = len(samples), len(reference)
     xx, yy = (_sums(z, z, same=True)[0] for z in (samples, reference))

@@ -1,4 +1,4 @@
-"""Quality and diversity told apart, by nearest neighbours in feature space; and copies, by those in pixel space."""
+"""Quality and diversity as separate metrics, by nearest neighbours in feature space; copying, by those in pixels."""
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ DENSITY_COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 3.2
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 of (N, D) and (M, D): (N, M). What is only rounding is 0, so that equal items are at distance 0."""
+    """|a_i - b_j|^2 of (N, D) and (M, D): (N, M). Values at rounding level become 0, so equal items have distance 0."""
     norms = a.square().sum(1, keepdim=True) + b.square().sum(1)
     distances = norms - 2 * a @ b.T
     return distances.masked_fill_(distances < 8 * torch.finfo(a.dtype).eps * norms, 0)
 
 
 def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """Squared distances from each row to its k-th nearest other row, for every k of `neighbours`: inf without one."""
+    """Squared distances from each row to its k-th nearest other row, for every k in `neighbours`; inf without one."""
     most = max(neighbours)
     radii = torch.full((len(features), most), torch.inf, dtype=torch.float64)
     for rows, x in blocks(features):
@@ -31,7 +31,7 @@ def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) ->
             together = torch.cat([nearest, distances], dim=1)
             nearest = together.topk(min(most, together.shape[1]), largest=False).values
         radii[rows, : nearest.shape[1]] = nearest
-    # The same distance comes out of another block with other rounding, and is still to count as within.
+    # The same distance may be rounded differently in another block, and must still count as within.
     return [radii[:, k - 1] * (1 + 1e-9) for k in neighbours]
 
 
@@ -39,11 +39,11 @@ def measure_manifold(samples: np.ndarray, reference: np.ndarray) -> dict[str, Me
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1-2); density and coverage (Naeem et al. 2020).
 
     A manifold is the union of balls around items, out to their k-th nearest neighbour. Intervals resample the items
-    averaged over, the manifold staying as it is. samples (N, D), reference (M, D): where one has too few rows for a
-    neighbour, its balls have no end and their values no meaning.
+    averaged over, with the manifold fixed. samples (N, D), reference (M, D): if either has too few rows for a k-th
+    neighbour, its balls are infinite and the values meaningless.
     """
     k = DENSITY_COVERAGE_NEIGHBOURS
-    # Moving both changes no distance, only its rounding.
+    # Shifting both changes no distance, only its rounding.
     centre = sum((y.sum(0) for _, y in blocks(reference)), torch.zeros(1)) / len(reference)
     (reach_of_fake,) = _radii(samples, centre, (PRECISION_RECALL_NEIGHBOURS,))
     reach_of_real, wide = _radii(reference, centre, (PRECISION_RECALL_NEIGHBOURS, k))
@@ -66,10 +66,10 @@ def measure_manifold(samples: np.ndarray, reference: np.ndarray) -> dict[str, Me
 
 
 def nearest(queries: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of uint8 queries (N, H, W, C), how far its nearest item is, and which it is.
+    """The nearest item of each uint8 query (N, H, W, C): its distance and its index.
 
     Returns float64 (N,), the root mean square difference of pixels in [0, 1], and int64 (N,), the item's index. The
-    search is in float32; the distance of what it finds is exact.
+    search is in float32; the distances of the items found are exact.
     """
     index = torch.zeros(len(queries), dtype=torch.int64)
     best = torch.full((len(queries),), torch.inf)
@@ -88,7 +88,7 @@ def nearest(queries: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def measure_copying(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Measure]:
-    """Are samples nearer to training images than images never trained on are? From their `nearest` distances.
+    """Whether samples are nearer to training images than images never trained on are, from their `nearest` distances.
 
     `nearer`: how often a sample is the nearer one of the two, ties counting half: 0.5 without copying, towards 1 with
     it (the U statistic of Meehan et al. 2020). `copies`: the share of samples nearer than all but 1% of the held-out

@@ -1,4 +1,4 @@
-"""Every metric by name: what it is called, which way is better, what it needs, how it is computed."""
+"""Every metric by name: its title, which direction is better, what it needs and how it is computed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from undiffuse.metrics.manifold import measure_copying, measure_manifold, neares
 from undiffuse.metrics.scores import class_entropy, inception_score, recognised
 
 Better = Literal["lower", "higher", None]
-FEWEST = 2  # of samples; what needs more is left out
+FEWEST = 2  # samples; metrics that need more are left out
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with; `held_out` says how near training images come to images never trained on."""
+    """What samples are compared with; `held_out`: distances from images never trained on to the training images."""
 
     items: Extracted
     held_out: np.ndarray
@@ -30,8 +30,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: its images and features; `train`, uint8 images that it may have copied; and the classes (N,)
-    they were requested to be, where they were."""
+    """What is measured: images and features; `train`, uint8 images that may have been copied; `requested`, the classes
+    (N,) that were requested, if any."""
 
     items: Extracted
     train: np.ndarray
@@ -39,7 +39,7 @@ class Subject:
 
     @cached_property
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
-        """How far the nearest image of `train` is from each, and which it is."""
+        """The distance and the index of the nearest image in `train`, for each image."""
         return nearest(self.items.images, self.train)
 
 
@@ -86,8 +86,8 @@ def _copying(subject: Subject, reference: Reference, extractor: Extractor) -> Va
 
 @dataclass(frozen=True)
 class Metric:
-    """A value's title, which way is better, what it measures of the trilemma, the group that has it, and of how many
-    samples and reference images it can be had at all."""
+    """A metric's title, which direction is better, what it measures of the trilemma, its group, and the least numbers
+    of samples and reference images that it needs."""
 
     title: str
     better: Better
@@ -98,12 +98,12 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    # A covariance takes two images; the limit one of each half of the samples.
+    # A covariance needs two images; the limit needs one for each half of the samples.
     "frechet": Metric("Frechet distance", "lower", "quality and diversity", "frechet", reference=2),
     "frechet_limit": Metric("Frechet distance, N -> infinity", "lower", "quality and diversity", "frechet", 4, 2),
     "spatial_frechet": Metric("spatial Frechet distance", "lower", "quality and diversity", "spatial", reference=2),
     "kernel": Metric("kernel distance", "lower", "quality and diversity", "kernel", reference=2),
-    # A k-th neighbour takes k others; groups "kernel" and "manifold" take no more of the reference than of the samples.
+    # A k-th neighbour needs k others; groups "kernel" and "manifold" use at most as many reference images as samples.
     "precision": Metric("precision", "higher", "quality", "manifold", 4, 4),
     "recall": Metric("recall", "higher", "diversity", "manifold", 4, 4),
     "density": Metric("density", "higher", "quality", "manifold", 6, 6),
@@ -137,12 +137,12 @@ GROUP_HELP = (
 
 
 def title(key: str, extractor: Extractor) -> str:
-    """What a metric is printed as: FID and its like are names for the original Inception network alone."""
+    """The printed title of a metric: names such as FID are only for the original Inception network."""
     return FID_TITLES.get(key, METRICS[key].title) if extractor.is_fid else METRICS[key].title
 
 
 def parse_groups(text: str) -> list[str]:
-    """ "frechet,manifold" -> its groups; "all" is all of them. Raises UsageError for an unknown one."""
+    """ "frechet,manifold" -> the groups; "all" means all of them. Raises UsageError for an unknown one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
         return list(GROUPS)
@@ -150,12 +150,12 @@ def parse_groups(text: str) -> list[str]:
         if name not in GROUPS:
             raise UsageError(f"no metrics are called {name!r}: choose all, or from {GROUP_HELP}")
     if not names:
-        raise UsageError(f"--metrics names none: choose all, or from {GROUP_HELP}")
+        raise UsageError(f"--metrics is empty: choose all, or from {GROUP_HELP}")
     return names
 
 
 def too_few(groups: Sequence[str], samples: int, reference: int) -> dict[str, str]:
-    """The metrics of `groups` that so many samples and reference images are too few for: key -> what it needs."""
+    """The metrics of `groups` that need more samples or reference images than these: key -> what it needs."""
     return {
         key: f"needs {metric.samples} samples and {metric.reference} reference image{'s' * (metric.reference > 1)}"
         for key, metric in METRICS.items()
@@ -170,9 +170,9 @@ def measure(
     groups: Sequence[str],
     tick: Callable[[int], None] | None = None,
 ) -> Values:
-    """The metrics of `groups` that there are for these features, and that there are enough images for (`too_few`).
+    """The metrics of `groups` that these features have, and that there are enough images for (`too_few`).
 
-    `tick` is told of each group as it is done.
+    `tick(1)` is called after each group.
     """
     without = too_few(groups, len(subject.items), len(reference.items))
     values: Values = {}

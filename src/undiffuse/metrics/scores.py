@@ -1,4 +1,4 @@
-"""What a classifier says of samples: how sure it is, how many classes it sees, whether they are those requested."""
+"""Scores from a classifier of samples: its confidence, the classes it sees, whether they are those requested."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def inception_score(logits: np.ndarray) -> Measure:
 
 
 def class_entropy(labels: np.ndarray, classes: int) -> Measure:
-    """The entropy, in bits, of the frequencies of labels (N,): at most log2(classes), 0 for one class alone."""
+    """The entropy, in bits, of the frequencies of labels (N,): at most log2(classes), 0 for a single class."""
 
     def bits(counts: np.ndarray) -> float:
         return float(_entropy(np.bincount(labels, counts, classes) / counts.sum()) / np.log(2))

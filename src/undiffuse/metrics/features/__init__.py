@@ -1,4 +1,4 @@
-"""Feature extractors: what a Frechet distance is measured in."""
+"""Feature extractors: the spaces in which a Frechet distance is measured."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ CHOICES = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:functi
 def find_extractor(
     name: str, train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None = None
 ) -> Extractor:
-    """The extractor that `name` (see CHOICES) means for a data set.
+    """The extractor called `name` (see CHOICES) for a data set.
 
-    auto: a classifier of the data's own for grey images with enough labels (`has_enough_labels`), else
-    EfficientNet-Lite0. `test` gives a classifier its accuracy. `tick` is told (steps done, steps in all) where a
-    classifier has to be trained first. Raises UsageError for a name or file that there is not.
+    auto: the data's own classifier for grey images with enough labels (`has_enough_labels`), else EfficientNet-Lite0.
+    A classifier's accuracy is measured on `test`. `tick` gets (steps done, steps in all) if a classifier has to be
+    trained first. Raises UsageError for an unknown name or a missing file.
     """
     if name == "auto":
         name = "classifier" if train.shape[2] == 1 and has_enough_labels(train) else "efficientnet-lite0"
@@ -47,8 +47,8 @@ def find_extractor(
 
 
 def has_enough_labels(data: ImageSet) -> bool:
-    """Whether a classifier of the data can be learnt: two classes at least, ten images of each that there is, and sides
-    of four pixels, which its poolings take."""
+    """Whether a classifier of the data can be trained: at least two classes, ten images of each class present, and
+    sides of four pixels, which its pooling needs."""
     if data.labels is None:
         return False
     _, counts = np.unique(data.labels, return_counts=True)

@@ -1,7 +1,7 @@
 """A small classifier of a labelled data set, trained here: its features fit the data better than ImageNet's.
 
-Trained once a data set, kept in the cache under the data's fingerprint; that of Fashion-MNIST comes with the package,
-so its numbers are the same on every machine.
+Trained once per data set and cached under the data's fingerprint; the one for Fashion-MNIST comes with the package, so
+its numbers are the same on every machine.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ LEARNING_RATE = 3e-3
 
 
 class Classifier(nn.Module):
-    """Three convolutions with pooling between, the mean over places, one linear layer: (N, C, H, W) in [-1, 1]."""
+    """Three convolutions with pooling between, global average pooling, a linear layer: (N, C, H, W) in [-1, 1]."""
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
@@ -54,13 +54,13 @@ class Classifier(nn.Module):
 
 
 def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None = None) -> Extractor:
-    """The classifier of a labelled data set, trained on `train` if there is none yet; its accuracy is that on `test`.
+    """The classifier of a labelled data set, trained on `train` if there is none yet, with its accuracy on `test`.
 
-    `tick` is told (steps done, steps in all). Without `test` there is no accuracy. Raises UsageError for data without
-    two classes.
+    `tick` gets (steps done, steps in all). Without `test` there is no accuracy. Raises UsageError for data with fewer
+    than two classes.
     """
     if train.labels is None or len(np.unique(train.labels)) < 2:
-        raise UsageError(f"{train.name} has no two classes for a classifier to tell apart: choose other features")
+        raise UsageError(f"{train.name} has fewer than two classes, too few for a classifier: choose other features")
     cached = folder_for("classifiers", [FORMAT, train.fingerprint])
     folder = SHIPPED / cached.name
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""A feature extractor of the user's: `module:function` or `module:network`."""
+"""A user's own feature extractor: `module:function` or `module:network`."""
 
 import hashlib
 import importlib
@@ -19,9 +19,9 @@ def custom(name: str) -> Extractor:
     """The callable that `package.module:name` names (the working directory is searched too).
 
     It takes uint8 (N, H, W, C) and returns float (N, D), or Features; its attribute `preprocessing`, if it has one, is
-    recorded. A network's weights, or else the source of its module, tell the cache when it changed.
+    recorded. The cache detects changes of the module's source and of a network's weights.
 
-    Raises UsageError where there is no such callable, or it returns something else.
+    Raises UsageError if there is no such callable, or it returns something else.
     """
     module_name, _, attribute = name.partition(":")
     sys.path.insert(0, os.getcwd())

@@ -6,9 +6,9 @@ from torch import Tensor
 from undiffuse.metrics.features.extractor import Extractor, Features, resized, to_floats
 from undiffuse.weights import sha256_of_weights
 
-SIZE = 224  # what the network was trained at
+SIZE = 224  # at which the network was trained
 MIDDLE = 10  # the last block at 14 x 14, 112 channels
-SPATIAL = 7  # of its channels, as many as sFID takes of Inception's
+SPATIAL = 7  # of its channels, as many as sFID takes from Inception's
 
 
 def efficientnet() -> Extractor:

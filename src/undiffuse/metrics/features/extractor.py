@@ -1,4 +1,4 @@
-"""What turns images into features, and what must be known of it for a number to mean something."""
+"""Feature extractors for images, and the facts about them that make a number meaningful."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class Features(NamedTuple):
-    """float32, N rows each: pooled (N, D); spatial (N, S), which keeps where things are; logits (N, K) of classes."""
+    """float32, N rows each: pooled (N, D); spatial (N, S), which keeps positions; logits (N, K) of classes."""
 
     pooled: Tensor
     spatial: Tensor | None = None
@@ -35,12 +35,12 @@ class Extractor:
     """A feature extractor.
 
     Attributes:
-        name: as it is printed beside every number.
+        name: printed beside every number.
         extract: uint8 (N, H, W, C) images, C in {1, 3} -> Features.
         facts: preprocessing, sha256 of the weights and the like, JSON: recorded in results, key of caches.
-        classes: names of what the logits mean, where they are the data's own classes.
-        is_fid: the original Inception network: its Frechet distance is the FID.
-        batch_size: images at once; changes the memory, not the features.
+        classes: names for the logits, if they are the data's own classes.
+        is_fid: whether it is the original Inception network, whose Frechet distance is the FID.
+        batch_size: images at once; affects memory, not the features.
     """
 
     name: str
@@ -58,7 +58,7 @@ def to_floats(images: Tensor, channels: int) -> Tensor:
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, size, size): bilinear, antialiased where it shrinks."""
+    """(N, C, H, W) -> (N, C, size, size): bilinear, antialiased when shrinking."""
     if x.shape[-2:] == (size, size):
         return x
     return functional.interpolate(x, (size, size), mode="bilinear", antialias=True)

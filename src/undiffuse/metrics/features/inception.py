@@ -1,6 +1,6 @@
 """The Inception-v3 of the FID (Szegedy et al. 2016; TensorFlow's 2015-12-05 graph), as that graph computes it.
 
-It differs from torchvision's: averages leave the padding out, the last block takes a maximum, there are 1008 logits.
+It differs from torchvision's: averages exclude the padding, the last block uses max pooling, there are 1008 logits.
 Names are those of the weights file pt_inception-2015-12-05-6726825d.pth.
 """
 
@@ -30,7 +30,7 @@ def resize_tf1(x: Tensor, size: int) -> Tensor:
     """(N, C, H, W) -> (N, C, size, size) as TensorFlow 1 does: bilinear, output i at input i * H / size."""
 
     def weights(length: int) -> Tensor:
-        place = (torch.arange(size) * torch.tensor(length / size)).double()  # float32, as there
+        place = (torch.arange(size) * torch.tensor(length / size)).double()  # float32, as in TensorFlow
         low = place.floor().long()
         matrix = torch.zeros(size, length, dtype=torch.float64)
         rows = torch.arange(size)
@@ -167,7 +167,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, images: Tensor) -> Features:
-        """The images are brought to 299 x 299 by `resize_tf1`, unrounded, and to [-1, 1) by (x - 128) / 128."""
+        """The images are resized to 299 x 299 by `resize_tf1`, unrounded, and scaled to [-1, 1) by (x - 128) / 128."""
         x = (resize_tf1(to_floats(images, 3).to(self.fc.weight.dtype), SIZE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
@@ -183,8 +183,8 @@ class InceptionV3(nn.Module):
 def inception(path: str | None = None) -> Extractor:
     """The network with the weights of a .pth or .safetensors file; None: torch's hub cache, or a download to it.
 
-    Only the original file (by its sha256) makes a number the FID; any other is named. Raises UsageError for a file that
-    is missing or holds something else, UndiffuseError where the download fails.
+    Only with the original file (by its sha256) is a number the FID; any other is named. Raises UsageError for a file
+    that is missing or holds something else, UndiffuseError if the download fails.
     """
     file = Path(path).expanduser() if path else Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if path is None and not file.exists():
@@ -194,14 +194,14 @@ def inception(path: str | None = None) -> Extractor:
         except (OSError, RuntimeError, HTTPException) as error:
             raise UndiffuseError(f"cannot fetch {URL}: {error}. Save it and pass --features inception:FILE") from None
     if not file.is_file():
-        raise UsageError(f"--features inception:{path}: no such file; it is to be {FILE}")
+        raise UsageError(f"--features inception:{path}: no such file; expected {FILE}")
     original = hashlib.sha256(file.read_bytes()).hexdigest().startswith(SHA256_BEGINS)
     try:
         if file.suffix == ".safetensors":
             weights = load_file(file)
         else:
             weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # which one a file makes that is not one of tensors depends on the file
+    except Exception as error:  # which error depends on the file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--features inception: {file} is not a file of weights: {reason}") from None
     network = InceptionV3()

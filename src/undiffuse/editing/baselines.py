@@ -1,0 +1,198 @@
+"""Published samplers for y = H x_0 + n, as step rules: for comparison with the guidances of `undiffuse.guidance`.
+
+Each is its paper's algorithm for any process of the Gaussian family, n of one standard deviation r, with the paper's
+constants as defaults and every norm of one sample alone. None of them has the law p(x_0 | y), for normal x_0 neither.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undiffuse.errors import UsageError
+from undiffuse.guidance import LinearMap, Observation
+from undiffuse.guidance.observations import differentiated
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
+from undiffuse.randomness import KeyedDraw
+from undiffuse.sampling import State, ancestral, ddim, trajectory
+from undiffuse.sampling.steps import PURE_NOISE
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """H = U diag(s) V^T with the singular values that are not 0.
+
+    Attributes:
+        left: U, float64 (M, K).
+        values: s, float64 (K,).
+        right: V, float64 (D, K).
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, map: LinearMap) -> "Spectrum":
+        """That of a linear map, from its matrix: for D = 3072 numbers, a minute."""
+        units = torch.eye(math.prod(map.shape), dtype=torch.float64)
+        matrix = map.forward(units.unflatten(1, map.shape)).flatten(1).T
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        there = values > torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
+        return cls(left[:, there], values[there], right[there].T)
+
+    def solve(self, misfit: Tensor, ridge: Tensor | float) -> Tensor:
+        """H^T (H H^T + ridge I)^-1 misfit: float64 (B, M) -> (B, D)."""
+        return (misfit @ self.left * (self.values / (self.values**2 + ridge))) @ self.right.T
+
+
+def noise_of(observation: Observation) -> float:
+    """r. Raises UsageError where it is not one number."""
+    if isinstance(observation.noise, Tensor) and observation.noise.ndim:
+        raise UsageError("this method takes one noise for all of an observation: take gaussian or mmps")
+    return float(observation.noise)
+
+
+def known(prediction: Prediction) -> Denoise:
+    """The denoiser that says what was evaluated already."""
+
+    def denoise(x_t: Tensor, t: Time) -> Prediction:
+        return prediction
+
+    return denoise
+
+
+def dps(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    draw: KeyedDraw,
+    *,
+    observation: Observation,
+    zeta: float = 1.0,
+) -> State:
+    """DPS (Chung et al. 2023, algorithm 1): DDPM's step, less zeta / |y - H D| times the gradient of |y - H D|^2.
+
+    What is added depends on r not at all, and is about as long in every step: zeta = 1 is made for 1,000 steps.
+    """
+    prediction, pull = differentiated(denoise, state.x, state.t)
+    after = ancestral(state, s, known(prediction), process, draw)
+    misfit = observation.misfit(prediction.x0)
+    unit = misfit / misfit.norm(dim=1, keepdim=True).clamp(min=torch.finfo(misfit.dtype).tiny)
+    toward = pull(observation.map.adjoint(unit.unflatten(1, observation.map.observed)).to(state.x))
+    return State(after.x + 2 * zeta * toward, s, prediction.x0)
+
+
+def pigdm(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    draw: KeyedDraw,
+    *,
+    observation: Observation,
+    spectrum: Spectrum,
+    eta: float = 1.0,
+) -> State:
+    """PiGDM (Song et al. 2023, eq. 7-8, algorithm 1): p(x_0 | x_t) = N(D, q^2 I), q^2 = sigma^2 / (sigma^2 + alpha^2).
+
+    The step is DDIM's from the unguided prediction; then alpha_s alpha_t q^2 times the gradient of ln p(y | x_t) is
+    added, where the mean of x_0 given y moves by sigma_t^2 / alpha_t times it, and eps as well.
+    """
+    prediction, pull = differentiated(denoise, state.x, state.t)
+    after = ddim(state, s, known(prediction), process, draw, eta=eta)
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
+    square = at_t.sigma**2 / (at_t.sigma**2 + at_t.alpha**2)
+    change = spectrum.solve(observation.misfit(prediction.x0), noise_of(observation) ** 2 / square)
+    return State(after.x + at_s.alpha * at_t.alpha * pull(change.view_as(state.x).to(state.x)), s, prediction.x0)
+
+
+def ddrm(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    draw: KeyedDraw,
+    *,
+    observation: Observation,
+    spectrum: Spectrum,
+    eta: float = 0.85,
+    eta_b: float = 1.0,
+) -> State:
+    """DDRM (Kawar et al. 2022, eq. 7-8) in x / alpha, with u = sigma / alpha at s and the coordinates of H's spectrum.
+
+    What H does not see takes a DDIM step; what it sees with less noise than u is at y; the rest moves towards y. It
+    starts from the prior, the paper's x_T but for alpha_T y.
+    """
+    prediction = denoise(state.x, state.t)
+    level, r = process.noise_level(s), noise_of(observation)
+    u = level.sigma / level.alpha
+    x0, eps, z = (part.flatten(1).double() for part in (prediction.x0, prediction.eps, draw.normal(state.x)))
+    unseen = x0 + u * (math.sqrt(1 - eta**2) * eps + eta * z)
+    mean, noise = x0 @ spectrum.right, z @ spectrum.right
+    y = observation.y.double().flatten(1) @ spectrum.left / spectrum.values
+    own = r / spectrum.values  # the noise of y, in these coordinates
+    noisier = mean + u * (math.sqrt(1 - eta**2) * (y - mean) / own + eta * noise)
+    clearer = (1 - eta_b) * mean + eta_b * y + (u**2 - (eta_b * own) ** 2).clamp(min=0).sqrt() * noise
+    seen = torch.where(u < own, noisier, clearer)
+    x = unseen + (seen - unseen @ spectrum.right) @ spectrum.right.T
+    return State((level.alpha * x).view_as(state.x).to(state.x), s, prediction.x0)
+
+
+def diffpir(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    draw: KeyedDraw,
+    *,
+    observation: Observation,
+    spectrum: Spectrum,
+    weight: float = 8.0,
+    zeta: float = 0.3,
+) -> State:
+    """DiffPIR (Zhu et al. 2023, algorithm 1): x_0 = argmin_x |y - H x|^2 / r^2 + weight (alpha / sigma)^2 |x - D|^2.
+
+    `weight` is their lambda. Then x_s = alpha_s x_0 + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) noise).
+    """
+    prediction = denoise(state.x, state.t)
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
+    ridge = weight * (noise_of(observation) * at_t.alpha / at_t.sigma) ** 2
+    change = spectrum.solve(observation.misfit(prediction.x0), ridge).view_as(state.x).to(state.x)
+    nearest = prediction.with_x0(prediction.x0 + change, state.x, at_t)
+    noise = math.sqrt(1 - zeta) * nearest.eps + math.sqrt(zeta) * draw.normal(state.x)
+    return State(at_s.alpha * nearest.x0 + at_s.sigma * noise, s, nearest.x0)
+
+
+def daps(
+    state: State,
+    s: float,
+    denoise: Denoise,
+    process: GaussianProcess,
+    draw: KeyedDraw,
+    *,
+    observation: Observation,
+    spectrum: Spectrum,
+    evaluations: int = 5,
+) -> State:
+    """DAPS (Zhang et al. 2024, algorithm 1): a draw of x_0 given x_t and y, then x_s = alpha_s x_0 + sigma_s noise.
+
+    x_0 given x_t is N(m, u^2 I), u = sigma / alpha, with m the end of the probability flow from x_t in 5 Euler steps.
+    Their Langevin chain for x_0 given y as well is replaced by the law it tends to, normal where H is linear: with
+    x ~ N(m, u^2 I) and n ~ N(0, r^2 I), it is x + H^T (H H^T + (r / u)^2 I)^-1 (y + n - H x).
+    """
+    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
+    u = (at_t.sigma / at_t.alpha).clamp(max=PURE_NOISE)
+    between = u * torch.linspace(1, 0, evaluations + 1, dtype=torch.float64)[1:-1] ** 3
+    grid = torch.tensor([state.t, *process.schedule.time(-2 * between.log()).tolist(), 0.0], dtype=torch.float64)
+    *_, end = trajectory(denoise, process, grid, ddim, state.x, lambda k: draw)
+    r = noise_of(observation)
+    x = end.x.double() + u * draw.fold(1).normal(end.x).double()
+    y = observation.y.double().expand(len(x), *observation.map.observed)
+    misfit = observation.misfit(x) + r * draw.fold(2).normal(y).flatten(1)
+    x0 = (x + spectrum.solve(misfit, (r / u) ** 2).view_as(x)).to(state.x)
+    if s == 0:
+        return State(x0, s, x0)
+    return State(at_s.alpha * x0 + at_s.sigma * draw.normal(state.x), s, x0)
