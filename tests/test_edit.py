@@ -76,7 +76,7 @@ def test_a_mask_of_the_pictures_size_is_cropped_with_it(command: Command, whole:
         ["--outpaint", ".5"],
         ["--passes", "2"],
         ["--invert", "exact", "--from-class", "0", "--class", "1"],
-        ["--invert", "friendly", "--strength", ".5"],
+        ["--invert", "friendly", "--class", "1", "--strength", ".5"],
         ["--style", "b.png", "--switch", ".4"],
         ["--class", "0", "--class", "1", "--guidance", "2"],
     ],
