@@ -24,6 +24,8 @@ from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, RESTORERS, SAMPLERS, THRESHOLDS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
 
@@ -38,6 +40,7 @@ def edit(
         help="How much may change, 0 to 1: the noise level sigma/(alpha+sigma) [.6; 1 for a mask or --invert].",
     ),
     mask: Path = typer.Option(None, help="A picture of what to repaint: white is repainted, black is kept."),
+    mask_threshold: int = typer.Option(None, min=1, max=255, help="The grey from which a soft mask counts as white."),
     strokes: Path = typer.Option(None, help="A picture with transparency, painted over the images before the edit."),
     outpaint: float = typer.Option(None, help="Shrink the images by this share and paint around them."),
     resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask (RePaint); 5 is usual."),
@@ -128,11 +131,11 @@ def edit(
         loaded = with_guide(loaded, guide)
     shape = loaded.data.shape
     loaded = with_engine(loaded, engine, count * recipe.evaluations, bar)
+    repaint = None if mask is None else read_mask(mask, images[0], shape, mask_threshold)
     if restoration is not None:
-        _restore(loaded, images, restoration, recipe, n, class_name, out, force, mask=mask, noise=noise, method=method)
+        _restore(loaded, images, restoration, recipe, n, class_name, out, force, repaint, noise=noise, method=method)
         return
     pictures = np.repeat(read_pictures(images, shape), n, axis=0)
-    repaint = None if mask is None else read_mask(mask, images[0], shape)
     if strokes is not None:
         painted, where = read_strokes(strokes, shape)
         pictures = np.where(where[..., None], painted, pictures)
@@ -197,8 +200,8 @@ def _restore(
     classes: Sequence[str],
     out: Path,
     force: bool,
+    repaint: "np.ndarray | None",
     *,
-    mask: Path | None,
     noise: float,
     method: str,
 ) -> None:
@@ -206,7 +209,7 @@ def _restore(
     import numpy as np
 
     from undiffuse import output
-    from undiffuse.data.single import read_mask, read_pictures
+    from undiffuse.data.single import read_pictures
     from undiffuse.editing.operators import parse
     from undiffuse.editing.restore import restore_picture
 
@@ -214,7 +217,6 @@ def _restore(
         raise UsageError("--restore takes one image at a time")
     if len(classes) > 1:
         raise UsageError("--restore takes one --class at a time")
-    repaint = None if mask is None else read_mask(mask, images[0], model.data.shape)
     channels, *size = parse(spec, model.domain.shape, repaint).map.observed
     if images[0].suffix.lower() == ".npy":
         rows = np.load(images[0], allow_pickle=False)[None]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import UsageError
-from undiffuse.guidance import LinearMap, Observation
-from undiffuse.guidance.observations import differentiated
+from undiffuse.guidance import LinearMap, Observation, differentiated
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 from undiffuse.randomness import KeyedDraw
 from undiffuse.sampling import State, ancestral, ddim, trajectory
@@ -34,9 +33,9 @@ class Spectrum:
     right: Tensor
 
     @classmethod
-    def of(cls, map: LinearMap) -> "Spectrum":
-        """That of a linear map, from its matrix: for D = 3072 numbers, a minute."""
-        units = torch.eye(math.prod(map.shape), dtype=torch.float64)
+    def of(cls, map: LinearMap, device: torch.device | str = "cpu") -> "Spectrum":
+        """That of a linear map, from its matrix (M, D), on a device that has float64."""
+        units = torch.eye(math.prod(map.shape), dtype=torch.float64, device=device)
         matrix = map.forward(units.unflatten(1, map.shape)).flatten(1).T
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         there = values > torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
