@@ -12,8 +12,8 @@ from torch import nn
 # No packages: their files import each other like this.
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "benchmarks/speed"))
 
-import guidance
 import finetune
+import guidance
 import samplers
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
