@@ -266,7 +266,7 @@ def test_a_likelihood_model_is_fine_tuned_with_its_own_loss(tiny: Values, likeli
         (["--from", "nothing"], "no model 'nothing'"),
         (["--from", "BASE", "--preset", "best"], "--preset best sets network.width = 1.5, and --from keeps"),
         (["--lora", "4"], "training.lora adapts the weights of a model"),
-        (["--from", "BASE", "--resume", "--out", "x"], "--from begins a run and --resume continues one"),
+        (["--from", "BASE", "--resume", "--out", "x"], "--from begins a run and --resume continues"),
         (["--from", "BASE", "--set", "network.channels=8,32"], "the weights of BASE are for (8, 16)"),
         (["--from", "BASE", "--set", "data.channels=3"], "BASE is for pictures of 1"),
         (["--from", "BASE", "--lora", "-1"], "training.lora = -1"),
