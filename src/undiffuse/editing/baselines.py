@@ -193,8 +193,8 @@ def daps(
 
         x <- x - e P (x - x*) + sqrt(2 e) noise,   P = I / u^2 + H^T H / tau^2,
 
-    for the law of x_0 given y as well, around its mean x*, with tau in place of r. It is not run: where H is linear, its
-    end is normal and known from H's spectrum. Where it would diverge, e is shorter. It is too short to forget m in
+    for the law of x_0 given y as well, around its mean x*, with tau in place of r. It is not run: where H is linear,
+    its end is normal and known from H's spectrum. Where it would diverge, e is shorter. It is too short to forget m in
     what y says nothing of.
     """
     at_s, u = process.noise_level(s), spread_of(process, state.t)
