@@ -1,11 +1,11 @@
-"""An autoregressive model of grey images, the strongest kind of rival in likelihood: bits per dimension, exact.
+"""An autoregressive model of grey images, the strongest kind of competitor in likelihood: exact bits per dimension.
 
     python benchmarks/autoregressive.py DATA --minutes 40 --out docs/likelihood/autoregressive-DATA.json
 
 After PixelCNN++ (Salimans et al. 2017): log p(x) = sum_i log p(x_i | x_<i), pixels in raster order, from two streams of
 causal convolutions, over three resolutions. Unlike theirs: a softmax of 256 values (van den Oord et al. 2016), which
 suits pictures with many exact zeros, learned embeddings of values and positions, blocks with one wide convolution, and
-Muon. No classes, no augmentation; on the CPU, in bf16 where it has that, as `undiffuse train` does.
+Muon. No classes, no augmentation; on the CPU, in bf16 if it has that, like `undiffuse train`.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from undiffuse.training.muon import Muon
 
 BATCH, RATE, WARMUP, SEED = 8, 1e-2, 0.02, 0
 AVERAGE = 0.05  # weights are averaged over about this last share of the steps
-HELD = 2000  # training images whose bits are given too
+HELD = 2000  # training images whose bits are reported too
 
 
 class Causal(nn.Conv2d):
-    """A convolution of kernel (a, b), (B, C, H, W) -> (B, C', H / stride, W / stride), that sees a rows up to its own,
-    and in them b columns around its own, or, with `left`, b columns up to its own: Salimans et al. 2017, section 2.4.
+    """A causal convolution of kernel (a, b), (B, C, H, W) -> (B, C', H / stride, W / stride): it sees a rows up to its
+    own, and b columns around or, with `left`, up to its own (Salimans et al. 2017, section 2.4).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], left: bool, stride: int = 1):
@@ -68,10 +68,11 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution around those of the halved one.
+    """Blocks of one resolution around those of half the resolution.
 
-    The stream `up`, (B, C, H, W), knows at a pixel the rows above it, `left` also the pixels left of it. Halved, with
-    kernels and strides of 2 that end on the even rows and columns, they know no more at (I, J) than at (2I, 2J).
+    At a pixel, the stream `up`, (B, C, H, W), has seen the rows above it, `left` also the pixels left of it. Halved,
+    with kernels and strides of 2 that end on the even rows and columns, they have seen no more at (I, J) than at
+    (2I, 2J).
     """
 
     def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], size: int):
@@ -127,7 +128,7 @@ class Autoregressive(nn.Module):
         return self.given(self.values(x[:, 0].long()).permute(0, 3, 1, 2), functional.one_hot(x.flatten(1).long(), 256))
 
     def given(self, features: Tensor, each: Tensor) -> Tensor:
-        """Pixels, embedded (B, features, H, W) and as ones among zeros (B, H W, 256) -> logits (B, 256, H, W)."""
+        """Pixels, embedded (B, features, H, W) and one-hot (B, H W, 256) -> logits (B, 256, H, W)."""
         above = functional.pad(features, (0, 0, 1, -1))  # one row down, so that no pixel sees its own row
         before = functional.pad(features, (1, -1, 0, 0))
         _, left = self.level(self.up(above), self.left(before))
@@ -152,32 +153,32 @@ def images_of(name: str, split: str) -> tuple[Tensor, str]:
     _, height, width, channels = data.images.shape
     if channels != 1 or height != width or height % 4:
         raise UsageError(
-            f"{name} is {height} x {width} with {channels} channels: this model is of grey squares whose side is a "
+            f"{name} is {height} x {width} with {channels} channels: this model is for grey squares whose side is a "
             "multiple of 4. Try fashion-mnist or mnist."
         )
     return torch.from_numpy(np.array(data.images)).permute(0, 3, 1, 2).contiguous(), data.fingerprint
 
 
 def batches(images: Tensor) -> Iterator[Tensor]:
-    """Batches without end, in an order drawn anew each epoch."""
+    """Batches without end, in a new random order each epoch."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
         yield from images[torch.randperm(len(images), generator=generator)].split(BATCH)
 
 
 def make_optimizer(network: nn.Module) -> Muon:
-    """Muon for the weights of convolutions, AdamW for embeddings, norms, biases, the census."""
+    """Muon for the weights of convolutions, AdamW for embeddings, norms, biases and the census."""
     matrices = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     known = {id(weight) for weight in matrices}
     return Muon(matrices, [p for p in network.parameters() if id(p) not in known], lr=RATE)
 
 
 def train(images: Tensor, seconds: float, tell: Callable[..., None]) -> tuple[Autoregressive, int]:
-    """Learns for so long, at a rate that falls linearly to 0: the network with averaged weights, and the steps."""
+    """Trains for `seconds`, at a rate that falls linearly to 0: the network with averaged weights, and the steps."""
     torch.manual_seed(SEED)
     network = Autoregressive(images.shape[-1])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.no_grad():  # begins with how often each value is seen
+    with torch.no_grad():  # starts from the frequency of each value
         network.logits.bias.copy_((images.flatten().bincount(minlength=256) + 1).log())  # type: ignore[union-attr]
     averaged = copy.deepcopy(network)
     optimizer = make_optimizer(network)
@@ -211,12 +212,12 @@ def bits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def mean(each: Tensor) -> dict[str, float]:
-    """Of bits per image, with its standard error."""
+    """The mean of bits per image, with its standard error."""
     return {"value": each.mean().item(), "standard_error": (each.std() / len(each) ** 0.5).item(), "images": len(each)}
 
 
 def measure(name: str, minutes: float) -> dict[str, Any]:
-    """Trains, and measures on the whole test split."""
+    """Trains a model and measures it on the whole test split."""
     (images, learned), (unseen, measured) = images_of(name, "train"), images_of(name, "test")
     with bar(f"training on {name}", 1000) as tell:
         network, steps = train(images, 60 * minutes, tell)
@@ -243,7 +244,7 @@ def main() -> None:
     """Trains, measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="fashion-mnist, mnist or other grey images")
-    parser.add_argument("--minutes", type=float, default=40, help="of training; measuring comes on top")
+    parser.add_argument("--minutes", type=float, default=40, help="of training; measuring takes additional time")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.minutes <= 0 or not options.out.parent.is_dir():

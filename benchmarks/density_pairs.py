@@ -4,8 +4,8 @@
         --figure docs/figures/likelihood-pairs.png
 
 Reads what `undiffuse evaluate --metrics bpd --json docs/likelihood/DATA.json` and `benchmarks/autoregressive.py DATA
---out docs/likelihood/autoregressive-DATA.json` have written of the same test images. Pictures differ far more from each
-other than two models do of one picture, so the difference is known more closely than either mean.
+--out docs/likelihood/autoregressive-DATA.json` have written for the same test images. Pictures differ far more from
+each other than two models do on one picture, so the difference is known more precisely than either mean.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = 5
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Means of bits per dimension (N,), the mean of the differences with its standard error, how often ours is less."""
+    """Means of bits per dimension (N,), the mean difference with its standard error, how often ours is lower."""
     difference = ours - theirs
     return {
         "diffusion": ours.mean(),
@@ -44,7 +44,7 @@ def distinct_values(images: np.ndarray) -> np.ndarray:
 
 
 def by_distinct(images: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, float]]:
-    """The same for fifths of the pictures (N, ...), those of the fewest different values first."""
+    """The same for fifths of the pictures (N, ...), those with the fewest different values first."""
     distinct = distinct_values(images)
     return [
         {"fewest": distinct[part].min(), "most": distinct[part].max(), **compared(ours[part], theirs[part])}
@@ -56,17 +56,17 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, and the bits per dimension of each under both models."""
     ours, theirs = read_json(FOLDER / f"{name}.json"), read_json(FOLDER / f"autoregressive-{name}.json")
     if "per_image" not in ours or "per_image" not in theirs:
-        raise UsageError(f"the files of {name} hold no bits of single images: measure again, with the commands above")
+        raise UsageError(f"the files for {name} hold no bits of single images: measure again with the commands above")
     data = load(name, "test")
     if not data.fingerprint == ours["conditions"]["fingerprint"] == theirs["fingerprints"]["test"]:
-        raise UsageError(f"the two files of {name} were not measured on the test images that are here")
+        raise UsageError(f"the two files for {name} were not measured on the test images of this machine")
     both = np.array(ours["per_image"]), np.array(theirs["per_image"])
     count = min(map(len, both))
     return np.asarray(data.images[:count]), both[0][:count], both[1][:count]
 
 
 def draw(found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Every picture as a point; below the diagonal diffusion is the better one."""
+    """Every picture as a point; below the diagonal, diffusion is better."""
     figure = Figure(figsize=(5.4 * len(found), 4.6), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, (images, ours, theirs)) in zip(panels, found.items(), strict=True):

@@ -39,7 +39,7 @@ SIGMA_DATA = 0.5  # of the loss's weight, the same for all models
 WAYS: dict[str, dict[str, Any]] = {
     "scratch": preset("fast"),
     "full": {"training.base": BASE},
-    "lora": {"training.base": BASE, "training.lora": 8, "training.learning_rate": 3e-3},
+    "lora": {"training.base": BASE, "training.lora": 8},
 }
 
 

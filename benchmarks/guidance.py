@@ -26,7 +26,7 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.guidance import Guidance
 from undiffuse.guide import with_guide
 from undiffuse.model import Model, load
-from undiffuse.plots import Panel, curves
+from undiffuse.plots import Panel, curves, strips
 from undiffuse.progress import bar
 
 METRICS = {"precision": "precision", "recall": "recall", "recognised": "recognised", "frechet": "Frechet distance"}
@@ -65,12 +65,16 @@ def contenders(
     return found
 
 
+def draw(contender: Contender, recipe: Recipe, n: int) -> np.ndarray:
+    """n samples, uint8 (n, H, W, C): those of the recipe's seed, guided."""
+    model, recipe = contender.model, replace(recipe, guidance=Guidance(contender.scale, contender.interval))
+    return np.concatenate(list(generate(model, recipe, range(n), model.condition(range(n)), batch_size=BATCH)))
+
+
 def measured(made: Bench, contender: Contender, recipe: Recipe, n: int) -> dict[str, Any]:
     """The metrics of n samples, each with its interval."""
-    labels = contender.model.condition(range(n))
+    images, labels = draw(contender, recipe, n), contender.model.condition(range(n))
     assert isinstance(labels, Labels)
-    recipe = replace(recipe, guidance=Guidance(contender.scale, contender.interval))
-    images = np.concatenate(list(generate(contender.model, recipe, range(n), labels, batch_size=BATCH)))
     found = evaluate_images(made, contender.name, images, labels.index.numpy()).values
     return {key: {"value": found[key].value, "interval": [found[key].low, found[key].high]} for key in METRICS}
 
@@ -116,6 +120,12 @@ def panels(rows: dict[str, Any]) -> list[Panel]:
     return [*over_scale, ("recall", "precision", trade)]
 
 
+def show(asked: Sequence[Contender], recipe: Recipe, path: Path, count: int = 10) -> None:
+    """A row of pictures for each way at its scales, the same noise and classes in each."""
+    rows = [(f"{one.name}, {one.scale:g}", draw(one, recipe, count)) for one in asked]
+    strips(rows, [""] * count, f"{recipe.steps} steps", path)
+
+
 def main() -> None:
     """Measures what is missing, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,6 +139,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--figure", type=Path, help="[OUT.png]")
+    parser.add_argument("--pictures", type=Path, help="draw ten samples of each row there, too")
     options = parser.parse_args()
     model, recipe = load(options.model, "cpu"), Recipe(steps=options.steps)
     classifier = load_classifier(options.classifier, "cpu") if options.classifier else None
@@ -145,10 +156,13 @@ def main() -> None:
         parser.error(f"{options.out} is of another model, guide, sampler or number of samples: choose another")
     scales, seeds = [float(s) for s in options.scales.split(",")], [int(s) for s in options.seeds.split(",")]
     intervals = [(float(low), float(high)) for low, high in (x.split("-") for x in options.intervals.split(","))]
-    for _ in measure_all(found, contenders(model, classifier, weaker, scales, intervals), recipe, options.n, seeds):
+    asked = contenders(model, classifier, weaker, scales, intervals)
+    for _ in measure_all(found, asked, recipe, options.n, seeds):
         write_json(options.out, found)
     print(markdown(found["rows"]))
     curves(panels(found["rows"]), options.figure or options.out.with_suffix(".png"))
+    if options.pictures:
+        show(asked, recipe, options.pictures)
 
 
 if __name__ == "__main__":

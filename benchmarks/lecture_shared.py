@@ -1,11 +1,11 @@
-"""Early steps decide what a picture is of, late ones its details: measured by sharing the first k steps.
+"""Early steps decide the subject of a picture, late ones its details: measured by sharing the first k steps.
 
     python benchmarks/lecture_shared.py fashion-mnist -n 256 --json docs/lecture/shared.json \
         --figure docs/figures/lecture/shared.png
 
-Pairs of samples, drawn without a class by DDPM, have the noise of the first k steps in common and go on with noise of
-their own (Ho et al. 2020, figure 7). High-level attribute: whether the data's classifier sees the same class in both.
-Low-level one: the correlation of their fine structure, what is left of a picture minus its blurred self.
+Pairs of samples, drawn without a class by DDPM, share the noise of the first k steps and continue with noise of their
+own (Ho et al. 2020, figure 7). High-level attribute: whether the data's classifier sees the same class in both.
+Low-level attribute: the correlation of their fine structure, a picture minus its blurred version.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 
 
 def fine(images: np.ndarray) -> Tensor:
-    """What a 3 x 3 mean takes out of each picture, flat, at norm 1."""
+    """What a 3 x 3 mean removes from each picture, flattened, with norm 1."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).double()
     return functional.normalize((x - functional.avg_pool2d(x, 3, 1, 1)).flatten(1), dim=1)
 

@@ -3,13 +3,13 @@
     python benchmarks/points.py --json docs/likelihood/points.json --figure docs/figures/points.png
 
 A small network learns densities of known entropy by the continuous bound, from fresh points. Measured on others: the
-bound in continuous time and of T steps, and -ln p by the probability-flow ODE. The mean of each exceeds the entropy, if
-only by a Kullback-Leibler divergence. Gaps are to the true -ln p of the same points, whose luck thus cancels. Learning
-takes five minutes of one core.
+bound in continuous time and of T steps, and -ln p by the probability-flow ODE. The mean of each exceeds the entropy by
+at least a Kullback-Leibler divergence. Gaps are to the true -ln p of the same points, which cancels their sampling
+error. Training takes five minutes on one core.
 
-The best that the bound can reach is the entropy of x + s eps: the decoder, of width s = exp(-LOG_SNRS[0] / 2), sees no
-finer. That costs s^2 / 2 times the Fisher information of a smooth density, and 0.903 s times the length of an edge
-times the height of the step there: with s = 0.001, below 0.0001 nats but for the checkerboard, whose edges take 0.0036.
+The best that the bound can reach is the entropy of x + s eps: the decoder, of width s = exp(-LOG_SNRS[0] / 2), resolves
+nothing finer. That costs s^2 / 2 times the Fisher information of a smooth density, and 0.903 s times the length of an
+edge times the height of the step there: with s = 0.001, below 0.0001 nats except for the checkerboard, with 0.0036.
 """
 
 import argparse
@@ -55,12 +55,12 @@ BATCH, RATE, WARMUP, AVERAGE = 2048, 1e-2, 100, 0.05
 GROUP, DRAWS = 512, 64  # points measured together, a power of 2 for Sobol's sequence; times for each
 STEPS, VARIANCES = (1000, 100, 10), ("small", "optimal")
 SOLVER = Solver(rtol=1e-4, atol=1e-4)  # within 1e-4 nats of 1e-6, in the mean
-EDGE, LEAST = 2.6, 1e-3  # of the pictures from their middle; the gap that the figure takes for nothing
+EDGE, LEAST = 2.6, 1e-3  # distance of the pictures' edge from their middle; the smallest gap that the figure shows
 
 
 @dataclass(frozen=True)
 class Density:
-    """A law of points in the plane: its entropy in nats, ln p of points (B, 2) as (B,), and points drawn; float64."""
+    """A distribution in the plane: its entropy in nats, ln p of points (B, 2) as (B,), and points drawn; float64."""
 
     entropy: float
     log_prob: Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ def ring(radius: float = 1.4, std: float = 0.2) -> Density:
 
 
 def checkerboard() -> Density:
-    """Even on eight of the unit squares of [-2, 2]^2: ln 8."""
+    """Uniform on eight of the unit squares of [-2, 2]^2, with entropy ln 8."""
 
     def log_prob(x: Tensor) -> Tensor:
         inside = (x.abs() <= 2).all(1) & (x.floor().sum(1).remainder(2) == 0)
@@ -101,7 +101,7 @@ def checkerboard() -> Density:
 
 
 def banana(std: float = 0.3, bend: float = 0.6) -> Density:
-    """(x, y + bend (x^2 - 1)) of Gaussian x and y, deviations 1 and std: areas stay, and so does the entropy."""
+    """(x, y + bend (x^2 - 1)) of Gaussian x and y, deviations 1 and std: it preserves areas and so the entropy."""
 
     def log_prob(x: Tensor) -> Tensor:
         straight = (x[:, 1] - bend * (x[:, 0] ** 2 - 1)) / std
@@ -118,7 +118,7 @@ DENSITIES = {"ring": ring, "checkerboard": checkerboard, "banana": banana}
 
 
 class Waves(nn.Module):
-    """The package's MLP, (B, 2) -> (B, 2), told sines of the points too, to see edges (Tancik et al. 2020)."""
+    """The package's MLP, (B, 2) -> (B, 2), with Fourier features of the points, to see edges (Tancik et al. 2020)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,9 +130,9 @@ class Waves(nn.Module):
 
 
 def train(density: Density, steps: int) -> Denoiser:
-    """Learns so many batches of fresh points: averaged weights, and the schedule that importance sampling found.
+    """Trains for `steps` batches of fresh points: averaged weights, and the schedule that importance sampling found.
 
-    No times are spent on the bound's first term, which has nothing to teach: its decoder is fixed.
+    No times are spent on the bound's first term, which has nothing to learn: its decoder is fixed.
     """
     torch.manual_seed(SEED)
     network, process, importance = Waves(), GaussianProcess(LogSNR(LOG_SNRS)), Importance()
@@ -164,7 +164,7 @@ def train(density: Density, steps: int) -> Denoiser:
 
 
 def compared(says: Tensor, truth: Tensor) -> dict[str, float]:
-    """What a model says, what is true on the same points and the gap, with its error; of independent estimates (N,)."""
+    """A model's independent estimates (N,) and the truth on the same points: means, and the gap with its error."""
     gaps = says - truth
     error = (gaps.std() / len(gaps) ** 0.5).item()
     return {"value": says.mean().item(), "truth": truth.mean().item(), "gap": gaps.mean().item(), "error": error}
@@ -176,14 +176,14 @@ def points(density: Density, count: int, number: int) -> Tensor:
 
 
 def normals(count: int, draws: int, number: int) -> Tensor:
-    """Noise (draws, count, 2): standard normal for each point, even over all of them (scrambled nets, Owen 1995)."""
+    """Noise (draws, count, 2): standard normal at each point, even over all of them (scrambled nets, Owen 1995)."""
     engine = torch.quasirandom.SobolEngine(2 * draws, scramble=True, seed=number)
     u = engine.draw(count, dtype=torch.float64).clamp(2.0**-32, 1 - 2.0**-32)
     return torch.special.ndtri(u).float().view(count, draws, 2).transpose(0, 1)
 
 
 def of_bound(denoiser: Denoiser, density: Density, groups: int, steps: int | None, variance: str) -> dict[str, float]:
-    """The bound of so many steps, or the continuous one; a group is one estimate, as its noise is not independent."""
+    """The bound of `steps` steps, or the continuous one; a group is one estimate, as its noise is not independent."""
     formula = Formula(steps, variance, values=None)
     if steps is not None and variance == "optimal":
         x0, noise = points(density, 4 * GROUP, groups).float(), normals(4 * GROUP, DRAWS, groups)
@@ -214,7 +214,7 @@ def ode(denoiser: Denoiser, x: Tensor) -> Tensor:
 
 
 def measure(denoiser: Denoiser, density: Density, groups: int) -> dict[str, dict[str, float]]:
-    """Every likelihood of a model, by name, held to the truth."""
+    """Every likelihood of a model, by name, compared with the truth."""
     x = torch.cat([points(density, GROUP, number) for number in range(max(1, groups // 8))])
     found = {"ODE": compared(-ode(denoiser, x), -density.log_prob(x))}
     found["continuous"] = of_bound(denoiser, density, groups, None, "small")
@@ -231,7 +231,7 @@ def grid(side: int) -> Tensor:
 
 
 def draw(rows: dict[str, tuple[Density, Tensor, dict[str, dict[str, float]]]], path: Path) -> None:
-    """A row for each density: what is true, what the model says (ln p on a grid), how far every likelihood is off."""
+    """A row for each density: the truth, the model's density (ln p on a grid), the error of every likelihood."""
     figure = Figure(figsize=(10, 0.4 + 2.7 * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.75))
     for (*pictures, gaps), (name, (density, log_prob, found)) in zip(all_axes, rows.items(), strict=True):

@@ -2,7 +2,7 @@
 
     python benchmarks/recipe.py LOG NAME --minutes 5 [--core 0] [--data fashion-mnist] [KEY=VALUE ...]
 
-With --core the run has that core to itself, so two can go on at once on two cores. Unconditional, 10 evaluations of
+With --core, the run uses that core alone, so that two runs can share two cores. Unconditional, 10 evaluations of
 the default sampler, Frechet distance to the test images in the features of the data's classifier.
 """
 

@@ -1,11 +1,11 @@
-"""Methods of restoration beside each other on test pictures: error, agreement with y, spread, time.
+"""Compares methods of restoration on test pictures: error, agreement with y, spread, time.
 
     python benchmarks/restore.py fashion-mnist OUT.json [-n 16] [--draws 8] [--steps 20] [--figure FIGURE.png]
 
 Each picture is degraded once (superres:4, blur:1.5, the centre missing; noise 0.05 in the scale of x_0) and restored
 several times. Errors are root mean squares in the scale of x_0, from -1 to 1. Samples of the true p(x_0 | y) have
-residuals in the noise's 95% band, and a spread equal to the error of their mean (times sqrt(1 + 1 / draws)). Time is of
-the CPU, on one thread. What OUT.json holds already is not measured again. Prints a table in Markdown.
+residuals in the noise's 95% band, and a spread equal to the error of their mean (times sqrt(1 + 1 / draws)). Time is
+measured on the CPU, on one thread. Results already in OUT.json are not measured again. Prints a table in Markdown.
 """
 
 import argparse
@@ -34,12 +34,12 @@ NOISE = 0.05
 TASKS = ("superres:4", "blur:1.5", "inpaint")
 METHODS = ("gaussian", "mmps", "dps", "pigdm", "ddrm", "diffpir", "daps")
 MADE_FOR_MANY = {"dps": 5}
-"""A row more, of so many times the steps."""
+"""Methods with an additional row, at this multiple of the steps."""
 SHOWN = 4
 
 
 def degradation(task: str, shape: tuple[int, ...]) -> Degradation:
-    """Of pictures of this shape; `inpaint` misses half of each side, in the middle."""
+    """The degradation of pictures of this shape; `inpaint` lacks half of each side, in the middle."""
     if task != "inpaint":
         return parse(task, shape)
     _, height, width = shape
@@ -67,7 +67,7 @@ def restored(model: Model, method: str, map: Any, y: torch.Tensor, steps: int, c
 def measure(
     run: Callable[[torch.Tensor], Restored], model: Model, x0: torch.Tensor, y: torch.Tensor, draws: int
 ) -> Any:
-    """What `run` makes of y, `draws` samples of each picture."""
+    """Measures `run` on y, with `draws` samples of each picture."""
     counts = {"evaluations": 0, "derivatives": 0}
 
     def count(what: str, rows: int) -> None:
@@ -126,7 +126,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures what is missing."""
+    """Measures what is missing in OUT.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)

@@ -1,12 +1,12 @@
-"""Quality against evaluations of the network for every sampler: what the defaults are chosen from.
+"""Quality against evaluations of the network for every sampler: the basis for choosing the defaults.
 
     python benchmarks/samplers.py MODEL OUT.json [--evaluations 5,8,10,20,50] [-n 512] [--only dpm++2m,ddim]
     python benchmarks/samplers.py MODEL OUT.json --paper [--figure FIGURE.png]
 
 Frechet distance (not FID) to the test images in the features of `undiffuse evaluate`, at equal numbers of evaluations:
-Heun's method takes two for a step. With --paper, the rows and steps of table 1 of Song et al. 2021: DDIM for eta 0 to
-1 and DDPM with the larger variance, beside what they found on CIFAR-10. What OUT.json holds already is not measured
-again. Prints a table in Markdown, writes OUT.json and a figure.
+Heun's method takes two per step. With --paper, the rows and steps of table 1 of Song et al. 2021: DDIM for eta 0 to 1
+and DDPM with the larger variance, beside their results on CIFAR-10. Results already in OUT.json are not measured again.
+Prints a table in Markdown, writes OUT.json and a figure.
 """
 
 import argparse
@@ -52,7 +52,7 @@ CIFAR = {
 
 
 def recipe_of(options: dict[str, Any], evaluations: int) -> Recipe:
-    """Of so many evaluations, or of one fewer where the sampler cannot have just so many."""
+    """The recipe with this number of evaluations, or with one fewer if the sampler cannot have exactly that many."""
     steps = (evaluations + 1) // 2 if options["sampler"] == "heun" else evaluations
     return Recipe(steps=steps, **options)
 
@@ -68,7 +68,7 @@ def markdown(frechet: dict[str, dict[str, Any]]) -> str:
 
 
 def panels(found: dict[str, Any], paper: bool) -> list[Panel]:
-    """What was found, and beside it what the paper did."""
+    """The results, and beside them those of the paper."""
     lines = {
         name: (np.array([int(count) for count in row]), np.array([entry["value"] for entry in row.values()]))
         for name, row in found["frechet"].items()
@@ -79,7 +79,7 @@ def panels(found: dict[str, Any], paper: bool) -> list[Panel]:
 
 
 def main() -> None:
-    """Measures what is missing, prints, writes and draws."""
+    """Measures what is missing in OUT.json, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
@@ -93,7 +93,7 @@ def main() -> None:
     counts = (options.evaluations or (PAPER_EVALUATIONS if options.paper else EVALUATIONS)).split(",")
     found = read_json(options.out) if options.out.exists() else {"model": options.model, "n": options.n, "frechet": {}}
     if (found["model"], found["n"]) != (options.model, options.n):
-        parser.error(f"{options.out} is of {found['n']} samples of {found['model']}: choose another OUT.json")
+        parser.error(f"{options.out} is for {found['n']} samples of {found['model']}: choose another OUT.json")
     for name in options.only.split(",") if options.only else rows:
         known = found["frechet"].setdefault(name, {})
         missing = [count for count in counts if count not in known]

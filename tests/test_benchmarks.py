@@ -12,6 +12,7 @@ from torch import nn
 # No packages: their files import each other like this.
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "benchmarks/speed"))
 
+import guidance
 import samplers
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
@@ -19,6 +20,9 @@ from run import kind_of
 from systems import our_config, our_megaflops
 
 from undiffuse.files import read_json
+from undiffuse.generate import Recipe, generate
+from undiffuse.model import load
+from undiffuse.training.classifier import train_classifier
 
 
 def test_nearest_width_is_nearest_as_a_ratio() -> None:
@@ -139,3 +143,34 @@ def test_the_papers_table_of_ddim() -> None:
     assert list(found["frechet"]) == list(samplers.PAPER)
     titles = [title for title, _, _ in samplers.panels(found, paper=True)]
     assert titles[1].startswith("CIFAR-10") and "runs/lecture" in titles[0]
+
+
+def test_guided_samples_begin_with_those_of_the_command(whole: Path, tmp_path: Path) -> None:
+    """At scale 1 they are `undiffuse sample`'s own; every way to guide changes all that have a class."""
+    model, recipe = load(whole, "cpu"), Recipe(steps=3, seed=5)
+    settings = {"data.source": model.config.data.source, "training.steps": 2, "network.channels": (8,)}
+    classifier = train_classifier(settings, tmp_path / "classifier")
+    ways = guidance.contenders(model, classifier, model, [1.0, 200.0], [(0.01, 100.0)])
+    plain, *guided = (guidance.draw(one, recipe, 6) for one in ways)
+    (expected,) = generate(model, recipe, range(6), model.condition(range(6)))
+    assert (plain == expected).all()
+    assert [one.name.split()[0] for one in ways[1:]] == [
+        "classifier-free",
+        "classifier-free",
+        "classifier",
+        "autoguidance",
+    ]
+    assert all((images != plain).any((1, 2, 3)).all() for images in guided[:3])
+    assert abs(guided[3].astype(int) - plain).max() <= 1  # by itself, which is no guide
+
+
+def test_the_table_of_guidance_has_means_over_the_seeds() -> None:
+    """A row for each scale, in their order."""
+    of_seed = [{key: {"value": value} for key in guidance.METRICS} for value in (0.25, 0.75)]
+    row = {"10": {"0": of_seed[0], "1": of_seed[1]}, "2": {"0": of_seed[1]}}
+    scales, values = guidance.means(row, "recall")
+    assert scales.tolist() == [2, 10] and values.tolist() == [0.75, 0.5]
+    assert guidance.markdown({"ADM-G": row}).splitlines()[2:] == [
+        "| ADM-G | 2 | 0.750 | 0.750 | 0.750 | 0.750 |",
+        "| ADM-G | 10 | 0.500 | 0.500 | 0.500 | 0.500 |",
+    ]

@@ -225,7 +225,7 @@ def test_python_objects_where_they_are_needed(tmp_path: Path) -> None:
 
 def test_images_to_train_on_are_asked_for(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", x_test=noise(4, 8, 8), weights=noise(4))
-    assert "only 'x_test' to hold out among x_test, weights" in refusal(tmp_path / "m.npz")
+    assert "only 'x_test' (held out) among x_test, weights" in refusal(tmp_path / "m.npz")
     np.savez(tmp_path / "m.npz", faces=noise(4, 8, 8))
     assert len(data.load(tmp_path / "m.npz", "all")) == 4
     np.savez(tmp_path / "m.npz", x_train=noise(4, 8, 8), x_test=noise(4, 8, 8), y_train=np.arange(4))
@@ -268,10 +268,10 @@ def test_class_names_as_they_are_stored(tmp_path: Path) -> None:
     for labels, names, said in (
         ([0, 1, 1], ["cat", "cat"], "'cat' stands for two classes"),
         ([0, 1, 1], [b"\xff", b"a"], "not UTF-8"),
-        ([0, 1, 1], [[1, 2], [3, 4]], "expected one text for every class"),
-        ([0, 1, 1], [0.5, 1.5], "expected one text for every class"),
-        ([0, 1, 2], ["cat", "dog"], "reach from 0 to 2, expected 0 to 1"),
-        ([-1, 1, 1], ["cat", "dog"], "reach from -1 to 1"),
+        ([0, 1, 1], [[1, 2], [3, 4]], "expected one string for every class"),
+        ([0, 1, 1], [0.5, 1.5], "expected one string for every class"),
+        ([0, 1, 2], ["cat", "dog"], "range from 0 to 2, expected 0 to 1"),
+        ([-1, 1, 1], ["cat", "dog"], "range from -1 to 1"),
         (["cow", "cat", "cat"], ["cat", "dog"], "'cow' is not among the classes cat, dog"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -283,10 +283,10 @@ def test_class_names_as_they_are_stored(tmp_path: Path) -> None:
     [
         (np.array([0.5, 1, 2]), "1 of 3 are not whole numbers"),
         (np.array([np.nan, 1, np.inf]), "2 of 3 are not whole numbers"),
-        (np.array([[1, 1], [0, 1], [1, 0]]), "not a single 1"),
-        (np.array([[0, 0], [0, 1], [1, 0]]), "not a single 1"),
-        (np.array([[0.1, 0.9], [0, 1], [1, 0]]), "not a single 1"),
-        (np.arange(4), "expected 3 integers or texts"),
+        (np.array([[1, 1], [0, 1], [1, 0]]), "not one-hot"),
+        (np.array([[0, 0], [0, 1], [1, 0]]), "not one-hot"),
+        (np.array([[0.1, 0.9], [0, 1], [1, 0]]), "not one-hot"),
+        (np.arange(4), "expected 3 integers or strings"),
         (np.array([b"\xff\xfe", b"a", b"b"]), "not UTF-8"),
         (np.array(["2020-01-01"] * 3, "datetime64[D]"), "datetime64"),
         (np.zeros((3, 8, 8)), "shape (3, 8, 8)"),
@@ -300,7 +300,7 @@ def test_labels_that_are_no_classes(tmp_path: Path, labels: np.ndarray, said: st
 def test_texts_in_one_split_and_numbers_in_the_other(tmp_path: Path) -> None:
     images = {"x_train": noise(2, 8, 8), "x_test": noise(2, 8, 8)}
     np.savez(tmp_path / "m.npz", **images, y_train=np.arange(2), y_test=np.array(["0", "1"]))
-    assert "texts in one split and numbers in another" in refusal(tmp_path / "m.npz")
+    assert "strings in one split and numbers in another" in refusal(tmp_path / "m.npz")
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
 
     for name, raw, said in (
         ("m.npz", b"", "it is empty"),
-        ("m.npy", b"hello", "not a file of np.save"),
+        ("m.npy", b"hello", "not a file written by np.save"),
         ("m.npy", pickle.dumps([1, 2]), "a pickle), which are never loaded"),
     ):
         (tmp_path / name).write_bytes(raw)
@@ -319,7 +319,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with (tmp_path / "m.npy").open("wb") as file:  # two arrays in one file, of which NumPy reads the first
         np.save(file, noise(4, 8, 8))
         np.save(file, noise(4, 8, 8))
-    assert "promises 256 bytes, 640 are there" in refusal(tmp_path / "m.npy")
+    assert "promises 256 bytes, but 640 are there" in refusal(tmp_path / "m.npy")
     np.savez(tmp_path / "right.npz", images=noise(4, 8, 8))
     (tmp_path / "right.npz").rename(tmp_path / "wrong.npy")  # the content decides
     assert len(data.load(tmp_path / "wrong.npy", "all")) == 4

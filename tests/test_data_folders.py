@@ -136,7 +136,7 @@ def test_a_class_called_much_like_a_split(tree: Tree, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("empty", ["dog/notes.txt", "dog/deep/.keep", "test/.keep"])
 def test_folders_without_a_picture_are_told(tree: Tree, caplog: pytest.LogCaptureFixture, empty: str) -> None:
     assert set(classes_of(tree("cat/0.png", "bee/0.png", empty)).values()) == {"cat", "bee"}
-    assert f"no pictures in {empty.split('/')[0]}: no class" in caplog.text
+    assert f"no pictures in {empty.split('/')[0]}: not used as class" in caplog.text
 
 
 def test_an_empty_class_of_one_split_is_told(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
@@ -205,7 +205,7 @@ def test_a_class_called_test(tree: Tree, caplog: pytest.LogCaptureFixture) -> No
         (("train_32x32/0.png", "valid_32x32/0.png"), "train_32x32, valid_32x32 may be splits"),
         (("test.v1/a/0.png", "train.v1/a/0.png"), "test.v1, train.v1 may be splits"),
         (("a/train/0.png", "a/test/0.png", "b/ground_truth/0.png"), "1 pictures are in neither .*ground_truth/0.png"),
-        (("train/a/0.png", "test/a/0.heic"), r"test holds only pictures of kinds that are not read \(1 \.heic\)"),
+        (("train/a/0.png", "test/a/0.heic"), r"test holds only pictures in unsupported formats \(1 \.heic\)"),
     ],
 )
 def test_what_would_be_a_guess_is_refused(tree: Tree, paths: tuple[str, ...], message: str) -> None:
@@ -248,11 +248,11 @@ def test_kinds_that_are_not_read_by_their_content(tree: Tree, caplog: pytest.Log
     root = tree("cat/0.png", "cat/photo")
     (root / "cat/photo").write_bytes(begins + bytes(20))
     assert set(classes_of(root)) == {"cat/0.png"}
-    assert "left out 1 files (1 without an ending): pictures of kinds that are not read" in caplog.text
+    assert "left out 1 files (1 without an extension): pictures in unsupported formats" in caplog.text
 
 
 def test_a_class_does_not_vanish(tree: Tree) -> None:
-    with pytest.raises(UsageError, match=r"class dog can be read, since 2 \.cr2 are not read. Convert"):
+    with pytest.raises(UsageError, match=r"class dog can be read: 2 \.cr2 are not supported. Convert"):
         data.load(tree("cat/0.png", "dog/0.cr2", "dog/1.CR2"))
 
 
@@ -300,7 +300,7 @@ def test_links_elsewhere_are_followed_and_loops_are_not(
     (root / "cat" / "up").symlink_to(tmp_path)
     (root / "cow").symlink_to(tmp_path / "nowhere")
     assert classes_of(root) == {"cat/0.png": "cat", "dog/0.png": "dog"}
-    assert "left out 1: links to nothing: cow" in caplog.text
+    assert "left out 1: broken links: cow" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_runs_are_no_data(tree: Tree, run: str, caplog: pytest.LogCaptureFixture
     written = [f"{run}/run.json", f"{run}/metrics.jsonl", f"{run}/previews/step-1.png", f"{run}/other.png"]
     root = tree("cat/0.png", "dog/0.png", *written)
     assert classes_of(root) == {"cat/0.png": "cat", "dog/0.png": "dog"}
-    assert f"what a run of undiffuse wrote is not data: {run}" in caplog.text
+    assert f"the output of undiffuse is not data: {run}" in caplog.text
 
 
 def test_a_run_among_its_own_data(tree: Tree) -> None:

@@ -305,7 +305,7 @@ def test_a_truncated_png_with_long_texts_is_unreadable() -> None:
     ("raw", "reason"),
     [
         (b"", "the file is empty"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture, a kind that is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture, which is not supported"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
         (b"hello", "cannot identify image file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify image file"),

@@ -211,7 +211,7 @@ def test_sixteen_bits_keep_their_range(folder: Path, name: str) -> None:
 def test_float_images(folder: Path) -> None:
     ramp = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
     assert np.abs(only(folder, Image.fromarray(ramp), "one.tif")[..., 0] - ramp * 255).max() <= 0.501
-    with pytest.raises(UndiffuseError, match="reach from 0 to 255, expected 0 to 1"):
+    with pytest.raises(UndiffuseError, match="range from 0 to 255, expected 0 to 1"):
         only(folder, Image.fromarray(ramp * 255), "one.tif")
 
 

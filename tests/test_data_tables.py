@@ -82,7 +82,7 @@ def test_a_class_column_is_never_guessed(tmp_path: Path) -> None:
     assert opened(path, range(3), label=[0, 1, 0], target=[1, 1, 0]) == (
         *none,
         (
-            "no classes: label, target could each be their column; leave only one in the data",
+            "no classes: label, target could each be the class column; leave only one in the data",
             "columns not used: label, target",
         ),
     )
@@ -140,7 +140,7 @@ def test_shards_that_store_their_classes_otherwise(tmp_path: Path) -> None:
     write(other, range(2, 4), label=pyarrow.array([2, 1], pyarrow.int64()))
     assert data.load(tmp_path, "all").labels.tolist() == [1, 0, 2, 1]
     write(other, range(2, 4), label=["2", "1"])
-    with pytest.raises(UsageError, match="column label holds texts in one file and numbers in another"):
+    with pytest.raises(UsageError, match="column label holds strings in one file and numbers in another"):
         data.load(tmp_path, "all")
 
 
@@ -213,7 +213,7 @@ def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
             data.load(folder)
         return str(caught.value)
 
-    assert "1 files where their names promise 3" in refusal("train-00000-of-00003.parquet")
+    assert "1 files of train, but their names promise 3" in refusal("train-00000-of-00003.parquet")
     assert "promise 1 or 2" in refusal("train-00000-of-00001.parquet", "train-00001-of-00002.parquet")
     assert "several data sets, in de, en" in refusal("en/train.parquet", "de/train.parquet")
     assert "no split 'train', only cats, dogs" in refusal("cats.parquet", "dogs.parquet")
@@ -221,7 +221,7 @@ def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     assert "several splits to train on: train, training" in refusal("train.parquet", "training.parquet")
     write(tmp_path / "odd" / "train-00000-of-00002.parquet", range(3), label=[1, 1, 1])
     write(tmp_path / "odd" / "train-00001-of-00002.parquet", range(3), colour=[1, 1, 1])
-    with pytest.raises(UsageError, match=r"00001-of-00002.parquet has other columns than .*00000-of-00002"):
+    with pytest.raises(UsageError, match=r"00001-of-00002.parquet and .*00000-of-00002.parquet have different columns"):
         data.load(tmp_path / "odd")
 
 
@@ -377,5 +377,5 @@ def test_a_column_shorter_than_its_row_group_is_noticed(tmp_path: Path, monkeypa
     monkeypatch.setattr(
         parquet.ParquetFile, "read_row_group", lambda *args, **options: whole(*args, **options).slice(0, 2)
     )
-    with pytest.raises(UndiffuseError, match="its row group has 2 values of 3 in column label"):
+    with pytest.raises(UndiffuseError, match="its row group has 2 of 3 values in column label"):
         data.load(path)

@@ -10,6 +10,7 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
+from undiffuse.classifier import Classifier
 from undiffuse.conditions import Composition, Labels
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate, states
@@ -170,3 +171,33 @@ def test_the_command_says_what_it_cost(command: Command, whole: Path, tmp_path: 
     assert code == 0
     assert "6 evaluations of the network each" in out
     assert "out of range" in out
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_classifier_counts_from_the_plain_model(model: Model, knows: bool) -> None:
+    """Scale 1 is the conditional law: of a model that knows the class its own, of another the classifier's."""
+
+    class Linear(nn.Module):
+        def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3]
+
+    shape = model.domain.shape
+    classifier = Classifier("linear", Linear(), 0.5, torch.tensor([0.2, 0.3, 0.5]).log(), model.data, {})
+    unknown = dataclasses.replace(model.data, classes=(), class_share=())
+    guided = with_guide(model if knows else dataclasses.replace(model, data=unknown), classifier)
+    denoiser = guided.denoiser
+    if not knows:
+        network = Counting(model.network)
+        network.forward = lambda x, log_snr, condition: model.network(x, log_snr, model.unconditional(len(x)))  # type: ignore
+        denoiser = dataclasses.replace(denoiser, network=network)
+        guided = dataclasses.replace(guided, denoiser=denoiser)
+    labels = classifier.of_class(1, 2)
+    x_t, process = torch.randn(2, *shape), denoiser.process
+    plain = denoiser(x_t, 0.5, labels if knows else None).x0
+    level = process.noise_level(0.5)
+    x = x_t.clone().requires_grad_()
+    gradient = torch.autograd.grad(classifier.log_probs(x, level)[:, 1].sum(), x)[0]
+    for scale in (1.0, 2.5):
+        found = guided_denoiser(guided, labels, Guidance(scale))(x_t, 0.5).x0
+        expected = plain + (scale - knows) * level.sigma**2 / level.alpha * gradient
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

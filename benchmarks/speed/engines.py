@@ -2,7 +2,7 @@
 
     pip install openvino && python benchmarks/speed/engines.py MODEL OUT.json [--repeats 40]
 
-In turn, medians; the largest difference from PyTorch's output stands beside.
+The engines alternate, and medians are reported, with the largest difference from PyTorch's output.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # else it takes bf16 where there is some
+            "INFERENCE_PRECISION_HINT": "f32",  # else it uses bf16 if available
         }
         compiled = openvino.Core().compile_model(path, "CPU", settings)
     found: dict[str, dict[str, dict[str, float]]] = {}

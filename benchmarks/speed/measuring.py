@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: clocks, alternation, processes to measure in, summaries, counts of FLOPs."""
+"""Tools of the benchmarks: clocks, alternation, processes to measure in, summaries, counts of FLOPs."""
 
 import multiprocessing
 import os
@@ -72,7 +72,7 @@ def seconds(work: Work) -> float:
 
 
 def alternate(runs: dict[str, Timed], repeats: int, warm: int = 1) -> dict[str, list[float]]:
-    """The seconds that every run tells, in rounds of all, every other in reverse: a drifting machine favours none."""
+    """The seconds that every run returns, in rounds, every other in reverse: a drifting machine favours none."""
     for run in runs.values():
         for _ in range(warm):
             run()
@@ -84,7 +84,7 @@ def alternate(runs: dict[str, Timed], repeats: int, warm: int = 1) -> dict[str, 
 
 
 def repeated(work: Work, count: int) -> Work:
-    """`work`, `count` times over."""
+    """`work`, repeated `count` times."""
 
     def many() -> None:
         for _ in range(count):
@@ -94,7 +94,7 @@ def repeated(work: Work, count: int) -> Work:
 
 
 class Worker:
-    """Something to measure, in a process of its own, which `make(*arguments)` builds it in."""
+    """Something to measure, built by `make(*arguments)` in a process of its own."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any):
         context = multiprocessing.get_context("spawn")
@@ -105,11 +105,11 @@ class Worker:
 
     @cached_property
     def facts(self) -> Figures:
-        """What it says of itself once it is built."""
+        """Its facts, once it is built."""
         return self.pipe.recv()
 
     def timed(self, method: str, *arguments: Any) -> Timed:
-        """Seconds of a call of one of its methods, measured over there."""
+        """Seconds for a call of one of its methods, measured in its process."""
 
         def call() -> float:
             assert self.facts is not None
@@ -134,13 +134,13 @@ def _serve(pipe: Any, make: Callable[..., Any], arguments: tuple[Any, ...]) -> N
 
 @cache
 def worker(make: Callable[..., Any], *arguments: Any) -> Worker:
-    """The one worker for it, which the sections share."""
+    """The one worker for these arguments, shared by the sections."""
     return Worker(make, *arguments)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for the time being."""
+    """A temporary folder."""
     with tempfile.TemporaryDirectory(prefix="undiffuse-speed-") as name:
         yield Path(name)
 
@@ -159,7 +159,7 @@ def rates(times: Sequence[float], amount: float, unit: str, **conditions: Any) -
 
 
 def milliseconds(times: Sequence[float], unit: str = "ms", per: int = 1, **conditions: Any) -> Figures:
-    """The times, each shared by `per`."""
+    """The times, each divided by `per`."""
     return summary([1e3 * t / per for t in times], unit, **conditions)
 
 

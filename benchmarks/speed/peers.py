@@ -1,8 +1,8 @@
-"""The peers that benchmarks compare with, each set up as its own authors set it up for small images.
+"""The peers that the benchmarks compare with, each set up as its own authors do for small images.
 
     pip install diffusers einops ema-pytorch && pip install --no-deps denoising-diffusion-pytorch
 
-Both learn unconditionally, from batches that already lie in memory: reading data costs them nothing here.
+Both train unconditionally, on batches that are already in memory: reading data costs them nothing here.
 """
 
 import copy
@@ -24,7 +24,7 @@ BATCH = 32
 
 @dataclass
 class Peer:
-    """A rival in training.
+    """A competitor in training.
 
     Attributes:
         loss: images (B, C, H, W) float32 in [-1, 1] -> a scalar.
@@ -113,8 +113,8 @@ def denoising_diffusion_pytorch(size: int, channels: int, rate: float | None = N
     """lucidrains' denoising-diffusion-pytorch: its Unet and GaussianDiffusion with the options of its README (flash
     attention; pred_v and a sigmoid schedule by default), the optimiser and average of its Trainer.
     """
-    # It imports torchvision for a folder of images, which is not used here, and whose wheel brings CUDA: an empty
-    # stand-in will do, for the moment of the import.
+    # It imports torchvision for a folder of images, which is not used here, and whose wheel installs CUDA: an empty
+    # stand-in is enough during the import.
     stand_in = types.ModuleType("torchvision")
     stand_in.transforms = stand_in.utils = None  # type: ignore[attr-defined]
     sys.modules["torchvision"] = stand_in

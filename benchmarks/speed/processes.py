@@ -1,6 +1,6 @@
 """The sections of run.py that start processes of their own: memory, data-size and processes.
 
-As a script, one such process: it does the task it is given as JSON and prints what `measured` finds.
+As a script, one such process: it does the task given as JSON and prints the result of `measured`.
 """
 
 import gc
@@ -47,7 +47,7 @@ def memory(amount: Amount) -> Figures:
 
 
 def data_size(amount: Amount) -> Figures:
-    """Peak memory of `undiffuse.train` by the number of images, which lie memory-mapped in the data cache."""
+    """Peak memory of `undiffuse.train` by the number of images, which are memory-mapped from the data cache."""
     result: Figures = {}
     for count in amount.data_sizes:
         with temporary_folder() as folder:
@@ -108,7 +108,7 @@ def processes(amount: Amount) -> Figures:
 
 
 def output_of(command: list[str], **environment: str) -> str:
-    """What a command prints. Raises RuntimeError, with the end of its errors, where it fails."""
+    """The output of a command. Raises RuntimeError, with the end of its errors, if it fails."""
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
@@ -116,17 +116,17 @@ def output_of(command: list[str], **environment: str) -> str:
 
 
 def child(task: dict[str, Any], **environment: str) -> Figures:
-    """What `measured` finds in a fresh process."""
+    """The result of `measured` in a new process."""
     return json.loads(output_of([sys.executable, __file__, json.dumps(task)], **environment).splitlines()[-1])
 
 
 def measured(task: dict[str, Any]) -> Figures:
-    """Does a task; tells the memory before, at the peak and newly mapped from files, in MB, and the seconds."""
+    """Does a task; returns the memory before, at the peak and newly mapped from files, in MB, and the seconds."""
     system = task.get("system")
     if system == "diffusers":
         import diffusers.training_utils
 
-        assert diffusers.DDIMPipeline and diffusers.UNet2DModel  # it imports these when they are asked for
+        assert diffusers.DDIMPipeline and diffusers.UNet2DModel  # it imports these lazily
     elif system in PEERS:
         PEERS[system](SIZE, CHANNELS)  # imports what it needs
     gc.collect()

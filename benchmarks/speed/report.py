@@ -1,4 +1,4 @@
-"""What benchmarks/speed/run.py found, as a table and as a figure."""
+"""The results of benchmarks/speed/run.py, as a table and as a figure."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ SHORT = {"denoising-diffusion-pytorch": "dd-pytorch"}
 
 
 def draw(results: Figures, path: Path) -> None:
-    """The figures as panels: what was measured of ratios, shares and growth."""
+    """The figures as panels: the ratios, shares and growth that were measured."""
     found = {name: section["figures"] for name, section in results.items()}
     panels = [panel for name, panel in PANELS if name in found]
     if not panels:

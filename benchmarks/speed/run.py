@@ -2,13 +2,13 @@
 
     python benchmarks/speed/run.py OUT.json [--quick] [--only NAME[,NAME...]]
 
-Everything learns and draws images of 28 x 28 x 1 on all cores in float32, unless it says otherwise. What is compared
-alternates, so that all see the same machine, and has a process of its own: what one leaves in the allocator and in the
-caches of kernels changes the times of the next. A figure is a median over repeats, with the smallest and the largest.
---only measures some sections anew and keeps the others that OUT.json holds. Writes OUT.json and OUT.png.
+Everything trains on and samples images of 28 x 28 x 1 on all cores in float32, unless stated otherwise. Systems that
+are compared alternate, so that all see the same machine, and run in separate processes: the state that one leaves in
+the allocator and the kernel caches changes the times of the next. A figure is a median over repeats, with the smallest
+and the largest. --only measures some sections again and keeps the others in OUT.json. Writes OUT.json and OUT.png.
 
 FLOPs are those torch counts in one forward pass, attention included; a training step counts as three of them. For
-undiffuse it is the real step: make_batch, objective, backward, clipping, optimiser, EMA. The peers' batches lie ready.
+undiffuse it is the real step: make_batch, objective, backward, clipping, optimiser, EMA. The peers' batches are ready.
 """
 
 import argparse
@@ -163,11 +163,11 @@ def sampling(amount: Amount) -> Figures:
 
 
 def overhead(amount: Amount) -> Figures:
-    """What the libraries add to the bare calls of their networks, and what undiffuse's parts take alone."""
+    """What the libraries add to the bare calls of their networks, and the time of undiffuse's parts alone."""
     result: Figures = {}
     made = drawers(amount.compile)
     for drawer in made.values():
-        assert not drawer.facts  # asked for, a worker is there: none may start while another is timed
+        assert not drawer.facts  # this starts the worker: none may start while another is timed
     for name, drawer in made.items():
         result[name], pairs = {}, amount.pairs
         methods = {"draw": "whole", "bare": "bare"}
@@ -250,13 +250,13 @@ def main() -> None:
     """Measures, writes and shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="only show that everything works, in two minutes")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works, in two minutes")
     parser.add_argument("--only", default=",".join(SECTIONS), help="some of " + ", ".join(SECTIONS))
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    os.environ["TQDM_DISABLE"] = "1"  # for what it starts: a peer's progress bar would cost the peer time
+    os.environ["TQDM_DISABLE"] = "1"  # for subprocesses: a progress bar would cost a peer time
     results = read_json(options.out) if options.out.exists() else {}
     amount, failed = QUICK if options.quick else Amount(), list[str]()
     for number, name in enumerate(chosen, 1):
@@ -264,7 +264,7 @@ def main() -> None:
         began = time.perf_counter()
         try:
             figures = SECTIONS[name](amount)
-        except RuntimeError as error:  # the other sections are worth having all the same
+        except RuntimeError as error:  # the other sections are still useful
             failed.append(name)
             print(error, file=sys.stderr, flush=True)
             continue

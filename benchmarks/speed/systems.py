@@ -1,4 +1,4 @@
-"""What the benchmarks of speed measure: undiffuse and its peers, as trainers and as drawers of images."""
+"""What the speed benchmarks measure: undiffuse and its peers, as trainers and as samplers of images."""
 
 import dataclasses
 import os
@@ -44,9 +44,9 @@ class Trainer:
     Attributes:
         facts: what its rates depend on.
         step: one whole optimiser step on a batch.
-        bare: forward, backward and optimiser on a batch that lies ready.
+        bare: forward, backward and optimiser on a ready batch.
         evaluation: the network alone on a batch.
-        parts: what else the step does, each alone.
+        parts: the other parts of the step, each alone.
     """
 
     facts: Figures
@@ -66,9 +66,9 @@ class Drawer:
 
     Attributes:
         draw: (count, evaluations) -> images, through the library's public interface.
-        bare: (count, evaluations): so many calls of the network alone.
-        free: `draw` with a network that costs nothing, where there is one.
-        facts: nothing but that it is there.
+        bare: (count, evaluations): that many calls of the network alone.
+        free: `draw` with a network that costs nothing, if there is one.
+        facts: empty; reading it waits until the system is built.
     """
 
     draw: Callable[[int, int], object]
@@ -89,15 +89,15 @@ class Free(nn.Module):
 
 
 def facts_of(network: nn.Module, mflop: float, batch: int, **others: Any) -> Figures:
-    """A trainer's."""
+    """The facts of a trainer."""
     count = sum(p.numel() for p in network.parameters())
     threads = torch.get_num_threads()
     return {"batch": batch, MFLOP: round(mflop, 1), "parameters": count, "threads": threads, **others}
 
 
 def our_config(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = None) -> Config:
-    """The default configuration, decided; `width`: channels (width, 2 width) and, like the peers, AdamW: for comparison
-    at equal FLOPs.
+    """The default configuration, fully decided; `width`: channels (width, 2 width) and AdamW, like the peers, for
+    comparison at equal FLOPs.
     """
     values = preset("balanced") | {"denoiser.sigma_data": 0.5, "training.batch_size": batch}
     if width:
@@ -112,12 +112,12 @@ def noise_images(count: int, size: int) -> np.ndarray:
 
 
 def our_megaflops(config: Config, size: int = SIZE) -> float:
-    """Of its network."""
+    """The megaFLOPs of its network."""
     return megaflops(make_network(config, CHANNELS).eval(), (CHANNELS, size, size), torch.zeros(1))
 
 
 def our_trainer(size: int = SIZE, batch: int = OUR_BATCH, width: int | None = None, precision: str = "no") -> Trainer:
-    """undiffuse, unconditional as the peers are, training on images in memory; `precision` as Accelerate has it."""
+    """undiffuse, unconditional like the peers, training on images in memory; `precision` as in Accelerate."""
     torch.manual_seed(0)
     config = our_config(size, batch, width)
     data = ImageSet("noise", "train", noise_images(1024, size), None, (), (), "", "")
@@ -187,7 +187,7 @@ def our_drawer(engine: str = "torch") -> Drawer:
     torch.manual_seed(0)
     config = our_config()
     network = make_network(config, CHANNELS)
-    for parameter in network.parameters():  # no layer is left at 0, where numbers might be special
+    for parameter in network.parameters():  # no layer stays at 0, where timings might differ
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
     with temporary_folder() as folder:
@@ -235,7 +235,7 @@ def peer_drawer(name: str) -> Drawer:
 
 
 def drawers(compiled: bool) -> dict[str, Worker]:
-    """undiffuse's, one for each engine (`compiled`: also the one that takes long to start), then the peers'."""
+    """undiffuse's, one per engine (`compiled`: also the one that is slow to start), then the peers'."""
     ours = {
         OURS if engine == "torch" else f"{OURS} ({engine})": worker(our_drawer, engine)
         for engine in available()
@@ -245,7 +245,7 @@ def drawers(compiled: bool) -> dict[str, Worker]:
 
 
 def machine() -> Figures:
-    """What every figure of a section was measured on, and the systems' versions."""
+    """The machine that a section was measured on, and the systems' versions."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,14 +1,13 @@
-"""How good is each after the same minutes of training? undiffuse, diffusers and denoising-diffusion-pytorch.
+"""Quality after the same minutes of training: undiffuse, diffusers and denoising-diffusion-pytorch.
 
     python benchmarks/speed/time_to_quality.py OUT [--minutes 5,10,20] [--ours 2,5,10,20] [--n 500]
 
 Trains each in turn on all cores, unconditionally, in the wall-clock time of its training steps alone; draws n samples
 in 20 evaluations of the network (undiffuse also in 10, the peers from 20 minutes on also in 50) and measures their
 Frechet distance to the test images in the features of undiffuse's classifier, with its interval. In the peers' favour:
-their data already lies in memory; their learning rate is the better of the recommended one and 1e-3 after a minute of
-each; both their averaged and their trained weights are measured, and the better counts. What is already in OUT is not
-done again.
-Writes OUT/time-to-quality.json, .png and -samples.png.
+their data is already in memory; their learning rate is the better of the recommended one and 1e-3 after a minute of
+each; both their averaged and their trained weights are measured, and the better counts. Results already in OUT are
+kept. Writes OUT/time-to-quality.json, .png and -samples.png.
 """
 
 import argparse
@@ -40,7 +39,7 @@ PILOT = 60.0
 
 
 def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Batches of images in [-1, 1], for ever."""
+    """Batches of images in [-1, 1], without end."""
     generator = np.random.default_rng(seed)
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
@@ -48,8 +47,8 @@ def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:
-    """(seconds so far, loss) of each step until the time is over. A step of more than five medians was not one: the
-    process was paused, and it counts as a median.
+    """(seconds so far, loss) of each step until the time is over. A step of more than five medians counts as a median:
+    the process was paused.
     """
     torch.manual_seed(0)
     now, recent = 0.0, []
@@ -65,7 +64,7 @@ def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[floa
 
 
 def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray) -> None:
-    """Leaves OUT/NAME-MINUTES.json, and beside it the weights: averaged and as they were trained."""
+    """Writes OUT/NAME-MINUTES.json, and beside it the weights: averaged and as trained."""
     if all((out / f"{name}-{m:g}.json").exists() for m in minutes):
         return
     pilots = {}
@@ -99,7 +98,7 @@ def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray) -
 
 
 def sample_peer(name: str, weights: Path, evaluations: int, n: int, shape: tuple[int, int, int]) -> Path:
-    """n samples of a peer with these weights, left beside them as .npz."""
+    """n samples of a peer with these weights, saved beside them as .npz."""
     path = weights.with_name(f"{weights.stem}-{evaluations}.npz")
     if not path.exists():
         peer = PEERS[name](shape[0], shape[2])
@@ -130,7 +129,7 @@ def measured(path: Path, data: str, n: int) -> dict[str, Any]:
 
 
 def measure_peer(name: str, out: Path, data: str, n: int, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What OUT holds of a peer, by minutes."""
+    """The results in OUT for a peer, by minutes."""
     results = {}
     times = sorted(float(path.stem.rpartition("-")[2]) for path in out.glob(f"{name}-*.json"))
     for minutes in times:
@@ -147,7 +146,7 @@ def measure_peer(name: str, out: Path, data: str, n: int, shape: tuple[int, int,
 
 
 def measure_ours(out: Path, data: str, n: int) -> dict[str, Any]:
-    """What OUT holds of undiffuse, by minutes."""
+    """The results in OUT for undiffuse, by minutes."""
     results = {}
     runs = {float(path.parent.name.rpartition("-")[2]): path.parent for path in out.glob("undiffuse-*/done")}
     for minutes, run in sorted(runs.items()):
@@ -164,11 +163,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--minutes", default="5,10,20", help="of the peers")
+    parser.add_argument("--minutes", default="5,10,20", help="minutes of the peers")
     parser.add_argument("--ours", default="2,5,10,20", help="minutes of undiffuse")
     parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--only", choices=["undiffuse", *PEERS], help="train this one alone, and stop there")
-    parser.add_argument("--measure", action="store_true", help="train nothing: measure what OUT holds")
+    parser.add_argument("--only", choices=["undiffuse", *PEERS], help="train only this one, without measuring")
+    parser.add_argument("--measure", action="store_true", help="train nothing: measure what is in OUT")
     parser.add_argument("--set", action="append", default=[], help="a setting of undiffuse train")
     options = parser.parse_args()
     out, data, n = options.out, options.data, options.n
@@ -195,7 +194,7 @@ def main() -> None:
 
 
 def measured_model(run: Path, data: str, n: int, evaluations: int) -> dict[str, Any]:
-    """The same of n samples of a run of undiffuse, with its default sampler."""
+    """The same for n samples of a run of undiffuse, with its default sampler."""
     path = run / f"{evaluations}.npz"
     if not path.exists():
         np.savez(path, images=sample(str(run), n, steps=evaluations))

@@ -9,8 +9,8 @@ from undiffuse.names import shown
 
 KEPT = ("process", "denoiser", "objective", "network")
 """The sections of the base's configuration that a run starts from."""
-FREE = ("network.dropout",)
-"""The settings of the network that do not concern its weights."""
+FREE = ("network.dropout", "network.inpaint")
+"""The settings of the network that leave the base's weights their places."""
 
 
 def base_config(values: dict[str, Any]) -> Config | None:

@@ -20,7 +20,7 @@ from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
-from undiffuse.networks import MLP, PixelUNet, UNet, UNet2D
+from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective, TimeSampler
@@ -267,7 +267,12 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         "augmentation": LABELS if config.data.augment else 0,
         "dropout": network.dropout,
     }
-    if not (network.values or network.head or network.kernel or network.fourier):
+    special = network.values or network.head or network.kernel or network.fourier
+    if network.inpaint:
+        if special or dims != 2:
+            raise UsageError("network.inpaint is for pictures, without network.head, fourier, kernel and values")
+        return InpaintingUNet(inputs, outputs, dims=dims, **shared)
+    if not special:
         return UNet(inputs, outputs, dims=dims, **shared)
     sigma_data = _sigma_data(config) if network.fourier or network.values else 1.0  # unused otherwise
     return PixelUNet(

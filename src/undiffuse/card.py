@@ -146,7 +146,7 @@ _GRIDS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[a-z0-9+-]{1,40}:[1-9]
 
 
 def read_card(folder: Path, name: str = "model.json") -> Card:
-    """`model.json` of a folder, or a file laid out as it. Raises UndiffuseError if it is invalid or of another format."""
+    """`model.json` of a folder, or a file laid out like it. Raises UndiffuseError if it is invalid."""
     path = folder / name
     return as_card(read_json(path), path)  # imported configurations may hold infinities, as diffusers' schedulers do
 

@@ -210,10 +210,15 @@ class NetworkConfig(_Section):
     fourier: tuple[Octave, ...] = Field(
         (), max_length=25, description="n, m ...: Fourier features of 2^n pi x of the input; VDM has 7,8"
     )
+    inpaint: bool = Field(
+        False, description="input what is known of a picture, with its mask; trained with random masks"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
     options: dict[OptionName, Option] = Field(
         {}, max_length=64, description="for kind=unet2d, by diffusers' names, such as norm_num_groups"
     )
+
+    _added: ClassVar[tuple[str, ...]] = ("inpaint",)
 
 
 class TrainingConfig(_Section):

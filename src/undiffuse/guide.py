@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from undiffuse.classifier import CARD, Classifier, load_classifier
-from undiffuse.conditions import Composition, Condition, Labels, Request
+from undiffuse.conditions import Composition, Condition, Labels, Request, without_known
 from undiffuse.errors import UsageError
 from undiffuse.guidance import (
     Guidance,
@@ -73,17 +73,21 @@ def _by_classifier(
 
     Scale 1 is the plain conditional law: of a model that knows the class its own, of another one the classifier's.
     """
-    if not isinstance(condition, Labels):
+    labels, _ = without_known(condition)
+    if not isinstance(labels, Labels):
         raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
     knows = model.data.takes is not None
-    plain, process = model.denoiser.bind(condition if knows else None), model.denoiser.process
-    log_prob = class_log_prob(classifier, process, condition)
+    plain, process = (
+        model.denoiser.bind(condition if knows or condition is not labels else None),
+        model.denoiser.process,
+    )
+    log_prob = class_log_prob(classifier, process, labels)
     return classifier_guidance(plain, process, log_prob, scale - 1 if knows else scale), plain
 
 
 def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[Denoise, Denoise]:
     """Classifier-free guidance, and the denoiser that it becomes at scale 1."""
-    if condition is None:
+    if condition is None or model.data.takes is None:
         raise UsageError(
             f"the model {model.name} takes no condition, so there is nothing to guide by: name a --guide, or leave "
             "--guidance out"

@@ -34,7 +34,7 @@ from undiffuse.card import (
     recorded_source,
 )
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Condition, Labels, Request
+from undiffuse.conditions import Condition, Known, Labels, Request
 from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
@@ -180,6 +180,12 @@ class Model:
 
         Raises UsageError if it is missing, unexpected, or for another number of samples.
         """
+        if isinstance(condition, Known):
+            if not self.config.network.inpaint:
+                raise UsageError(f"the model {self.name} takes no known pixels: fine-tune it with network.inpaint")
+            inner = None if condition.condition is None and self.data.takes is None else condition.condition
+            self.taken(inner, count)
+            return condition.to(self.device)
         if condition is None and self.data.takes is not None:
             raise UsageError(
                 f"the model {self.name} takes a condition ({self.data.takes.kind}) and was given none: give "

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     VARIANCE = 13
     UNIFORM = 14
     FOLD = 15
+    MASK = 16
 
 
 def stream(*key: int) -> np.random.Generator:

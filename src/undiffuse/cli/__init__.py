@@ -1,1 +1,1 @@
-"""The command: one file per subcommand; no algorithm lives here. Nothing heavy is imported before a command runs."""
+"""The command line: one file per subcommand, without algorithms. Imports nothing heavy before a command runs."""

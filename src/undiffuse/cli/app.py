@@ -1,4 +1,4 @@
-"""`undiffuse`: the subcommands put together, and errors turned into one line and an exit code."""
+"""`undiffuse`: assembles the subcommands, and turns errors into one line and an exit code."""
 
 import sys
 
@@ -13,6 +13,7 @@ from undiffuse.cli import (
     explain,
     export,
     import_,
+    merge,
     models,
     sample,
     train,
@@ -45,6 +46,7 @@ app.command("models")(models.models)
 app.command("tune", cls=EarlyCommand)(tune.tune)
 app.command("demo")(demo.demo)
 app.command("import")(import_.import_)
+app.command("merge", cls=EarlyCommand)(merge.merge)
 app.command("export", cls=EarlyCommand)(export.export)
 
 
@@ -58,12 +60,12 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 1 failed, 2 asked for the impossible, 130 interrupted, 143 terminated."""
+    """The console script. Exit codes: 0 done, 1 failed, 2 an invalid request, 130 interrupted, 143 terminated."""
     keep_freed_memory()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, prog_name="undiffuse")  # also of python -m undiffuse, which shells complete nothing of
+        app(arguments, prog_name="undiffuse")  # also for python -m undiffuse, which has no shell completion
     except Exception as error:
         if debug:
             raise

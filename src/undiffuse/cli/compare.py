@@ -19,18 +19,18 @@ def compare(
         autocompletion=complete.models,
     ),
     data: str = typer.Option(
-        None, help="The data set to measure against [the one the first model learnt].", autocompletion=complete.data
+        None, help="The data set to measure against [that of the first model].", autocompletion=complete.data
     ),
     split: str = typer.Option("test", help=SPLIT_HELP, autocompletion=complete.splits),
-    n: int = typer.Option(None, "-n", min=2, help="How many samples of each [2000, or what the smallest file holds]."),
+    n: int = typer.Option(None, "-n", min=2, help="Number of samples of each [2000, or what the smallest file holds]."),
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
-    sampler: str = typer.Option("auto", help="Where @ names none.", autocompletion=complete.samplers),
-    steps: int = typer.Option(20, min=1, help="Where @ names none."),
+    sampler: str = typer.Option("auto", help="For models without @sampler.", autocompletion=complete.samplers),
+    steps: int = typer.Option(20, min=1, help="For models without @sampler:steps."),
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
-    seed: int = typer.Option(0, help="Of the samples."),
+    seed: int = typer.Option(0, help="Seed of the samples."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
-    figure: Path = typer.Option(None, help="Draw quality against speed, diversity as colour, as .png."),
+    figure: Path = typer.Option(None, help="Plot quality against speed, with diversity as colour (.png)."),
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = DEVICE,
     engine: str = ENGINE,
@@ -52,7 +52,7 @@ def compare(
     from undiffuse.generate import Recipe
 
     if len(set(subjects)) < 2:
-        raise UsageError("compare at least two different models or sets of samples; for one, undiffuse evaluate")
+        raise UsageError("compare at least two different models or sets of samples; for one, use undiffuse evaluate")
     output.claim({"--json": json_file, "--figure": figure}, force, {"--figure": [".png"]})
     recipe = Recipe(sampler, steps, seed=seed, guidance=guidance_of(guidance, guidance_interval))
     contenders = measured(
@@ -67,7 +67,7 @@ def compare(
         engine=engine,
         bar=bar,
     )
-    if not contenders:  # another process of a torchrun tells
+    if not contenders:  # another process of a torchrun reports
         return
     first = contenders[0].evaluation
     say(f"{first.n:,} samples of each; {conditions_line(first, sampling=False)}")

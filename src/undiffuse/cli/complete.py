@@ -1,4 +1,4 @@
-"""Shell completion, of names alone: where none fits, the shell completes file names itself."""
+"""Shell completion of names; if none fits, the shell completes file names itself."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from undiffuse.registry import DENSITIES, ENGINES, FEATURES, FORMATS, GRIDS, MET
 Completion = Callable[[str], list[str]]
 
 SPLITS = ("test", "train", "all")
-DATA = ("emoji", "digits", "fashion-mnist", "mnist")  # a test holds them to those there are
+DATA = ("emoji", "digits", "fashion-mnist", "mnist")  # a test compares them with those there are
 
 
 def _of(names: Iterable[str]) -> Completion:
@@ -25,7 +25,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def samplers(incomplete: str) -> list[str]:
-    """Those that were added too."""
+    """The samplers, including any that were added."""
     return _of(("auto", *SAMPLERS))(incomplete)
 
 

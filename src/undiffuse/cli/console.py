@@ -16,29 +16,29 @@ from undiffuse.registry import ENGINES
 if TYPE_CHECKING:
     from undiffuse.guidance import Guidance
 
-DEVICE: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU where there is one].")
+DEVICE: str = typer.Option(None, help="cpu, cuda, mps ... [a GPU if there is one].")
 ENGINE: str = typer.Option(
     "auto",
-    help=f"auto, {', '.join(ENGINES)} [the last where it is installed and pays].",
+    help=f"auto, {', '.join(ENGINES)} [onnxruntime on a CPU if installed and worth it, else torch].",
     autocompletion=complete.engines,
 )
 GUIDANCE: float = typer.Option(
     1.0,
-    help="How strongly the class (or --guide) guides: 0 ignores it, 1 is plain, 2 to 4 clearer and less varied.",
+    help="Guidance by the class (or --guide): 0 ignores it, 1 is none, 2 to 4 gives clearer, less varied samples.",
 )
 INTERVAL: str = typer.Option(
     None, "--guidance-interval", help="Guide only at noise levels sigma/alpha from LOW,HIGH, such as .19,1.61."
 )
 GUIDE: str = typer.Option(
-    None, help="A weaker model to move away from, such as an earlier checkpoint of the run, instead of no class."
+    None, help="Guide by a weaker model, such as an earlier checkpoint, or a classifier [the model without a class]."
 )
 RESCALE: float = typer.Option(
-    0.0, "--guidance-rescale", help="How far guided contrast goes back to the class's own, 0 to 1; .7 is usual."
+    0.0, "--guidance-rescale", help="How far to restore the class's own contrast after guidance, 0 to 1; .7 is usual."
 )
 APG: str = typer.Option(
     None, help="Adaptive projected guidance: ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5 [plain guidance]."
 )
-FORCE: bool = typer.Option(False, "--force", help="Write over what is there already.")
+FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
 
 
 def say(message: str) -> None:
@@ -47,16 +47,16 @@ def say(message: str) -> None:
 
 
 def command(*words: str | Path) -> str:
-    """A command to suggest, ready to be pasted into a shell: `words`, those after "undiffuse", quoted as they need.
+    """A command to suggest, ready to be pasted into a shell: `words` are those after "undiffuse", quoted as needed.
 
-    A path (give it as one) that begins with a dash is written ./-so, so that it is not taken for an option.
+    A `Path` that begins with a dash is written with ./ before it, so that it is not taken for an option.
     """
     ready = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
     return shlex.join(["undiffuse", *ready])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the headings, in columns: words (first and last) to the left, numbers right."""
+    """Rows of cells, the first the headings, as aligned columns: words (first and last) left, numbers right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -100,6 +100,6 @@ def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) 
 
 def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on standard error."""
-    if os.environ.get("RANK", "0") == "0" or code == 1:  # what the user did wrong, every process of a torchrun finds
+    if os.environ.get("RANK", "0") == "0" or code == 1:  # every process of a torchrun finds usage errors
         typer.echo(f"undiffuse: {message}", err=True)
     sys.exit(code)

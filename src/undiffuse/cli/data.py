@@ -10,7 +10,7 @@ from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 app = typer.Typer(
-    help="See the data sets there are, and what is in one.",
+    help="List data sets, and show what is in one.",
     epilog="Examples: undiffuse data list; undiffuse data show emoji",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -19,7 +19,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_() -> None:
-    """List the data sets that have a name, and how to get those that are not here.
+    """List the named data sets, and how to get those that are not installed.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def list_() -> None:
     for entry in catalogue():
         say(f"{entry.name:14} {entry.count:>6} of {format_shape(entry.shape):9} {entry.summary} ({entry.licence})")
         if not entry.available:
-            say(f"{'':14} not here; get it with: {entry.how_to_get}")
+            say(f"{'':14} not installed; get it with: {entry.how_to_get}")
     say(
         "Your own: a folder of images (subfolders are classes), .npz, .npy, .parquet, or a hub name such as owner/name."
     )
@@ -44,11 +44,11 @@ def show(
     ),
     split: str = typer.Option("train", help="train, test or all.", autocompletion=complete.splits),
     size: int = typer.Option(None, help="Side of the images in pixels."),
-    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
+    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Skip unreadable files."),
     out: Path = typer.Option(None, "--out", "-o", help="The contact sheet, .png [NAME.png]."),
     force: bool = FORCE,
 ) -> None:
-    """Say what is in a data set, and draw a contact sheet: a row for each class.
+    """Describe a data set, and draw a contact sheet with a row for each class.
 
     \b
     Examples:

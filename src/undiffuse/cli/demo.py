@@ -14,9 +14,9 @@ def demo(
     out: Path = typer.Option(None, "--out", "-o", help="The folder for the run and the pictures [demo]."),
     force: bool = FORCE,
 ) -> None:
-    """See all of it once: train on the embedded emoji for a few minutes, then sample from the result.
+    """Try everything once: train on the embedded emoji for a few minutes, then sample from the result.
 
-    In the folder of an earlier demo it goes on with that one.
+    In the folder of an earlier demo, it continues that one.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def demo(
     began = _is_demo(out)
     output.claim_folder("--out", out, force or began)
     run, data = out / "run", out / "data.png"
-    say(f"{'going on with' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
+    say(f"{'continuing on' if began else 'training on'} the embedded emoji, {minutes:g} minutes ...")
     values = {"data.source": "emoji", "training.minutes": minutes}
     outcome = train(values, run, resume=began, report=say, progress_bar=sys.stderr.isatty())
     if outcome.signal:
@@ -46,15 +46,15 @@ def demo(
         images = generate_shared(model, recipe, 64, model.condition(range(64)), tick=tick)
     reference = load("emoji")
     built_in = generate_shared(reference, recipe, 64, reference.condition(range(64)))
-    if images is None or built_in is None:  # another process of a torchrun tells
+    if images is None or built_in is None:  # another process of a torchrun reports
         return
     save_grid(load_data("emoji").images[::27], data)
     save_grid(images, out / "samples.png")
     save_grid(built_in, out / "built-in.png")
     say(f"{data}: some of the data")
-    say(f"{out / 'samples.png'}: 64 samples of the model you just trained")
+    say(f"{out / 'samples.png'}: 64 samples of the model you trained")
     say(f"{out / 'built-in.png'}: the same noise through the built-in model, which trained longer")
-    say(f"{run / 'previews'}: how the samples grew while it trained")
+    say(f"{run / 'previews'}: how the samples improved during training")
     say(f"next: {command('explain', run)}   or   undiffuse train YOUR_FOLDER --minutes 30")
 
 

@@ -1,4 +1,4 @@
-"""What a command can refuse before it loads torch, which takes seconds: models and names that there are not."""
+"""What a command can refuse before it loads torch, which takes seconds: unknown models and names."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "engine": lambda: ("auto", *ENGINES),
     "format": lambda: FORMATS,
 }
-"""Option -> the names it takes, those that were added after this was imported too."""
+"""Option -> the names it takes, including any that are added after this is imported."""
 
 
 class EarlyCommand(TyperCommand):
-    """A command whose arguments are looked at before it runs."""
+    """A command whose arguments are checked before it runs."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command. Raises UsageError for a model or a name that there is not, UndiffuseError for damage."""
+        """Runs the command. Raises UsageError for an unknown model or name, UndiffuseError for a damaged model."""
         for option, names in CHOICES.items():
             if (name := ctx.params.get(option)) is not None:
                 one_of(option, name, names())
@@ -52,7 +52,7 @@ def _check_subject(subject: str) -> None:
 
 
 def check_source(source: str) -> None:
-    """Raises UsageError where nothing is called `source`: no data set, no path, and it is no name on the hub."""
+    """Raises UsageError if `source` is neither a data set nor a path, and cannot be a name on the hub."""
     from undiffuse.data.loading import HUB_NAME, OPENERS, load
 
     if not (source in OPENERS or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()):

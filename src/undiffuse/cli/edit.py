@@ -24,6 +24,8 @@ from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, RESTORERS, SAMPLERS, THRESHOLDS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
 
@@ -34,22 +36,24 @@ def edit(
     ),
     images: list[Path] = typer.Argument(..., help="Pictures of any size and kind."),
     strength: float = typer.Option(
-        None, help="How much may change: 0 nothing, 1 everything; a noise level, sigma/(alpha+sigma) [.6; 1 in a mask]."
+        None,
+        help="How much may change, 0 to 1: the noise level sigma/(alpha+sigma) [.6; 1 for a mask or --invert].",
     ),
     mask: Path = typer.Option(None, help="A picture of what to repaint: white is repainted, black is kept."),
+    mask_threshold: int = typer.Option(None, min=1, max=255, help="The grey from which a soft mask counts as white."),
     strokes: Path = typer.Option(None, help="A picture with transparency, painted over the images before the edit."),
-    outpaint: float = typer.Option(None, help="Make the images smaller by this share and paint what is around them."),
-    resampling: int = typer.Option(1, min=1, help="Of each step in a mask, to join old and new (RePaint); 5 is usual."),
-    passes: int = typer.Option(1, min=1, help="Edits one after the other, each of the one before."),
+    outpaint: float = typer.Option(None, help="Shrink the images by this share and paint around them."),
+    resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask (RePaint); 5 is usual."),
+    passes: int = typer.Option(1, min=1, help="Number of successive edits, each of the previous result."),
     invert: str = typer.Option(
-        None, help="Keep what the class does not decide: find the noise of the images first. exact or friendly."
+        None, help="Keep what the class does not decide, by finding the images' noise first: exact or friendly."
     ),
     source_class: str = typer.Option(
         None, "--from-class", help="The class that the images are of [any], for --invert, --to and --style."
     ),
     to: Path = typer.Option(None, help="Interpolate from the image to this one."),
-    frames: int = typer.Option(9, min=2, help="Pictures of an interpolation, its ends included."),
-    path: str = typer.Option("slerp", help="Of an interpolation: slerp (of the noise) or mean (of the pictures)."),
+    frames: int = typer.Option(9, min=2, help="Number of pictures of an interpolation, including its ends."),
+    path: str = typer.Option("slerp", help="For an interpolation: slerp (of the noise) or mean (of the pictures)."),
     style: Path = typer.Option(None, help="Keep the image's layout and take the texture of this one."),
     switch: float = typer.Option(0.5, help="The strength below which --style decides."),
     restoration: str = typer.Option(
@@ -58,8 +62,10 @@ def edit(
         help="Undo what happened to the image: superres:4, blur:SIGMA, colour, inpaint (with --mask), dequantise:GREYS "
         "or FILE.npz of a linear map.",
     ),
-    noise: float = typer.Option(0.0, help="Of --restore: what the image has, as a standard deviation on [-1, 1]."),
-    method: str = typer.Option("gaussian", help=f"Of --restore: {', '.join(RESTORERS)}."),
+    noise: float = typer.Option(
+        0.0, help="For --restore: the noise in the image, a standard deviation on the scale [-1, 1]."
+    ),
+    method: str = typer.Option("gaussian", help=f"For --restore: {', '.join(RESTORERS)}."),
     class_name: list[str] = typer.Option([], "--class", help="The class to edit towards [any]."),
     negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
     guidance: float = GUIDANCE,
@@ -67,28 +73,28 @@ def edit(
     guide: str = GUIDE,
     rescale: float = RESCALE,
     apg: str = APG,
-    n: int = typer.Option(1, "-n", min=1, help="Variations of each image."),
+    n: int = typer.Option(1, "-n", min=1, help="Number of variations of each image."),
     sampler: str = typer.Option(
         "auto", help=f"auto (by the steps), {', '.join(SAMPLERS)}.", autocompletion=complete.samplers
     ),
-    steps: int = typer.Option(20, min=1, help="Steps, all of them below the strength."),
-    eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
+    steps: int = typer.Option(20, min=1, help="Number of steps, all of them below the strength."),
+    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
     grid: str = typer.Option(None, help=f"{', '.join(GRIDS)} [the sampler's own].", autocompletion=complete.grids),
     threshold: str = typer.Option(
-        "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
+        "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
-    seed: int = typer.Option(0, help="Of the noise."),
+    seed: int = typer.Option(0, help="Seed of the noise."),
     out: Path = typer.Option(
         None, "--out", "-o", help="A .png (a grid of several), a folder of .png, .npz or .npy [IMAGE-edited.png]."
     ),
-    batch_size: int = typer.Option(64, min=1, help="Images at once; changes the memory, not the edits."),
+    batch_size: int = typer.Option(64, min=1, help="Images at once; affects memory, not the edits."),
     device: str = DEVICE,
     engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
-    """Edit IMAGES by what MODEL knows.
+    """Edit IMAGES with MODEL.
 
-    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are brought to the model's size.
+    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are resized to the model's size.
 
     \b
     Examples:
@@ -109,7 +115,7 @@ def edit(
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
-    out = out or output.fresh(Path(f"{output.name_of(images[0].with_suffix(''))}-edited.png"))
+    out = out or output.fresh(Path(f"{Path(output.name_of(images[0])).stem}-edited.png"))
     output.check(out, count, force)
 
     import numpy as np
@@ -125,11 +131,11 @@ def edit(
         loaded = with_guide(loaded, guide)
     shape = loaded.data.shape
     loaded = with_engine(loaded, engine, count * recipe.evaluations, bar)
+    repaint = None if mask is None else read_mask(mask, images[0], shape, mask_threshold)
     if restoration is not None:
-        _restore(loaded, images, restoration, recipe, n, class_name, out, force, mask=mask, noise=noise, method=method)
+        _restore(loaded, images, restoration, recipe, n, class_name, out, force, repaint, noise=noise, method=method)
         return
     pictures = np.repeat(read_pictures(images, shape), n, axis=0)
-    repaint = None if mask is None else read_mask(mask, images[0], shape)
     if strokes is not None:
         painted, where = read_strokes(strokes, shape)
         pictures = np.where(where[..., None], painted, pictures)
@@ -172,7 +178,7 @@ def edit(
 
 
 def _one_technique(chosen: Sequence[str], masks: dict[str, object], passes: int, resampling: int) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raises UsageError for options that exclude each other."""
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are different edits: choose one")
     given = [name for name, value in masks.items() if value is not None]
@@ -194,8 +200,8 @@ def _restore(
     classes: Sequence[str],
     out: Path,
     force: bool,
+    repaint: "np.ndarray | None",
     *,
-    mask: Path | None,
     noise: float,
     method: str,
 ) -> None:
@@ -203,7 +209,7 @@ def _restore(
     import numpy as np
 
     from undiffuse import output
-    from undiffuse.data.single import read_mask, read_pictures
+    from undiffuse.data.single import read_pictures
     from undiffuse.editing.operators import parse
     from undiffuse.editing.restore import restore_picture
 
@@ -211,7 +217,6 @@ def _restore(
         raise UsageError("--restore takes one image at a time")
     if len(classes) > 1:
         raise UsageError("--restore takes one --class at a time")
-    repaint = None if mask is None else read_mask(mask, images[0], model.data.shape)
     channels, *size = parse(spec, model.domain.shape, repaint).map.observed
     if images[0].suffix.lower() == ".npy":
         rows = np.load(images[0], allow_pickle=False)[None]

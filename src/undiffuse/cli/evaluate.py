@@ -13,14 +13,14 @@ from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERV
 from undiffuse.progress import bar
 from undiffuse.registry import DENSITIES, FEATURES, METRICS
 
-SPLIT_HELP = "Of the data, to measure against: test or train (the other gives the floor); with bpd and ode also all."
+SPLIT_HELP = "The split to measure against: test or train (the other gives the floor); with bpd and ode also all."
 FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
-N_HELP = "How many samples [2000; of files: all]; with bpd and ode, how many images of the data [1000; 100]."
-METRICS_HELP = f"all (of samples), or from {', '.join(METRICS)}; {', '.join(DENSITIES)} (density)."
-BOUND_HELP = "Of bpd: continuous, or a number of steps T [the model's own; where it has none, continuous]."
-SIZE_HELP = "Side in pixels that samples in files are brought to, and the data with them [their own]."
+N_HELP = "Number of samples [2000; for files: all]; with bpd and ode, number of images of the data [1000; 100]."
+METRICS_HELP = f"all (for samples), or some of {', '.join(METRICS)}; or one of {', '.join(DENSITIES)} (density)."
+BOUND_HELP = "For bpd: continuous, or a number of steps T [the model's own; if it has none, continuous]."
+SIZE_HELP = "Side in pixels to which samples in files, and the data, are resized [the samples' own]."
 REPORT_KINDS = {"--report": (".html", ".htm")}
-VARIANCE_HELP = "Of bpd in steps: small, large, learned or optimal [learned where it was learnt, else small]."
+VARIANCE_HELP = "For bpd in steps: small, large, learned or optimal [learned if the model learned it, else small]."
 
 OF_SAMPLES = (
     "features",
@@ -32,7 +32,7 @@ OF_SAMPLES = (
     "guidance",
     "guidance_interval",
     "guide",
-)  # options that only some metrics look at
+)  # options that only some metrics use
 OF_BOUND = ("bound", "variance", "draws")
 OF_ODE = ("dequantiser",)
 
@@ -46,7 +46,7 @@ def evaluate(
         autocompletion=complete.models,
     ),
     data: str = typer.Option(
-        None, help="The data set to measure against [the one the model learnt].", autocompletion=complete.data
+        None, help="The data set to measure against [the model's own].", autocompletion=complete.data
     ),
     split: str = typer.Option("test", help=SPLIT_HELP, autocompletion=complete.splits),
     n: int = typer.Option(None, "-n", min=2, help=N_HELP),
@@ -54,17 +54,17 @@ def evaluate(
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
     sampler: str = typer.Option("auto", help="As for `undiffuse sample`.", autocompletion=complete.samplers),
     steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
-    eta: float = typer.Option(0.0, help="Of ddim."),
+    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
     guide: str = GUIDE,
-    seed: int = typer.Option(0, help="Of the samples, or of a bound's noise."),
+    seed: int = typer.Option(0, help="Seed of the samples, or of a bound's noise."),
     bound: str = typer.Option("auto", help=BOUND_HELP),
     variance: str = typer.Option("auto", help=VARIANCE_HELP),
-    dequantiser: str = typer.Option("uniform", help="Of ode: uniform, or learned (on training images, first)."),
-    draws: int = typer.Option(None, min=1, help="Of bpd: evaluations per image; T for one of every step [20]."),
+    dequantiser: str = typer.Option("uniform", help="For ode: uniform, or learned (first fitted to training images)."),
+    draws: int = typer.Option(None, min=1, help="For bpd: evaluations per image; T for one at every step [20]."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
-    report: Path = typer.Option(None, help="Write the page of figures, .html."),
+    report: Path = typer.Option(None, help="Write a page of figures (.html)."),
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = DEVICE,
     engine: str = ENGINE,
@@ -72,8 +72,8 @@ def evaluate(
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
-    With --metrics bpd or ode, how probable a model finds images, in bits per dimension: by the variational bound, or
-    by the probability-flow ODE.
+    With --metrics bpd or ode, measure how probable images are under a model, in bits per dimension: by the variational
+    bound, or by the probability-flow ODE.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def evaluate(
     if densities := [name for name in groups if name in DENSITIES]:
         if len(groups) > 1:
             raise UsageError(
-                f"--metrics {densities[0]} asks how probable data is: ask for it alone, then for the others"
+                f"--metrics {densities[0]} measures how probable data is: use it alone, and the others separately"
             )
         _refuse(context, densities[0])
         _density(densities[0], {name: value for name, value in context.params.items() if value is not None})
@@ -138,7 +138,7 @@ def evaluate(
 
 
 def _report(report: Path | None, write: Callable[[Path], None], what: str, force: bool) -> None:
-    """Writes the page of figures where one was asked for, and says how to get one where not."""
+    """Writes the page of figures if one was requested, else says how to get one."""
     from undiffuse import output
 
     if report:
@@ -148,7 +148,7 @@ def _report(report: Path | None, write: Callable[[Path], None], what: str, force
 
 
 def _refuse(context: typer.Context, metrics: str) -> None:
-    """Raises UsageError for an option that was given and that these metrics would not look at."""
+    """Raises UsageError for an option that was given but that these metrics do not use."""
     from undiffuse.errors import UsageError
 
     kinds = {"samples": OF_SAMPLES, "bpd": OF_BOUND, "ode": OF_ODE}
@@ -156,7 +156,7 @@ def _refuse(context: typer.Context, metrics: str) -> None:
     for name in (name for kind, names in kinds.items() if kind != used for name in names):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to --metrics {metrics}: leave it out")
+            raise UsageError(f"--{name.replace('_', '-')} has no effect on --metrics {metrics}: leave it out")
 
 
 def _density(metric: str, given: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _density(metric: str, given: dict[str, Any]) -> None:
     measure, names = (density, OF_BOUND) if metric == "bpd" else (ode_density, OF_ODE)
     options = {name: given[name] for name in ("data", "split", "n", "seed", *names) if name in given}
     measured = measure(load(given["subject"], given.get("device")), **options, bar=bar)
-    if os.environ.get("RANK", "0") != "0":  # another process of a torchrun tells
+    if os.environ.get("RANK", "0") != "0":  # another process of a torchrun reports
         return
     say(sentence(measured))
     say(table([HEADINGS, *rows(measured)]))

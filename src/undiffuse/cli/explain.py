@@ -14,11 +14,11 @@ def explain(
         "fashion-mnist", help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
     out: Path = typer.Option(None, "--out", "-o", help="The folder for the pictures [explain-MODEL]."),
-    count: int = typer.Option(8, "-n", min=2, max=16, help="How many samples to follow."),
-    seed: int = typer.Option(0, min=0, help="Of the samples."),
+    count: int = typer.Option(8, "-n", min=2, max=16, help="Number of samples to follow."),
+    seed: int = typer.Option(0, min=0, help="Seed of the samples."),
     force: bool = FORCE,
 ) -> None:
-    """Draw a lecture's pictures from a real model: the two processes, DDIM against DDPM, early against late steps.
+    """Draw pictures for a lecture from a real model: the two processes, DDIM against DDPM, early against late steps.
 
     \b
     Examples:

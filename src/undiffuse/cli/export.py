@@ -15,7 +15,7 @@ def export(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    out: Path = typer.Option(..., "--out", "-o", help="What to write."),
+    out: Path = typer.Option(..., "--out", "-o", help="The folder (or .onnx file) to write."),
     format: str = typer.Option(
         "diffusers", help="diffusers (a pipeline folder) or onnx.", autocompletion=complete.formats
     ),
@@ -48,6 +48,6 @@ def export(
     written = output.put_folder(out, lambda path: export_diffusers(loaded, path), PARTS, force)
     say(f"{written}; next, in Python: diffusers.DDPMPipeline.from_pretrained({str(written)!r})")
     if reason := needs_adapter(loaded):
-        say(f"that takes undiffuse too, imported first (import undiffuse.interop.adapter): {reason}")
+        say(f"this needs undiffuse, imported first (import undiffuse.interop.adapter): {reason}")
     elif loaded.data.classes:
-        say("it has classes, which DDPMPipeline does not ask for: give its unet class_labels in a loop of your own")
+        say("it has classes, which DDPMPipeline does not use: pass class_labels to its unet in a loop of your own")

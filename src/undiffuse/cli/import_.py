@@ -15,15 +15,15 @@ def import_(
     out: Path = typer.Option(..., "--out", "-o", help="The model folder to write."),
     force: bool = FORCE,
     scheduler: Path = typer.Option(
-        None, help="What it was trained on: a scheduler_config.json or its folder [in FOLDER or about it]."
+        None, help="The scheduler it was trained with: scheduler_config.json or its folder [in or near FOLDER]."
     ),
 ) -> None:
-    """Make a model of undiffuse from a FOLDER of diffusers. Pickled weights (.bin) are never opened.
+    """Convert a FOLDER of diffusers to a model of undiffuse. Pickled weights (.bin) are never opened.
 
     \b
     Examples:
       undiffuse import ~/ddpm-cifar10-32 --out models/cifar
-      undiffuse import out/checkpoint-500 --out models/average    # of a training script; its unet_ema, if it has one
+      undiffuse import out/checkpoint-500 --out models/average    # from a training script; its unet_ema, if it has one
       undiffuse import unet --scheduler ~/ddpm-cifar10-32/scheduler --out models/bare
       undiffuse sample models/cifar --sampler ddim --steps 50
     """

@@ -18,7 +18,7 @@ def models() -> None:
     from undiffuse.domains import domain_of
     from undiffuse.names import format_shape, listed
 
-    table = Table("name", "learnt", "classes", "size", "trained")
+    table = Table("name", "data", "classes", "size", "trained")
     table.columns[0].no_wrap = True
     for name in built_in():
         folder = BUILT_IN / name
@@ -35,4 +35,4 @@ def models() -> None:
             trained,
         )
     Console().print(table)
-    say("Draw from one: undiffuse sample NAME. Any run folder is a model too.")
+    say("Sample from one: undiffuse sample NAME. Any run folder is a model too.")

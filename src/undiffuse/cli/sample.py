@@ -16,24 +16,24 @@ def sample(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    n: int = typer.Option(64, "-n", min=1, help="How many."),
+    n: int = typer.Option(64, "-n", min=1, help="Number of samples."),
     sampler: str = typer.Option(
         "auto",
         help=f"auto (by the steps), {', '.join(SAMPLERS)}.",
         autocompletion=complete.samplers,
     ),
-    steps: int = typer.Option(20, min=1, help="Steps, from noise to data."),
-    eta: float = typer.Option(0.0, help="Of ddim: 0 is deterministic, 1 is DDPM."),
+    steps: int = typer.Option(20, min=1, help="Number of steps from noise to data."),
+    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
     grid: str = typer.Option(
         None,
-        help=f"{', '.join(GRIDS)} [the sampler's own].",
+        help=f"Spacing of the steps: {', '.join(GRIDS)} [the sampler's own].",
         autocompletion=complete.grids,
     ),
     threshold: str = typer.Option(
-        "clip", help=f"Of predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
+        "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
     ),
     class_name: list[str] = typer.Option(
-        [], "--class", help="All of one class (a name or a number); given twice, guidance composes both."
+        [], "--class", help="Sample one class (a name or a number); given twice, guidance composes both."
     ),
     negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
     guidance: float = GUIDANCE,
@@ -45,14 +45,14 @@ def sample(
     out: Path = typer.Option(
         None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]."
     ),
-    batch_size: int = typer.Option(64, min=1, help="Samples at once; changes the memory, not the samples."),
+    batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,
     engine: str = ENGINE,
     force: bool = FORCE,
 ) -> None:
     """Draw samples from MODEL.
 
-    A second MODEL-samples.png is MODEL-samples-2.png. In a folder, --force replaces all samples that were there.
+    If MODEL-samples.png exists, MODEL-samples-2.png is written. In a folder, --force replaces all existing samples.
 
     \b
     Examples:

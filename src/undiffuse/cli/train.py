@@ -12,17 +12,17 @@ from undiffuse.registry import PRESETS
 
 def train(
     data: str = typer.Argument(None, help="A built-in name, a folder, .npz, .npy, .parquet or a hub name [emoji]."),
-    out: Path = typer.Option(None, "--out", "-o", help="The run folder, new (or, with --resume, old) [runs/DATA]."),
+    out: Path = typer.Option(None, "--out", "-o", help="The run folder: new or, with --resume, existing [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
     preset: str = typer.Option(None, help=f"{', '.join(PRESETS)} [by --minutes]."),
     base: str = typer.Option(None, "--from", help="Fine-tune this run, model folder or built-in model."),
     lora: int = typer.Option(None, help="With --from: train adapters of this rank instead of all weights."),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly where it was."),
+    resume: bool = typer.Option(False, "--resume", help="Continue the run in --out exactly where it stopped."),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
-    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
-    seed: int = typer.Option(None, help="Everything random follows from it [0]."),
+    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Skip unreadable files."),
+    seed: int = typer.Option(None, help="Seed of everything random [0]."),
     settings: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting; see --help-config."),
     config: Path = typer.Option(None, "--config", help="Settings from a file: TOML, JSON, a run.json or a model.json."),
     dump_config: bool = typer.Option(False, "--dump-config", help="Print all settings as TOML for --config, and exit."),
@@ -67,7 +67,9 @@ def train(
     if config:
         chosen = over(read_settings(config), chosen)
     if base and resume:
-        raise UsageError("--from begins a run and --resume goes on with one, which has its weights: give one of them")
+        raise UsageError(
+            "--from begins a run and --resume continues one, which has its weights already: give one of them"
+        )
     if not resume:
         chosen.setdefault("data.source", "emoji")
         if preset and (start := chosen.get("training.base")):
@@ -97,7 +99,7 @@ def train(
     usual = out or usual_folder(resolved.data.source)
     with nullcontext(out) if out else new_folder(usual) as place:
         if place != usual and os.environ.get("RANK", "0") == "0":
-            say(f"{usual} is there already (--resume would go on with a run): this run is {place}")
+            say(f"{usual} exists already (--resume continues a run): this run is {place}")
         outcome = run(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")

@@ -11,14 +11,14 @@ from undiffuse.progress import bar
 
 
 def train_classifier(
-    data: str = typer.Argument(..., help="As for `undiffuse train`; with classes.", autocompletion=complete.data),
+    data: str = typer.Argument(..., help="As for `undiffuse train`, with classes.", autocompletion=complete.data),
     out: Path = typer.Option(None, "--out", "-o", help="The classifier's folder [runs/DATA-classifier]."),
     minutes: float = typer.Option(None, help="Train for this long [3]."),
     steps: int = typer.Option(None, help="Train for this many steps."),
-    size: int = typer.Option(None, help="Side of the images in pixels: that of the model to be guided."),
+    size: int = typer.Option(None, help="Side of the images in pixels, as in the model to be guided."),
     flip: bool = typer.Option(False, "--flip", help="Mirror images at random."),
-    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Leave unreadable files out."),
-    seed: int = typer.Option(None, help="Everything random follows from it [0]."),
+    skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Skip unreadable files."),
+    seed: int = typer.Option(None, help="Seed of everything random [0]."),
     settings: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="A setting of data, network or training, as for `undiffuse train`."
     ),
@@ -26,7 +26,7 @@ def train_classifier(
 ) -> None:
     """Train a classifier of noisy images of DATA, which can guide a model, and measure it at every noise level.
 
-    A second runs/DATA-classifier is runs/DATA-classifier-2.
+    If runs/DATA-classifier exists, runs/DATA-classifier-2 is written.
 
     \b
     Examples:

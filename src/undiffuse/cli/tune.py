@@ -19,15 +19,15 @@ def tune(
         help=f"auto (by the steps), {DETERMINISTIC}.",
         autocompletion=complete.samplers,
     ),
-    steps: str = typer.Option("5,8,10", help="The numbers of steps to find times for."),
-    samples: int = typer.Option(128, min=1, help="How many trajectories are compared."),
+    steps: str = typer.Option("5,8,10", help="Numbers of steps to find times for."),
+    samples: int = typer.Option(128, min=1, help="Number of trajectories to compare."),
     device: str = DEVICE,
     engine: str = ENGINE,
 ) -> None:
-    """Find the times at which few steps of MODEL end nearest to many, and keep them in its folder.
+    """Find the times at which a few steps of MODEL come closest to many, and store them in its folder.
 
-    `undiffuse sample` and `undiffuse evaluate` use them wherever no --grid is asked for. Searched again, times for the
-    same sampler and steps replace the older ones.
+    `undiffuse sample` and `undiffuse evaluate` use them unless --grid is given. A new search replaces older times for
+    the same sampler and steps.
 
     \b
     Examples:
@@ -43,5 +43,5 @@ def tune(
         visited = " ".join(f"{value:.1f}" for value in entry["log_snr"])
         rows.append([key, f"{entry['before']:.4f}", f"{entry['after']:.4f}", visited])
     say(table(rows))
-    say(f"kept in {find(model) / 'grids.json'}")
-    say("before, after: how far the samples' law is from that of a fine trajectory (0: equal)")
+    say(f"stored in {find(model) / 'grids.json'}")
+    say("before, after: distance of the samples' distribution from that of a fine trajectory (0: equal)")

@@ -6,6 +6,7 @@ None is only for a model that takes no condition; unconditional samples of other
 from undiffuse.conditions.augmented import Augmented, augmented, separated
 from undiffuse.conditions.composition import Composition, Request
 from undiffuse.conditions.condition import Condition, Encoders, check_given
+from undiffuse.conditions.known import Known, known_of_each, known_pixels, without_known
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 
 __all__ = [
@@ -13,11 +14,15 @@ __all__ = [
     "Composition",
     "Condition",
     "Encoders",
+    "Known",
     "LabelEncoder",
     "Labels",
     "Request",
     "augmented",
     "check_given",
+    "known_of_each",
+    "known_pixels",
     "label_encoder",
     "separated",
+    "without_known",
 ]

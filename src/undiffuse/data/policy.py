@@ -126,14 +126,15 @@ def fit(image: Image.Image | np.ndarray, size: int | None, channels: int) -> np.
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if size is not None and image.size != (size, size):
-        image = _central_square(image, size)
+        image = central_square(image, size)
     values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return values.reshape(*values.shape[:2], channels)
 
 
-def _central_square(image: Image.Image, size: int) -> Image.Image:
+def central_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """The central square of an image, scaled to `size`."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     # Lanczos widens its support when shrinking, which is the antialiasing.
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return image.resize((size, size), resample, box=(left, top, left + side, top + side))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Condition, Request
+from undiffuse.conditions import Condition, Request, known_of_each
 from undiffuse.editing.interpolation import mean_path, mixed, slerp
 from undiffuse.editing.inversion import invert, noise_maps, replaying
 from undiffuse.editing.sdedit import sdedit
@@ -41,6 +41,8 @@ def edit(
 ) -> np.ndarray:
     """`sdedit` of rows: strength 0 returns them, strength 1 the samples numbered so.
 
+    A model with `network.inpaint` is shown what is known beside a mask; with others it is replaced at every step.
+
     Args:
         rows: (N, *stored), as many as `numbers`.
         repaint: bool (H, W) or (N, H, W): what may change. All other values come back as they are.
@@ -54,14 +56,19 @@ def edit(
     edited = []
     for first in range(0, len(rows), batch_size):
         here = slice(first, first + batch_size)
+        x0 = model.domain.encode(rows[here]).to(model.device)
+        part = None if condition is None else condition[here]
+        mask = None if where is None else torch.from_numpy(where[here].copy()).unsqueeze(1).to(model.device)
+        if mask is not None and model.config.network.inpaint:
+            part, mask = known_of_each(part, x0, mask), None
         x0 = sdedit(
             model,
             recipe,
-            model.domain.encode(rows[here]).to(model.device),
+            x0,
             numbers[here],
-            None if condition is None else condition[here],
+            part,
             strength=strength,
-            repaint=None if where is None else torch.from_numpy(where[here].copy()).unsqueeze(1).to(model.device),
+            repaint=mask,
             passes=passes,
             resampling=resampling,
             tick=tick,

@@ -1,4 +1,4 @@
-"""Models measured: their samples against data, their density, and the reports of both."""
+"""Evaluation of models: their samples against data, their density, and reports of both."""
 
 from undiffuse.evaluation.density import Density, density
 from undiffuse.evaluation.evaluate import Evaluation, evaluate

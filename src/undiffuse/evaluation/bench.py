@@ -1,4 +1,4 @@
-"""What every evaluation against one data set shares: its features, their extractor, the floor real images reach."""
+"""What all evaluations against one data set share: its features, their extractor, the floor that real images reach."""
 
 import logging
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ logger = logging.getLogger("undiffuse")
 
 @dataclass(frozen=True)
 class Bench:
-    """All that evaluations against one data set share: make it once with `bench`, use it for many subjects.
+    """What evaluations against one data set share: make it once with `bench`, use it for many subjects.
 
     Attributes:
         train: what a model may have copied.
-        real: the other split than that measured against, for the floor; None where there is none.
-        floors: what `floor_of` found, by n.
+        real: the split that is not measured against, for the floor; None if there is none.
+        floors: results of `floor_of`, by n.
     """
 
     reference: Reference
@@ -53,11 +53,10 @@ def bench(
     groups: Sequence[str] = tuple(GROUPS),
     bar: Bar = no_bar,
 ) -> Bench:
-    """Readies a data set to measure images of `shape` (H, W, C) against: `split` of it, read as `data` says and, where
-    that does not have the shape, brought to it.
+    """Prepares `split` of a data set to measure images of `shape` (H, W, C) against, resized to that shape if needed.
 
-    Where the data has no test split (fewer than ten images), its training images are measured against, without a floor
-    and without copying, and a warning says so. Raises UsageError for data that cannot be brought to the shape.
+    If the data has no test split (fewer than ten images), its training images are measured against, without a floor
+    and without copying, and a warning says so. Raises UsageError for data that cannot be resized to the shape.
     """
     if split not in OTHER:
         raise UsageError(f"--split {split}: choose test or train; the other one gives the floor and shows copying")
@@ -71,7 +70,7 @@ def bench(
     if split == "train":
         groups = [name for name in groups if name != "copying"]  # it compares with images never trained on
         if not groups:
-            raise UsageError(f"copying is measured by images never trained on: {source} (train) are none")
+            raise UsageError(f"copying is measured with images never trained on, not with those of {source} (train)")
     with bar("training a classifier of the data", 0) as tick:
         extractor = find_extractor(features, train, test, tick)
     with bar(f"features of {source} ({split})", len(measured)) as tick:
@@ -95,7 +94,7 @@ def bench(
 
 
 def _other_sizes(shape: tuple[int, ...], data: DataConfig, split: str) -> list[tuple[int, int]]:
-    """The sizes that images had before they were brought to `shape`; [] where that is how the data is read anyway."""
+    """The sizes that images had before they were resized to `shape`; [] if the data is read in that shape anyway."""
     if make_data(data, split).shape[:2] == shape[:2]:
         return []
     found = stored_sizes(data.source)
@@ -105,15 +104,15 @@ def _other_sizes(shape: tuple[int, ...], data: DataConfig, split: str) -> list[t
 def _test_split(shape: tuple[int, ...], data: DataConfig, bar: Bar) -> ImageSet | None:
     try:
         return make_data_of(shape, data, "test", bar)
-    except UsageError:  # the training split of the same data could be had, so this one is empty
+    except UsageError:  # the training split could be read, so this one is empty
         return None
 
 
 def floor_of(bench: Bench, n: int) -> tuple[dict[str, Measure], int]:
-    """The metrics of n real images of the other split (of all, where there are fewer), and how many there were: none
-    of fewer than two.
+    """The metrics of n real images of the other split (of all if there are fewer), and how many images were used; no
+    metrics with fewer than two.
 
-    Copying has no floor: it is measured against what real images do.
+    Copying has no floor: it is relative to real images already.
     """
     if bench.real is None or len(bench.real) < FEWEST:
         return {}, 0

@@ -1,4 +1,4 @@
-"""The same measurement for several models or sets of samples: quality, diversity, speed and their price."""
+"""The same measurements for several models or sets of samples: quality, diversity, speed and cost."""
 
 import dataclasses
 import math
@@ -34,9 +34,9 @@ BATCH, REPEATS = 64, 3
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: its evaluation, and for a model what samples and training cost.
+    """What is compared: its evaluation, and for a model the cost of samples and training.
 
-    seconds: of a sample, in batches of 64 on this machine, the median of repeats taken in turn with the others'.
+    seconds: per sample, in batches of 64 on this machine, the median of repeats that alternate with the others'.
     """
 
     label: str
@@ -59,7 +59,7 @@ def parse_contender(text: str, base: Recipe) -> tuple[str, Recipe]:
 
 
 def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int], None] | None = None) -> list[float]:
-    """Medians over repeats, the models taking turns so that all meet the same machine."""
+    """Medians over repeats, with the models taking turns so that all see the same load of the machine."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(REPEATS):
         for spent, (model, recipe) in zip(times, runs, strict=True):
@@ -84,8 +84,8 @@ def compare(
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
 
-    The arguments are those of `undiffuse.evaluation.evaluate`; `recipe` is for models that name none. `n` None: 2000 of
-    each, or as many as the smallest file holds.
+    The arguments are those of `undiffuse.evaluation.evaluate`; `recipe` is for models without @sampler. `n` None: 2000
+    of each, or as many as the smallest file holds.
     """
     requested = [parse_contender(text, recipe or Recipe()) for text in subjects]
     opened = [open_subject(name, device, size) for name, _ in requested]
@@ -120,7 +120,7 @@ COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised")
 
 
 def rows(contenders: Sequence[Contender]) -> list[list[str]]:
-    """Headings and a row for each; the first column is the name. The floor, if there is one, is the last row."""
+    """Headings and a row for each; the first column is the name. The floor, if any, is the last row."""
     first = contenders[0].evaluation
     keys = [key for key in COLUMNS if any(key in one.evaluation.values for one in contenders)]
     titles = {key: value for one in contenders for key, value in one.evaluation.titles.items()}
@@ -170,7 +170,7 @@ def to_json(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
 def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     """Quality against speed, diversity as colour: nearer to the lower left and brighter is better.
 
-    Samples without a model have no speed and stand at the right edge. Raises UsageError without Frechet distances.
+    Samples without a model have no speed and are at the right edge. Raises UsageError without Frechet distances.
     """
     if any("frechet" not in one.evaluation.values for one in contenders):
         raise UsageError("there is nothing to draw: there are too few images for a Frechet distance")
@@ -181,7 +181,7 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     x = [edge if one.seconds is None else one.seconds for one in contenders]
     middle = math.sqrt(min(x) * max(x))
     y = [one.evaluation.values["frechet"].value for one in contenders]
-    recalls = [one.evaluation.values.get("recall") for one in contenders]  # none of very few samples
+    recalls = [one.evaluation.values.get("recall") for one in contenders]  # none for very few samples
     colours = [math.nan if recall is None else recall.value for recall in recalls]
     points = axes.scatter(
         x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3, plotnonfinite=True
@@ -196,10 +196,10 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
         axes.annotate(label, (place_x, place_y), xytext=beside, textcoords="offset points", ha=side, fontsize=8)
     floor = contenders[0].evaluation.floor.get("frechet")
     if floor is not None and floor.value > 0:
-        axes.axhline(floor.value, linestyle="--", color="gray", label="real images, as many")
+        axes.axhline(floor.value, linestyle="--", color="gray", label="as many real images")
         axes.legend(fontsize=8)
     axes.loglog()
-    axes.set_xlabel("seconds a sample")
+    axes.set_xlabel("seconds per sample")
     axes.set_ylabel(contenders[0].evaluation.titles["frechet"])
     axes.margins(0.35)
     for axis in (axes.xaxis, axes.yaxis):

@@ -1,4 +1,4 @@
-"""Bits per dimension of a model on a data set: every image's bound, the mean with its error, the terms over time."""
+"""Bits per dimension of a model on a data set: the bound of every image, the mean with its error, terms over time."""
 
 import dataclasses
 import math
@@ -33,11 +33,11 @@ from undiffuse.objectives import step_times
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, keyed_draws
 
-BITS = math.log2(math.e)  # in a nat
+BITS = math.log2(math.e)  # per nat
 T = TypeVar("T")
 BATCH = 100 * 28 * 28  # elements that go through the network at once
 MOST_STEPS = 100_000
-RAW = 8.0  # bits that an element takes as it is
+RAW = 8.0  # bits per element, uncompressed
 VARIANCES = ("auto", "small", "large", "learned", "optimal")
 DEFAULT_N = 1000
 DEFAULT_DRAWS = 20
@@ -56,13 +56,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Density:
-    """What a model's bound says of a data set. All figures are bits per dimension; a dimension is a pixel's channel.
+    """A model's bound on a data set. All figures are bits per dimension; a dimension is a channel of a pixel.
 
     Attributes:
         per_image: the bound of each image, float64 (N,).
-        parts: of the bound "prior", "diffusion" and "reconstruction", and their sum "bits_per_dim".
-        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None of an ODE or one step.
-        conditions: model, data, bound (and `steps`, None of a continuous one or an ODE), draws: JSON.
+        parts: for the bound "prior", "diffusion" and "reconstruction", and their sum "bits_per_dim".
+        curve: (log-SNR or step, bits per unit of it, standard error), the terms over time; None for an ODE or one step.
+        conditions: model, data, bound (and `steps`, None for a continuous one or an ODE), draws: JSON.
         images: the images themselves, uint8 (N, H, W, C), for figures.
     """
 
@@ -75,12 +75,12 @@ class Density:
 
     @property
     def n(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self.per_image)
 
     @property
     def bytes_per_image(self) -> tuple[float, float]:
-        """Net, for an ideal coder of images by this bound (bits back, Townsend et al. 2019); and as they are."""
+        """Net bytes of an ideal coder by this bound (bits back, Townsend et al. 2019); and uncompressed bytes."""
         elements = self.conditions["dimensions"]
         return self.parts["bits_per_dim"].mean * elements / 8, RAW * elements / 8
 
@@ -112,23 +112,23 @@ def density(
 ) -> Density:
     """The bound of the first n images (1000, or all there are) of a split, without classes.
 
-    The processes of a torchrun share the images out, and each gets the whole, whatever their number; all must call it.
+    The processes of a torchrun share the images, and each gets the same whole result; all must call it.
 
     Args:
-        data: None: what the model learnt; where other data is of another size, it is brought to the model's.
-        bound: T, a number of steps, or "continuous"; "auto": the schedule's own steps, or continuous where it has none.
+        data: None: the model's training data; other data is resized to the model's size.
+        bound: T, a number of steps, or "continuous"; "auto": the schedule's own steps, or continuous if it has none.
         variance: "small", "large", "learned" or "optimal" (measured on training images) for the discrete bound; "auto":
-            learned where it was learnt, else small.
-        draws: evaluations per image for the steps' terms; all of them where there are as many as steps.
+            learned if the model learned it, else small.
+        draws: evaluations per image for the terms of the steps; with enough for all steps, each is evaluated once.
 
-    Raises UsageError for what does not go together or for data that cannot be brought to the model's shape.
+    Raises UsageError for inconsistent arguments or for data that cannot be resized to the model's shape.
     """
     if isinstance(bound, str) and bound not in ("auto", "continuous"):
-        raise UsageError(f"bound = {bound!r}: it is a number of steps, or continuous")
+        raise UsageError(f"bound = {bound!r}: it must be a number of steps, or continuous")
     if not isinstance(bound, str) and not 1 <= bound <= MOST_STEPS:
-        raise UsageError(f"bound = {bound}: a bound has 1 to {MOST_STEPS:,} steps; beyond, take continuous")
+        raise UsageError(f"bound = {bound}: a bound has 1 to {MOST_STEPS:,} steps; for more, use continuous")
     if draws < 1:
-        raise UsageError(f"draws = {draws}: take one at least")
+        raise UsageError(f"draws = {draws}: at least one is needed")
     native = model.denoiser.process.schedule.steps
     steps = (native if bound == "auto" else None) if isinstance(bound, str) else int(bound)
     variance = _checked(model, steps, variance)
@@ -161,19 +161,19 @@ def density(
 
 
 def count_of(images: ImageSet, n: int | None, default: int) -> int:
-    """How many images to take: n or the default, as far as there are. Raises UsageError for fewer than two."""
+    """How many images to use: n or the default, at most all there are. Raises UsageError for fewer than two."""
     if n is not None and n < 2:
-        raise UsageError(f"n = {n}: an error needs two images at least")
+        raise UsageError(f"n = {n}: a standard error needs at least two images")
     if len(images) < 2:
-        raise UsageError(f"{images.name} has one image in its {images.split} split, and an error needs two")
+        raise UsageError(f"{images.name} has one image in its {images.split} split, and a standard error needs two")
     return min(n or default, len(images))
 
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
-    """What every density was measured on, as JSON. Raises UsageError for a model that was never without a class."""
+    """What every density was measured on, as JSON. Raises UsageError for a model never trained without classes."""
     if model.data.takes and ("imported" in model.training or not model.config.training.label_dropout):
         raise UsageError(
-            f"{model.name} never learnt without being told the class, so it has no density of images alone: train with "
+            f"{model.name} was always trained with classes, so it has no density of images without them: train with "
             "training.label_dropout above 0"
         )
     return {
@@ -190,12 +190,12 @@ def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) 
 
 
 def part_of(values: Tensor) -> Part:
-    """The mean of (N,) values, and its error."""
+    """The mean of (N,) values, and its standard error."""
     return Part(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
 def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], images: np.ndarray) -> Density:
-    """Bounds of batches, as means with errors and a curve."""
+    """Summarises the bounds of batches as means with errors and a curve."""
     columns = {
         name: torch.cat([getattr(part, name) for part in parts]) * BITS
         for name in ("prior", "diffusion", "reconstruction", "total")
@@ -205,7 +205,7 @@ def summarise(model: Model, parts: list[Bound], conditions: dict[str, Any], imag
     times, draws = (torch.cat([getattr(part, name) for part in parts]).flatten() for name in ("times", "draws"))
     schedule = model.denoiser.process.schedule
     steps = conditions["steps"]
-    if steps is None:  # bits per unit of log-SNR: what is under the curve is the diffusion term
+    if steps is None:  # bits per unit of log-SNR: the area under the curve is the diffusion term
         at, terms = schedule.log_snr(times), draws * BITS / (-schedule.log_snr_derivative(times) * (1 - schedule.t_min))
         edges = np.linspace(float(at.min()), float(at.max()) + 1e-9, 41)
     else:
@@ -228,19 +228,19 @@ def _binned(at: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.n
 
 
 def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
-    """The images numbered `numbers` as a model has them: float32 (B, C, H, W) in [-1, 1]."""
+    """The images numbered `numbers` as a model takes them: float32 (B, C, H, W) in [-1, 1]."""
     return domain_of(images).encode(np.asarray(images.images[numbers]))
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
-    """A split of what the model learnt, or of `data`; UsageError where it cannot be brought to the model's shape."""
+    """A split of the model's training data, or of `data`. UsageError if it cannot be resized to the model's shape."""
     config = model.learnt
     if model.domain.values != 256:
-        raise UsageError(f"{model.name}: bits per dimension are of 256 values, which {model.domain.noun} do not have")
+        raise UsageError(f"{model.name}: bits per dimension need data of 256 values, which {model.domain.noun} are not")
     if data is not None:
         config = DataConfig.model_validate({"source": data, "channels": model.data.shape[2]})
     if config is None:
-        raise UsageError(f"{model.name} was imported and knows no data: say with --data which images to measure")
+        raise UsageError(f"{model.name} was imported without data: name the images to measure with --data")
     return make_data_of(model.data.shape, config, split, bar)
 
 
@@ -249,11 +249,11 @@ def unmeasured(
 ) -> tuple[ImageSet, np.ndarray]:
     """The training images, and the numbers of those that are not among the first `count` of `split`, for `purpose`.
 
-    Raises UsageError where there are none.
+    Raises UsageError if there are none.
     """
     if split == "all":
         raise UsageError(
-            f"{purpose} must come from training images that are not measured, and --split all measures all"
+            f"{purpose} must come from training images that are not measured, and --split all measures them all"
         )
     images = images_of(model, data, "train", bar)
     numbers = np.arange(count if split == "train" else 0, len(images))
@@ -275,9 +275,9 @@ def _checked(model: Model, steps: int | None, variance: str) -> str:
 def shared(
     work: Callable[[np.ndarray], T], numbers: np.ndarray, elements: int, model: Model, description: str, bar: Bar
 ) -> list[T]:
-    """What `work` finds for the images numbered so, in batches of so many elements, in order.
+    """The results of `work` for the images numbered `numbers`, in batches of about `elements` elements, in order.
 
-    The batches are shared out between the processes of a torchrun, and all of them get all that was found.
+    The processes of a torchrun share the batches, and all of them get all results.
     """
     state = PartialState(cpu=shares_a_cpu())
     size = max(1, elements // int(np.prod(model.data.shape)))

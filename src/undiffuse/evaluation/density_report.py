@@ -1,4 +1,4 @@
-"""A density as lines and a page of HTML: its parts, the terms over time as IDDPM draws them, the extreme images."""
+"""A density as text and as an HTML page: its parts, the terms over time as plotted by IDDPM, the extreme images."""
 
 import tempfile
 from pathlib import Path
@@ -14,13 +14,13 @@ from undiffuse.plots import save_figure, strips
 SHOWN = 12
 HEADINGS = ("part", "bits/dim", "standard error", "what it is")
 WHAT = {
-    "prior": "L_T: what the noisiest state still says of the image",
-    "diffusion": "the steps between",
+    "prior": "L_T: what the noisiest state still reveals about the image",
+    "diffusion": "the steps in between",
     "reconstruction": "L_0: the image from its least noisy state",
     "latent": "-log2 of the prior's density at the latent",
     "volume": "the change of volume on the way to it",
-    "dequantisation": "log2(256 / 2), a bin's share of the line from -1 to 1; and log2 q within the bin",
-    "bits_per_dim": "in all: a bound from above on -log2 p, per dimension (a channel of a pixel)",
+    "dequantisation": "log2(256 / 2), for the width of a bin in [-1, 1]; and log2 q within the bin",
+    "bits_per_dim": "the total: an upper bound on -log2 p, per dimension (a channel of a pixel)",
 }
 
 
@@ -33,7 +33,7 @@ def rows(density: Density) -> list[tuple[str, str, str, str]]:
 
 
 def sentence(density: Density) -> str:
-    """What was measured, and what it means for a file."""
+    """What was measured, and what it means for the size of a file."""
     facts = density.conditions
     coded, raw = density.bytes_per_image
     if facts["bound"] == "ODE":
@@ -45,9 +45,9 @@ def sentence(density: Density) -> str:
     note = f"; NOTE: {density.name} {OTHER_DATA[learnt]}" if learnt in OTHER_DATA else ""
     return (
         f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
-        f"of 8 bits; {how}{variance}, {counted(facts['draws'], 'draw')} an image{note}\n"
-        f"An ideal coder would need {coded:,.0f} net bytes an image, of {raw:,.0f} as they are (bits back; no coder is "
-        "run here)."
+        f"of 8 bits; {how}{variance}, {counted(facts['draws'], 'draw')} per image{note}\n"
+        f"An ideal coder would need {coded:,.0f} net bytes per image, instead of {raw:,.0f} uncompressed (bits back; "
+        "no coder is run here)."
     )
 
 
@@ -90,9 +90,11 @@ def write_report(density: Density, path: Path) -> None:
 
 
 def caption(density: Density) -> str:
-    """Of the figure of the terms."""
+    """The caption for the figure of the terms."""
     if density.conditions["bound"] == "continuous":
-        return "The integrand over the log-SNR, with two standard errors: under the curve lies the diffusion term."
+        return (
+            "The integrand over the log-SNR, with two standard errors: the area under the curve is the diffusion term."
+        )
     return (
         "The terms L_t of the bound, with two standard errors, both axes logarithmic (Nichol & Dhariwal 2021, "
         "figure 2); L_0 is the first."
@@ -121,7 +123,7 @@ def draw_terms(density: Density, path: Path) -> None:
     axes.fill_between(at, low, bits + 2 * error, alpha=0.25)
     axes.plot(at, bits, marker=".", linewidth=1.2)
     if axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)  # now that it knows its top
+        axes.set_ylim(bottom=0)  # after its top is known
     axes.set_title(f"{density.name}: {density.parts['bits_per_dim'].mean:.3f} of {RAW:g} bits/dim", fontsize=10)
     axes.grid(alpha=0.3)
     save_figure(figure, path)

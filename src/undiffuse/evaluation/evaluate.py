@@ -42,10 +42,10 @@ class Evaluation:
         name: of the model or file.
         n: how many samples.
         values: metric name (METRICS) -> Measure.
-        floor: the same of `floor_n` real images of the other split: what a perfect model would get.
+        floor: the same for `floor_n` real images of the other split: what a perfect model would get.
         conditions: data, split, fingerprints, features with their preprocessing, sampling: JSON.
         left_out: metric name -> what it would have needed.
-        titles: metric name -> what it is printed as.
+        titles: metric name -> its printed title.
         subject, reference: the images and features themselves, for figures.
     """
 
@@ -93,19 +93,19 @@ def evaluate_images(
     requested: np.ndarray | None = None,
     conditions: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Measures uint8 (N, H, W, C) images; `requested` (N,) are the classes they were to be of, where that is known."""
+    """Measures uint8 (N, H, W, C) images; `requested` (N,): the classes that were requested, if known."""
     if len(images) < FEWEST:
-        raise UsageError(f"{name}: {len(images)} sample is too few to measure, {FEWEST} are the least")
+        raise UsageError(f"{name}: {len(images)} sample is too few to measure, at least {FEWEST} are needed")
     left_out = too_few(bench.groups, len(images), len(bench.reference.items))
     with bench.bar(f"features of {name}", len(images)) as tick:
         subject = Subject(features_of(images, bench.extractor, tick), bench.train, requested)
     with bench.bar(f"measuring {name}", len(bench.groups)) as tick:
         values = measure(subject, bench.reference, bench.extractor, bench.groups, tick)
     if not values:
-        why = "they are too few" if left_out else f"{bench.extractor.name} features are not what these metrics are of"
+        why = "they are too few" if left_out else f"{bench.extractor.name} features do not have these metrics"
         raise UsageError(
-            f"none of the metrics requested for can be had of {len(images)} samples and "
-            f"{len(bench.reference.items)} of {bench.facts['data']} ({bench.facts['split']}): {why}"
+            f"none of the requested metrics can be computed from {len(images)} samples and "
+            f"{len(bench.reference.items)} images of {bench.facts['data']} ({bench.facts['split']}): {why}"
         )
     floor, floor_n = floor_of(bench, len(images))
     return Evaluation(
@@ -123,7 +123,7 @@ def evaluate_images(
 
 
 def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evaluation | None:
-    """Draws n samples (what is missing of them) and measures them; None in all processes but the first."""
+    """Draws n samples (those that are not cached) and measures them; None in all processes but the first."""
     with bench.bar(f"sampling {model.name}, {recipe.sampler} in {recipe.steps} steps", n * recipe.steps) as tick:
         samples = sample_into_cache(model, recipe, n, tick)
     if samples is None:
@@ -149,8 +149,8 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
 
 
 def open_subject(subject: str, device: str | None = None, size: int | None = None) -> Model | ImageSet:
-    """A model, or samples: a folder of pictures, .npz or .npy. Samples keep their size, or are brought to the square of
-    `size`. Raises UsageError for what is neither, and for samples of several sizes."""
+    """A model, or samples: a folder of pictures, .npz or .npy. Samples keep their size, or are resized to squares of
+    side `size`. Raises UsageError for anything else, and for samples of several sizes."""
     try:
         find(subject)
     except UsageError:
@@ -159,43 +159,43 @@ def open_subject(subject: str, device: str | None = None, size: int | None = Non
         try:
             return load_data(str(Path(subject).absolute()), "all", size=size, keep_size=True)
         except MixedSizes as error:
-            raise UsageError(f"{subject} holds {error}: say with --size what side to bring them to") from None
+            raise UsageError(f"{subject} holds {error}: choose one side for all with --size") from None
     return load(subject, device)
 
 
 def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: str | None, **options: Any) -> Bench:
-    """The bench that all subjects can be measured on: `data`, or what the first trained model among them learnt.
+    """The bench for all subjects: against `data`, or the training data of the first trained model among them.
 
-    Raises UsageError for subjects of different shapes, or where nothing says what data they are to be measured against.
+    Raises UsageError for subjects of different shapes, or if it is unknown what data to measure them against.
     """
     for subject in subjects:
         domain = subject.domain if isinstance(subject, Model) else domain_of(subject)
         if not domain.features:
-            raise UsageError(f"there are no features yet in which {domain.noun} could be measured")
+            raise UsageError(f"there are no features for {domain.noun} yet")
     shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise UsageError(
-                f"{names[0]} is of {format_shape(shapes[0])} and {name} of {format_shape(shape)}: compare images "
-                "of one shape (--size brings samples in files to one)"
+                f"{names[0]} has images of {format_shape(shapes[0])} and {name} of {format_shape(shape)}: compare "
+                "images of one shape (--size resizes samples in files)"
             )
     learnt = [subject.learnt for subject in subjects if isinstance(subject, Model) and subject.learnt]
     if data is None and not learnt:
-        why = "was imported and knows no data" if isinstance(subjects[0], Model) else "holds samples"
-        raise UsageError(f"{names[0]} {why}: say with --data what its images should be like")
+        why = "was imported without data" if isinstance(subjects[0], Model) else "holds samples"
+        raise UsageError(f"{names[0]} {why}: name the data to measure against with --data")
     if data is None:
         return bench(learnt[0], shapes[0], **options)
     return bench(DataConfig.model_validate({"source": data, "channels": shapes[0][2]}), shapes[0], **options)
 
 
 def check_size(subjects: Sequence[Model | ImageSet], size: int | None) -> None:
-    """UsageError where a size was requested for and there are no samples that could be brought to it."""
+    """Raises UsageError if a size was requested and there are no samples to resize."""
     if size is not None and all(isinstance(subject, Model) for subject in subjects):
-        raise UsageError(f"--size {size} is for samples in files: a model's have the size it learnt")
+        raise UsageError(f"--size {size} is for samples in files: a model's samples have the size of its training data")
 
 
 def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
-    """Refuses what cannot be, before the work: UsageError for steps a model cannot take, or for too few images."""
+    """Checks a request before the work. Raises UsageError for invalid steps, too few images or too small a disk."""
     if isinstance(subject, Model):
         recipe.times(subject)
         disk = next(one for one in (cache_dir(), *cache_dir().absolute().parents) if one.exists())
@@ -208,7 +208,7 @@ def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -
 def evaluate_subject(
     bench: Bench, name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None
 ) -> Evaluation | None:
-    """Measures n samples of a model (2000, if None) or the first n of a set (all); None where another process does."""
+    """Measures n samples of a model (2000, if None) or the first n of a set (all); None in processes that do not."""
     if isinstance(subject, Model):
         return evaluate_model(bench, subject, recipe, n or DEFAULT_N)
     if not PartialState(cpu=shares_a_cpu()).is_main_process:
@@ -239,13 +239,13 @@ def evaluate(
 
     Args:
         subject: a model, a folder of pictures, .npz or .npy.
-        data: what to measure against; None: what the model learnt.
+        data: what to measure against; None: the model's training data.
         split: test or train.
         n: how many samples; None: 2000 of a model, all of a file's.
-        metrics: "all" or some of the groups of `undiffuse.metrics.measure`, with commas.
+        metrics: "all" or some of the groups of `undiffuse.metrics.measure`, separated by commas.
         features: see `undiffuse.metrics.features.CHOICES`.
         engine: see `undiffuse.engines.with_engine`.
-        size: side of the square that samples, and the data with them, are brought to; None: their own size.
+        size: side of the square to which samples, and the data, are resized; None: the samples' own size.
         guide: a weaker model that guides the model (`undiffuse.guide.with_guide`).
         bar: makes progress bars: (description, total) -> context manager of a tick.
     """

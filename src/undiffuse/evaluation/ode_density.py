@@ -42,7 +42,7 @@ from undiffuse.randomness import Given, Purpose, torch_generator
 from undiffuse.registry import CATEGORICAL
 
 DEFAULT_N = 100
-BATCH = 50 * 28 * 28  # elements; the steps of the solver are the batch's
+BATCH = 50 * 28 * 28  # elements; the solver's steps are chosen for a whole batch
 DEQUANTISERS = ("uniform", "learned")
 FIT_STEPS, FIT_BATCH, FIT_RATE = 400, 16, 1e-2
 
@@ -59,19 +59,19 @@ def ode_density(
     bar: Bar = no_bar,
 ) -> Density:
     """The ODE's bound on -log2 p of the first n images (100), without classes: one dequantisation and one Rademacher
-    probe an image, as published figures have it. Shared out as `undiffuse.evaluation.density` is.
+    probe per image, as in published figures. Processes share the images as in `undiffuse.evaluation.density`.
 
     Args:
         dequantiser: "uniform", or "learned": fitted to the model first, on training images that are not measured.
 
-    Raises UsageError for a model of the target "categorical" (its data are whole pixel values, never dequantised ones),
+    Raises UsageError for a model with the target "categorical" (its data are whole pixel values, never dequantised),
     and for a device without float64.
     """
     one_of("dequantiser", dequantiser, DEQUANTISERS)
     if model.denoiser.target == CATEGORICAL:
         raise UsageError(
             f"{model.name} gives probabilities of whole pixel values and has no density for values between, "
-            "which an ODE needs: ask for --metrics bpd"
+            "which an ODE needs: use --metrics bpd"
         )
     if model.device.type == "mps":
         raise UsageError("the ODE is solved in float64, which this device does not have: add --device cpu")
@@ -125,14 +125,14 @@ def ode_density(
 def fitted(model: Model, images: ImageSet, numbers: np.ndarray, seed: int, bar: Bar = no_bar) -> LogisticDequantiser:
     """A learned q(u | x) for a model, from the images numbered `numbers`.
 
-    Minimises the bound of Ho et al. 2019 (section 3.1), where for ln p(y) stands the model's own bound in continuous
-    time, on a schedule of even log-SNRs: for each image of a batch at one of them, drawn as the losses vary.
+    Minimises the bound of Ho et al. 2019 (section 3.1), with the model's own continuous-time bound for ln p(y), on a
+    schedule of even log-SNRs: for each image of a batch at one of them, drawn by importance sampling.
     """
     schedule, importance = model.denoiser.process.schedule, Importance()
     draw = torch_generator(seed, Purpose.DEQUANTISE)
     ends = [schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).item() for t in (schedule.t_min, 1.0)]
     denoiser = dataclasses.replace(model.denoiser, process=GaussianProcess(LogSNR(ends)))
-    share = reconstruction_share(denoiser, continuous=True)  # of the reconstruction, where y has no part
+    share = reconstruction_share(denoiser, continuous=True)  # of the reconstruction, which does not depend on y
     size = max(1, min(FIT_BATCH, BATCH // int(np.prod(images.shape))))
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A report as one file of HTML with its figures inside: to keep, to send or to put beside a paper."""
+"""A report as one HTML file with its figures embedded: to keep, to send or to put beside a paper."""
 
 import base64
 import json
@@ -25,11 +25,11 @@ class Page:
     """What a report shows, from top to bottom. Texts are plain: the template escapes them.
 
     Attributes:
-        title: of the window.
+        title: the title of the window.
         summary: lines above the table.
         notes: lines below it.
         figures: PNG files, each with its caption or "".
-        conditions: what is shown as JSON at the end.
+        conditions: shown as JSON at the end.
     """
 
     title: str
@@ -54,5 +54,5 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def _inline(file: Path) -> str:
-    """A PNG file as an address that holds it."""
+    """A PNG file as a data URL."""
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""What an evaluation found, as lines, tables and a page of HTML."""
+"""The results of an evaluation as text, tables and an HTML page."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from undiffuse.plots import Panel, curves, grid_of, save_image, strips
 
 SHOWN = 64
 CLOSEST = 12
-OTHER_DATA = {False: "learnt other data than this", None: "was imported, and what data it learnt is not known"}
-"""What is said of a model by whether it learnt the data (`Model.has_learnt`)."""
+OTHER_DATA = {False: "was trained on other data than this", None: "was imported, and its training data is not known"}
+"""A note on a model, by whether it was trained on the data (`Model.has_learnt`)."""
 
 
 def number(value: float) -> str:
-    """Four significant digits, without an exponent where it can be."""
+    """Four significant digits, without an exponent if possible."""
     return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2e}"
 
 
@@ -32,7 +32,7 @@ def interval(measure: Measure) -> str:
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
-    """For every metric: title, value, interval, real against real, what it says."""
+    """For every metric: title, value, interval, real against real, what it measures."""
     better = {"lower": "lower is better", "higher": "higher is better", None: ""}
     return [
         (
@@ -47,13 +47,13 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
 
 
 def headings(evaluation: Evaluation) -> tuple[str, str, str, str, str]:
-    """Of `rows`."""
+    """The headings of `rows`."""
     floor = f"{evaluation.floor_n:,} real" if evaluation.floor else "no floor"
     return "metric", f"{evaluation.n:,} samples", "95% interval", floor, "measures"
 
 
 def notes(evaluation: Evaluation) -> list[str]:
-    """What has to be known of the numbers beside their conditions: what is left out, and what the floor is not."""
+    """Notes on the numbers beside their conditions: which metrics are left out, and the limits of the floor."""
     data = evaluation.conditions["data"]
     lines = []
     if evaluation.left_out:
@@ -63,14 +63,16 @@ def notes(evaluation: Evaluation) -> list[str]:
             lines[-1] += f"; --split train measures against {len(evaluation.subject.train):,} images"
     could_have = any(METRICS[key].group != "copying" for key in evaluation.values)
     if could_have and not evaluation.floor:
-        lines.append(f"no floor: {data} has too few images beside those measured against to make one")
+        lines.append(f"no floor: {data} has too few images beside those measured against")
     elif evaluation.floor and evaluation.floor_n < evaluation.n:
-        lines.append(f"the floor is of {evaluation.floor_n:,} real images, all there are: fewer images lie further off")
+        lines.append(
+            f"the floor is of {evaluation.floor_n:,} real images, all there are: fewer images give larger distances"
+        )
     return lines
 
 
 def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Writes the page: numbers, samples beside data, nearest neighbours, curves where there are several, conditions.
+    """Writes the page: numbers, samples beside data, nearest neighbours, curves (if several evaluations), conditions.
 
     The evaluations are of one subject at several numbers of steps, the last shown in full.
     """
@@ -90,7 +92,7 @@ def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
 
 
 def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
-    """In a sentence, what the numbers were measured with; with or without how the samples were drawn."""
+    """How the numbers were measured, in a sentence; with or without how the samples were drawn."""
     facts = evaluation.conditions
     parts = [f"features: {facts['features']['name']}"]
     if facts["features"].get("accuracy") is not None:
@@ -106,11 +108,11 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
 
 
 def _brought(facts: dict[str, Any]) -> str:
-    """From which sizes the reference was brought to that of the samples, where it was."""
+    """The sizes from which the reference was resized to that of the samples, if it was."""
     sizes = facts["stored_sizes"]
     if not sizes:
         return ""
-    return f", brought from {format_shape(sizes[0])}" + (f" to {format_shape(sizes[-1])}" if len(sizes) > 1 else "")
+    return f", resized from {format_shape(sizes[0])}" + (f" to {format_shape(sizes[-1])}" if len(sizes) > 1 else "")
 
 
 def _figures(evaluations: Sequence[Evaluation], folder: Path) -> list[tuple[Path, str]]:

@@ -1,6 +1,6 @@
-"""What evaluation keeps on disk, under the content it belongs to: features of images, samples of models.
+"""What evaluation caches on disk, keyed by content: features of images, samples of models.
 
-Nothing is keyed by a name, a date or a path, so nothing stale can be used; a cache that is deleted is built again.
+Nothing is keyed by a name, a date or a path, so nothing stale can be used; a deleted cache is rebuilt.
 Arrays are memory-mapped: memory does not grow with their length.
 """
 
@@ -31,9 +31,9 @@ Tick = Callable[[int], None]
 
 
 def features_of(images: np.ndarray, extractor: Extractor, tick: Tick | None = None) -> Extracted:
-    """The features of uint8 (N, H, W, C) images, from the cache if these images went through this extractor before.
+    """The features of uint8 (N, H, W, C) images, from the cache if this extractor processed these images before.
 
-    `tick` is told how many images more are done. Raises UndiffuseError where a feature is not finite.
+    `tick` gets the number of further images done. Raises UndiffuseError if a feature is not finite.
     """
     content = fingerprint(images, None, ())
     folder = folder_for("features", [FORMAT, content, extractor.name, extractor.facts])
@@ -76,18 +76,18 @@ def _extract(images: np.ndarray, extractor: Extractor, folder: Path, tick: Tick 
 
 @dataclass(frozen=True)
 class Samples:
-    """The first n samples of a model by a recipe, as they lie in the cache: shards of 64, each whole or absent."""
+    """The first n samples of a model by a recipe, in the cache: shards of 64, each complete or absent."""
 
     folder: Path
     n: int
 
     @property
     def shards(self) -> list[tuple[Path, range]]:
-        """Where each shard is and which samples it holds; the last may hold more than n."""
+        """The file of each shard and the samples it holds; the last may go beyond n."""
         return [(self.folder / f"{first:08d}.npz", range(first, first + SHARD)) for first in range(0, self.n, SHARD)]
 
     def gathered(self) -> np.ndarray:
-        """The images, uint8 (n, H, W, C): a memory map of a file that goes when the process ends."""
+        """The images, uint8 (n, H, W, C): a memory map of a file that is deleted when the process ends."""
         out: np.ndarray | None = None
         for path, numbers in self.shards:
             try:
@@ -108,15 +108,15 @@ class Samples:
 
 
 def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = None) -> Samples | None:
-    """Draws what is missing of the first n samples, the shards shared out between the processes of a torchrun.
+    """Draws those of the first n samples that are not cached; the processes of a torchrun share the shards.
 
-    Interrupted, it goes on where it was; requested for more later, it draws only those. `tick` is told of every step of
-    every sample, at once for those that are there. None in all processes but the first.
+    After an interruption it continues where it stopped; with a larger n later, it draws only the new samples. `tick`
+    gets every step of every sample, at once for cached ones. None in all processes but the first.
     """
     state = PartialState(cpu=shares_a_cpu())
-    # Engines differ in the last digits, which can turn a pixel's rounding: what is cached says which it was.
+    # Engines differ in the last digits, which can change a pixel's rounding: the cache key includes the engine.
     settings = dataclasses.asdict(recipe)
-    if recipe.guidance == Guidance():  # as before there was guidance: what is cached stays of use
+    if recipe.guidance == Guidance():  # the same key as before guidance existed, so that older caches stay valid
         del settings["guidance"]
     identity = [FORMAT, model.fingerprint, settings, model.engine]
     samples = Samples(folder_for("samples", identity), n)

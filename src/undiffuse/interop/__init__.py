@@ -1,1 +1,1 @@
-"""Models from and for other programs. Nothing foreign is unpickled or executed."""
+"""Import from and export to other programs. Nothing foreign is unpickled or executed."""

@@ -1,10 +1,10 @@
 """undiffuse's networks inside diffusers' pipelines.
 
-    import undiffuse.interop.adapter  # first: diffusers imports no module because a folder names it
+    import undiffuse.interop.adapter  # first: diffusers does not import a module that a folder names
     from diffusers import DDIMPipeline
     pipeline = DDIMPipeline.from_pretrained("a folder written by undiffuse export")
 
-The names imported from diffusers are needed here: it looks for its base classes where the class is.
+The names imported from diffusers are needed here: it looks for its base classes in the module of the class.
 """
 
 from collections.abc import Callable
@@ -34,14 +34,14 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class Adapter(ModelMixin, ConfigMixin):
-    """A model of undiffuse with the face of a `UNet2DModel`: it answers with v, which is finite at every noise level.
+    """A model of undiffuse with the interface of a `UNet2DModel`: it predicts v, which is finite at every noise level.
 
-    In float16 and bfloat16 its layers compute as they do in training: what tells the noise level, what weighs values
-    and all between the network's output and v stay in float32.
+    In float16 and bfloat16 its layers compute as they do in training: tables, frequencies, the modules for values and
+    everything between the network's output and v stay in float32.
 
     Args:
         card: `config` and `data` of a model.json; the process must be a table.
-        sample_size, in_channels, out_channels: what pipelines ask of a network.
+        sample_size, in_channels, out_channels: read by pipelines.
     """
 
     _keep_in_fp32_modules = ["head", "values"]  # noqa: RUF012  (diffusers wants a list)
@@ -57,7 +57,9 @@ class Adapter(ModelMixin, ConfigMixin):
         super().__init__()
         config = read_config(card["config"])
         default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)  # from_pretrained makes it a half, and buffers are not read from files
+        torch.set_default_dtype(
+            torch.float32
+        )  # from_pretrained sets half precision, and buffers are not read from files
         try:
             share = card["data"]["class_share"]
             self.classes = len(share)
@@ -67,7 +69,7 @@ class Adapter(ModelMixin, ConfigMixin):
             torch.set_default_dtype(default)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
-        """Moves and converts, but for tables, frequencies and the modules above, which no half can hold."""
+        """Moves and converts; tables, frequencies and the modules above stay float32, since no half can hold them."""
         modules = [module for name, module in self.network.named_children() if name in self._keep_in_fp32_modules]
         exact = [tensor for module in modules for tensor in module.parameters()]
         before = [tensor.data for tensor in (*exact, *self.buffers())]
@@ -79,16 +81,16 @@ class Adapter(ModelMixin, ConfigMixin):
         return self
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
-        """Diffusers' place for names that have changed: those of adapters exported by version 0.1."""
+        """Diffusers' hook for names that have changed: those in adapters exported by version 0.1."""
         for name in [name for name in state_dict if current_name(name) != name]:
             state_dict[current_name(name)] = state_dict.pop(name)
 
     def _output(self, x: Tensor, log_snr: Tensor, condition: Condition | None) -> Tensor:
-        """What the network says, in the type of x, whatever its own is."""
+        """The network's output in the type of x, whatever its own type."""
         half = next(self.network.parameters()).dtype
         with torch.autocast(x.device.type, half if half in HALVES else torch.bfloat16, enabled=half in HALVES):
             output = self.network(x, log_snr, condition)
-        if half is torch.float16 and not output.isfinite().all():  # some networks go beyond the 65504 of float16
+        if half is torch.float16 and not output.isfinite().all():  # some networks exceed float16's 65504
             weights = {name: parameter.to(x.dtype) for name, parameter in self.network.named_parameters()}
             output = functional_call(self.network, weights, (x, log_snr, condition))
         return output.to(x.dtype)

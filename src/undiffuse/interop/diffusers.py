@@ -1,7 +1,7 @@
 """Model folders of diffusers: a `UNet2DModel` with its scheduler, read and written without diffusers.
 
-Its timestep k is our step k + 1, time (k + 1) / T. Where a network of ours is not a `UNet2DModel`, the folder holds it
-as `undiffuse.interop.adapter.Adapter`, which diffusers' pipelines run where undiffuse is installed too.
+Its timestep k is our step k + 1, time (k + 1) / T. If a network of ours is not a `UNet2DModel`, the folder holds it
+as `undiffuse.interop.adapter.Adapter`, which diffusers' pipelines run if undiffuse is installed too.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from undiffuse.names import cut, fault, listed, shown
 from undiffuse.networks import UNet2D
 from undiffuse.process import Table
 
-VERSION = "0.42.1"  # of diffusers: the one whose options are written
+VERSION = "0.42.1"  # of diffusers, whose options are written
 OF_THE_AVERAGE = {
     "decay",
     "min_decay",
@@ -43,13 +43,13 @@ OF_THE_AVERAGE = {
     "power",
 }
 """What diffusers' EMAModel adds to a network's configuration."""
-PLACED = {"num_train_timesteps"}  # of early versions; the scheduler has it
+PLACED = {"num_train_timesteps"}  # in early versions; now in the scheduler
 LARGEST_SIDE = 4096
 Count = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class _Described(BaseModel):
-    """The keys of a `UNet2DModel`'s configuration that are no `network.options` here."""
+    """The keys of a `UNet2DModel`'s configuration that are not `network.options` here."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -70,17 +70,19 @@ def import_diffusers(
     scheduler: str | Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """A model folder `out` from a pipeline folder of diffusers, a `UNet2DModel`'s own, or a checkpoint-N of training.
+    """Makes a model folder `out` from a diffusers pipeline folder, a `UNet2DModel` folder, or a training checkpoint-N.
 
     Args:
-        scheduler: the file, or its folder, that says what it was trained on; None: what `find_scheduler` finds.
-        report: gets the lines that say what was found and taken.
+        scheduler: the file, or its folder, of the scheduler it was trained with; None: what `find_scheduler` finds.
+        report: called with lines on what was found and used.
 
-    Raises UsageError for what has no counterpart here, UndiffuseError for a damaged folder.
+    Raises UsageError for models without a counterpart here, UndiffuseError for a damaged folder.
     """
     folder, out = Path(folder), _new(out)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: download the model first, and give the folder with model_index.json")
+        raise UsageError(
+            f"{folder} is not a folder: download the model first, and give the folder with model_index.json"
+        )
     _check_pipeline(folder)
     home = _home(folder)
     content = read_table(home / "config.json")
@@ -92,7 +94,7 @@ def import_diffusers(
     check_shapes(home, network_shapes(config, data.shape[2], data.takes), held)  # before anything is allocated
     network = make_network(config, data.shape[2], data.takes)
     network.load_state_dict(read_weights(held))
-    make_denoiser(config, network)  # refuse what does not go together
+    make_denoiser(config, network)  # refuse inconsistent settings
     training = {
         "imported": {
             "folder": data.name,
@@ -108,7 +110,7 @@ def import_diffusers(
 
 
 def _found(folder: Path, home: Path, scheduler: Scheduler, weights: Path, kinds: set[str]) -> Iterator[str]:
-    """What a person should know of where a model came from."""
+    """What the user should know about where a model came from."""
     average, last = folder / "unet_ema", folder / "unet"
     if home == average:
         yield f"{home}: the averaged weights (EMA)" + f"; the last ones are in {last}" * last.is_dir()
@@ -134,12 +136,12 @@ def _check_pipeline(folder: Path) -> None:
         parts = {name for name, value in index.items() if isinstance(value, list) and any(value)}  # [null, null]: none
         if more := sorted(parts - {"unet", "scheduler"}):
             raise UsageError(
-                f"{folder} has {listed(more)} too: only models of pixels, a unet and a scheduler, are read"
+                f"{folder} has {listed(more)} too: only models of pixels, with a unet and a scheduler, are read"
             )
 
 
 def _home(folder: Path) -> Path:
-    """The folder of the network: `folder` or one in it, the average's unless a pipeline says that it has another."""
+    """The folder of the network: `folder` or one in it, that of the average unless a pipeline names another."""
     network, average = folder / "unet", folder / "unet_ema"
     home = network if network.is_dir() else folder
     if average.is_dir() and not (home == network and (folder / "model_index.json").exists()):
@@ -163,13 +165,13 @@ def _config(
     except ValidationError as error:
         raise UndiffuseError(f"{home}/config.json is incomplete or damaged: {fault(error)}") from None
     height, width = _sides(name, unet.sample_size)
-    if unet.layers_per_block * len(unet.block_out_channels) > tensors:  # before anything is made of them
-        raise UndiffuseError(f"{home} holds fewer weights than {unet.layers_per_block} layers_per_block have")
+    if unet.layers_per_block * len(unet.block_out_channels) > tensors:  # before anything is built
+        raise UndiffuseError(f"{home} holds fewer weights than {unet.layers_per_block} layers_per_block need")
     learned, channels, outputs = trained["denoiser.learned_variance"], unet.in_channels, unet.out_channels
     if channels not in (1, 3) or outputs != channels * (2 if learned else 1):
         raise UsageError(
             f"in_channels = {channels}, out_channels = {outputs} of {name}: images here have 1 or 3 channels, and "
-            "as many come out (twice as many with variance_type learned_range)"
+            "as many outputs (twice as many with variance_type learned_range)"
         )
     ours = unet.model_fields_set | PLACED | OF_THE_AVERAGE
     options = make_options({key: v for key, v in content.items() if key not in ours and not key.startswith("_")})
@@ -179,7 +181,7 @@ def _config(
             "data.size": height if height == width else None,
             "data.channels": channels,
             **trained,
-            "denoiser.sigma_data": 1.0,  # the network gets x_t as it is
+            "denoiser.sigma_data": 1.0,  # the network gets x_t unscaled
             "network.kind": "unet2d",
             "network.patch": 1,
             "network.channels": unet.block_out_channels,
@@ -201,7 +203,7 @@ def _sides(name: str, size: int | list[Any] | None) -> tuple[int, int]:
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides):
         raise UsageError(
-            f"sample_size = {shown(size)} of {name}: it is a side or [height, width], from 1 to {LARGEST_SIDE} pixels"
+            f"sample_size = {shown(size)} of {name}: must be a side or [height, width], from 1 to {LARGEST_SIDE} pixels"
         )
     return sides[0], sides[1]
 
@@ -222,34 +224,36 @@ def _attention(unet: _Described) -> list[int]:
 
 
 def needs_adapter(model: Model) -> str | None:
-    """Why the model cannot be a `UNet2DModel` with a scheduler of diffusers, or None where it can."""
+    """Why the model cannot be a `UNet2DModel` with a scheduler of diffusers, or None if it can."""
     denoiser, network = model.config.denoiser, model.config.network
     if network.kind != "unet2d":
         return "its network is not a UNet2DModel (network.kind=unet)"
     if denoiser.target not in TARGETS.values():
-        return f"diffusers knows no denoiser.target={denoiser.target}, only {', '.join(TARGETS.values())}"
+        return f"diffusers does not support denoiser.target={denoiser.target}, only {', '.join(TARGETS.values())}"
     if denoiser.sigma_data != 1:
         return f"its input is scaled for denoiser.sigma_data={denoiser.sigma_data:g}, and diffusers scales for 1"
     return None
 
 
 def export_diffusers(model: Model, out: str | Path) -> Path:
-    """A pipeline folder `out`, which DDPMPipeline and DDIMPipeline of diffusers load.
+    """Writes a pipeline folder `out`, which DDPMPipeline and DDIMPipeline of diffusers load.
 
-    With the adapter where `needs_adapter` says so. DDIM's samples are ours (threshold="clip", grid="trailing") with
+    Uses the adapter if `needs_adapter` gives a reason. DDIM gives our samples (threshold="clip", grid="trailing") with
     use_clipped_model_output=True, for numbers of steps that divide T.
     """
     out, adapted, network = _new(out), needs_adapter(model) is not None, model.network
     if not isinstance(model.denoiser.process.schedule, Table):
-        model = with_process(model, schedule="cosine")  # its network is told the log-SNR, whatever the process
+        model = with_process(model, schedule="cosine")  # its network takes the log-SNR, whatever the process
     if model.data.condition is not None:
         raise UsageError(
-            f"diffusers has labels alone for conditions, and {model.name} takes {model.data.condition.kind}"
+            f"diffusers supports only labels as conditions, and {model.name} takes {model.data.condition.kind}"
         )
     table = model.denoiser.process.schedule
     assert isinstance(table, Table)
     if isinstance(network, UNet2D) and not torch.equal(network.log_snr.cpu(), step_log_snrs(table)):
-        raise UsageError(f"{model.name} was put on another process than its network counts steps of: export the model")
+        raise UsageError(
+            f"{model.name} has another process than the one whose steps its network counts: export the model"
+        )
     target = "v" if adapted else model.config.denoiser.target
     scheduler = {
         "_class_name": "DDPMScheduler",
@@ -282,7 +286,7 @@ def export_diffusers(model: Model, out: str | Path) -> Path:
 
 
 def _named(table: Table) -> dict[str, Any]:
-    """A scheduler's betas: by name where `_process` makes just these of it, else one by one."""
+    """A scheduler's betas: by name if `process_of` gives exactly these for it, else one by one."""
     first, last = table.betas[0].item(), table.betas[-1].item()
     for name in SCHEDULES if last <= 0.999 else ():
         named = {"num_train_timesteps": table.steps, "beta_schedule": name, "beta_start": first, "beta_end": last}
@@ -293,9 +297,11 @@ def _named(table: Table) -> dict[str, Any]:
 
 
 def _unet_config(model: Model, adapted: bool) -> dict[str, Any]:
-    """What `UNet2DModel`, or the adapter, is constructed from."""
+    """The configuration from which `UNet2DModel`, or the adapter, is constructed."""
     if model.data.domain != "pictures":
-        raise UsageError(f"{model.name} makes {model.domain.noun}: diffusers has a place for models of pictures alone")
+        raise UsageError(
+            f"{model.name} makes {model.domain.noun}: the export to diffusers supports only models of pictures"
+        )
     height, width, channels = model.data.shape
     network = model.config.network
     shared = {

@@ -1,8 +1,8 @@
-"""A network as an ONNX file: what other engines, languages and browsers run.
+"""A network as an ONNX file, for other engines, languages and browsers.
 
-The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model of
+The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model with
 classes, `labels` (B,) int64 (one past the last: any class) in, `output` (B, C', H, W) out, for any B. How x follows
-from x_t and x_0 from the output is in undiffuse/denoiser.py; the file's metadata hold the configuration that says how.
+from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the file's metadata hold the configuration for it.
 """
 
 import json
@@ -22,19 +22,20 @@ from undiffuse.model import Model
 from undiffuse.networks import UNet2D
 
 LARGEST_DIFFERENCE = 1e-4
-"""Between the file's outputs and PyTorch's, relative to their root mean square; rounding gives about 1e-6."""
+"""The limit for the difference between the file's outputs and PyTorch's, relative to their root mean square; rounding
+gives about 1e-6."""
 
 MISSING = 'needs onnx and onnxruntime: pip install "undiffuse[onnx]"'
 
 
 def inputs(model: Model, batch: int) -> dict[str, Tensor]:
-    """Made-up inputs of the network, by name, in the order that it takes them."""
+    """Random inputs of the network, by name, in the order in which it takes them."""
     generator = torch.Generator().manual_seed(batch)
     made = {
         "x": torch.randn(batch, *model.domain.shape, generator=generator),
         "log_snr": 4 * torch.randn(batch, generator=generator),
     }
-    if isinstance(model.network, UNet2D):  # between the steps of its table, it multiplies the rounding of a log-SNR
+    if isinstance(model.network, UNet2D):  # between the steps of its table, it amplifies rounding errors of the log-SNR
         steps = torch.randint(1, len(model.network.log_snr), (batch,), generator=generator)
         made["log_snr"] = model.network.log_snr.cpu()[steps]
     if model.data.classes:
@@ -43,12 +44,12 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
 
 
 def onnx_takes(model: Model) -> bool:
-    """Whether what the model takes, labels or nothing, can be an input of the file."""
-    return bool(model.data.classes) or model.data.takes is None
+    """Whether the model's condition can be an input of the file: it must be labels or nothing."""
+    return (bool(model.data.classes) or model.data.takes is None) and not model.config.network.inpaint
 
 
 class Plain(nn.Module):
-    """`network` with the labels as a plain tensor, which is all that the file's inputs can be."""
+    """`network` with the labels as a plain tensor, since the file's inputs must be tensors."""
 
     def __init__(self, network: nn.Module, classes: int):
         super().__init__()
@@ -59,18 +60,18 @@ class Plain(nn.Module):
 
 
 def write_onnx(model: Model, path: Path) -> None:
-    """The network of `model`, which is on the CPU, as `path`. Raises UsageError where the exporter is missing."""
+    """Writes the network of `model`, on the CPU, to `path`. Raises UsageError if the exporter is missing."""
     try:
         import onnx
-        import onnxscript  # noqa: F401  (what the exporter of PyTorch is written with)
+        import onnxscript  # noqa: F401  (used by PyTorch's exporter)
     except ImportError:
         raise UsageError(f"the ONNX format {MISSING}") from None
     if not onnx_takes(model):
-        raise UsageError(f"an ONNX file takes labels alone: the condition of {model.name} is of another kind")
+        raise UsageError(f"an ONNX file takes only labels: the condition of {model.name} is of another kind")
     made = inputs(model, 2)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     level = (log := logging.getLogger("torch.onnx")).level
-    log.setLevel(logging.ERROR)  # it warns of libraries that it could do without
+    log.setLevel(logging.ERROR)  # it warns about libraries that it does not need
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +101,7 @@ def write_onnx(model: Model, path: Path) -> None:
 
 
 def open_session(path: Path, threads: int) -> Any:
-    """The file in ONNX Runtime, on the CPU. Raises UsageError where that is missing."""
+    """The file in ONNX Runtime, on the CPU. Raises UsageError if that is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -112,7 +113,8 @@ def open_session(path: Path, threads: int) -> Any:
 
 
 def largest_difference(model: Model, session: Any) -> float:
-    """Of the session's outputs from PyTorch's, relative to their root mean square, over several batch sizes."""
+    """The largest difference of the session's outputs from PyTorch's, relative to their root mean square, over several
+    batch sizes."""
     largest = 0.0
     for batch in (1, 2, 5):
         made = inputs(model, batch)
@@ -125,9 +127,9 @@ def largest_difference(model: Model, session: Any) -> float:
 
 
 def export_onnx(model: Model, path: Path) -> float:
-    """Writes the network as `path`, runs it beside PyTorch and returns the largest relative difference.
+    """Writes the network to `path`, compares it with PyTorch and returns the largest relative difference.
 
-    Raises UndiffuseError, and leaves nothing behind, where the two do not agree.
+    Raises UndiffuseError, and leaves nothing behind, if the two do not agree.
     """
     if model.device.type != "cpu":
         raise UsageError("export from the CPU: add --device cpu")

@@ -1,6 +1,6 @@
-"""What a scheduler of diffusers says of the training: the betas, what the network predicts, and if the variance too.
+"""What a scheduler of diffusers says about training: the betas, the prediction type, and if the variance is learned.
 
-The rest of its configuration is about sampling (thresholding, spacing, Karras' sigmas ...) and is not a model's.
+The rest of its configuration is about sampling (thresholding, spacing, Karras' sigmas ...), not part of a model.
 """
 
 import json
@@ -32,7 +32,7 @@ SCHEDULES = {
 
 def _laplace(t: float) -> float:
     log_snr = -math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
-    return (1 + math.exp(-log_snr / 2)) ** -0.5  # exp(log_snr / 2) and a root: diffusers' own, whatever its paper has
+    return (1 + math.exp(-log_snr / 2)) ** -0.5  # exp(log_snr / 2) and a root, as in diffusers, whatever the paper says
 
 
 WRITTEN_OUT: dict[str, Callable[[float], float]] = {"exp": lambda t: math.exp(-12 * t), "laplace": _laplace}
@@ -62,22 +62,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "UnCLIP": {"beta_schedule": "squaredcos_cap_v2"},
     "UniPCMultistep": {},
 }
-"""The schedulers that are read, with what they take for granted where it is not what DDPM does. They differ in how they
-sample: what was trained is in the betas and the prediction type."""
+"""The schedulers that are read, with the defaults in which they differ from DDPM. They differ in how they sample: the
+betas and the prediction type define what was trained."""
 
 UNREAD = {
-    "EDM|CosineDPMSolver": "its network is told ln(sigma) / 4, not a timestep, and its noise has no table of betas",
-    "FlowM|LTX|Helios|SCM": "its path from data to noise is no table of betas",
+    "EDM|CosineDPMSolver": "its network takes ln(sigma) / 4, not a timestep, and its noise has no table of betas",
+    "FlowM|LTX|Helios|SCM": "its path from data to noise is not a table of betas",
     "ScoreSdeVe|KarrasVe": "its noise is added to data that keeps its scale, without a table of betas",
     "LCM|TCD|CMStochastic": "it is of a consistency model, whose network gives the end of a trajectory, not a mean x_0",
     "CogVideoX": "it shifts its betas' signal-to-noise ratio",
-    "IPNDM": "its network is told times from 0 to 1, not timesteps",
+    "IPNDM": "its network takes times from 0 to 1, not timesteps",
 }
-"""Why others are not, by how their names begin."""
+"""Why others are not, by the beginning of their names."""
 
 
 class Settings(BaseModel):
-    """The options that bear on training, with the defaults of DDPM."""
+    """The options that concern training, with the defaults of DDPM."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -99,8 +99,8 @@ class Scheduler:
 
     Attributes:
         path: its file.
-        content: all that the file says.
-        settings: of ours by dotted name, those of `process`, `denoiser.target` and `denoiser.learned_variance`.
+        content: the whole content of the file.
+        settings: ours by dotted name: those of `process`, `denoiser.target` and `denoiser.learned_variance`.
     """
 
     path: Path
@@ -118,21 +118,21 @@ class Scheduler:
 
     @property
     def of_sampling(self) -> str | None:
-        """How to sample as it does, where that is not how we do; None where it is."""
+        """How to sample as it does, if it differs from our defaults; else None."""
         if self.content.get("thresholding"):
-            return "it draws with dynamic thresholding, undiffuse sample with --threshold dynamic does"
+            return "it samples with dynamic thresholding, as undiffuse sample does with --threshold dynamic"
         if self.content.get("clip_sample") is False:
-            return "it draws without clipping, undiffuse sample with --threshold none does"
+            return "it samples without clipping, as undiffuse sample does with --threshold none"
         if (limit := self.content.get("clip_sample_range", 1)) != 1:
             return f"it clips at {cut(str(limit))}, undiffuse sample at 1 or, with --threshold none, not at all"
         return None
 
 
 def find_scheduler(folder: Path, given: Path | None = None) -> Scheduler:
-    """The scheduler that a network was trained with: `given`, a file or its folder, or what lies about `folder`.
+    """The scheduler that a network was trained with: `given`, a file or its folder, or one in or near `folder`.
 
-    That is in it, beside it, or in the pipeline's folder above checkpoint-N. Raises UsageError where there is none,
-    where several disagree on what was trained, and for those that have no counterpart here.
+    Near is beside it, or in the pipeline's folder above checkpoint-N. Raises UsageError if there is none, if several
+    disagree on what was trained, and for those without a counterpart here.
     """
     if given is not None:
         paths = [path for path in (given, given / FILE, given / "scheduler" / FILE) if path.is_file()]
@@ -144,20 +144,18 @@ def find_scheduler(folder: Path, given: Path | None = None) -> Scheduler:
         said = {"num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"}
         example = {"_class_name": "DDPMScheduler", **Settings().model_dump(include=said)}
         raise UsageError(
-            f"{folder} has no {FILE}, in it, beside it or in a pipeline above, and so does not say what noise it was "
-            f"trained on: give --scheduler FILE, such as one of {json.dumps(example)}"
+            f"{folder} has no {FILE} in it, beside it or in a pipeline above, so the noise it was trained on is "
+            f"unknown: give --scheduler FILE, such as one of {json.dumps(example)}"
         )
     first, *others = map(_scheduler, paths)
     for other in others:
         if other.settings != first.settings:
-            raise UsageError(
-                f"{first.path} ({first}) and {other.path} ({other}) disagree: say with --scheduler which it is"
-            )
+            raise UsageError(f"{first.path} ({first}) and {other.path} ({other}) disagree: choose one with --scheduler")
     return first
 
 
 def _about(folder: Path) -> list[Path]:
-    """The files of schedulers about a network's folder, nearest first: where it lies, else where a link to it leads."""
+    """The scheduler files in or near a network's folder, nearest first: at its path, else where a link leads."""
     for place in (Path(os.path.abspath(folder)), folder.resolve()):
         found = []
         part = True
@@ -177,8 +175,8 @@ def _scheduler(path: Path) -> Scheduler:
     kind = str(content.get("_class_name")).removesuffix("Scheduler")
     if kind not in DEFAULTS:
         reasons = (reason for names, reason in UNREAD.items() if re.match(names, kind))
-        reason = next(reasons, "those of betas are, such as DDPM, DDIM, PNDM, DPMSolverMultistep or HeunDiscrete")
-        raise UsageError(f"{path} is of a {cut(kind)}Scheduler, which is not read: {reason}")
+        reason = next(reasons, "those with betas are, such as DDPM, DDIM, PNDM, DPMSolverMultistep or HeunDiscrete")
+        raise UsageError(f"{path} is for a {cut(kind)}Scheduler, which is not read: {reason}")
     known = {name: value for name, value in content.items() if name in Settings.model_fields}
     try:
         settings = Settings.model_validate({**DEFAULTS[kind], **known})
@@ -196,11 +194,9 @@ def _translated(settings: Settings) -> dict[str, Any]:
             f"prediction_type = {cut(settings.prediction_type)} is not read: known are {', '.join(TARGETS)}"
         )
     if settings.use_flow_sigmas:
-        raise UsageError("use_flow_sigmas: a straight path from data to noise is no table of betas and is not read")
+        raise UsageError("use_flow_sigmas: a straight path from data to noise is not a table of betas, and not read")
     if settings.timestep_type != "discrete":
-        raise UsageError(
-            f"timestep_type = {settings.timestep_type!s:.60}: only networks that are told timesteps are read"
-        )
+        raise UsageError(f"timestep_type = {settings.timestep_type!s:.60}: only networks that take timesteps are read")
     return {
         **process_of(settings),
         "process.zero_terminal_snr": bool(settings.rescale_betas_zero_snr),
@@ -217,7 +213,7 @@ def process_of(settings: Settings) -> dict[str, Any]:
         betas = [min(1 - alpha_bar[k + 1] / alpha_bar[k], LARGEST_BETA) for k in range(steps)]
     if betas is not None:
         if len(betas) != steps:
-            raise UsageError(f"num_train_timesteps = {steps}, and trained_betas has {len(betas)} numbers: one is wrong")
+            raise UsageError(f"num_train_timesteps = {steps}, but trained_betas has {len(betas)} numbers: one is wrong")
         return {"process.schedule": "betas", "process.betas": betas}
     if name not in SCHEDULES:
         known = ", ".join([*SCHEDULES, *WRITTEN_OUT])
@@ -226,9 +222,9 @@ def process_of(settings: Settings) -> dict[str, Any]:
     if name != "squaredcos_cap_v2":
         if settings.beta_end > LARGEST_BETA:
             raise UsageError(
-                f"beta_end = {settings.beta_end}: betas by name end at {LARGEST_BETA} here; write them out as "
-                "trained_betas"
+                f"beta_end = {settings.beta_end}: named schedules end at {LARGEST_BETA} or below here; write them out "
+                "as trained_betas"
             )
-        scale = 1000 / steps  # which our schedules multiply their ends by
+        scale = 1000 / steps  # by which our schedules multiply their ends
         found["process.options"] = {"beta_min": settings.beta_start / scale, "beta_max": settings.beta_end / scale}
     return found

@@ -8,7 +8,7 @@ from undiffuse.files import read_json
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """Reads a file of names and values. Raises UndiffuseError where it cannot be read or holds anything else."""
+    """Reads a JSON object. Raises UndiffuseError if the file cannot be read or holds anything else."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise UndiffuseError(f"{path} is damaged: it holds no table of settings")

@@ -1,4 +1,4 @@
-"""The weights in a folder of diffusers: which files hold them, what the headers say of them, and the tensors."""
+"""The weights in a folder of diffusers: the files that hold them, their headers, and the tensors."""
 
 import re
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from undiffuse.names import cut, shown
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Attention layers as early versions of diffusers called them."""
+"""Names of attention layers in early versions of diffusers, and today's."""
 LEGACY = re.compile(rf"(?<=\.)({'|'.join(RENAMED)})(?=\.(weight|bias)$)")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: under which name, its shape and its type."""
+    """A tensor in a file: its name there, shape and type."""
 
     file: Path
     name: str
@@ -31,26 +31,26 @@ class Stored:
 
 
 def find_weights(home: Path) -> Path:
-    """The file of a network's weights, or the index of several; a half precision alone where there is no full one.
+    """The file of a network's weights, or the index of several; one in half precision only if there is no full one.
 
-    Raises UsageError where there is none, or nothing to choose between several.
+    Raises UsageError if there is none, or no way to choose between several.
     """
     paths = sorted(home.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
     found = {variant: path for path in paths if (variant := _variant(path.name)) is not None}  # one file, not several
     if "" in found or len(found) == 1:
         return found.get("") or found.popitem()[1]
     if found:
-        raise UsageError(f"{home} has the weights {', '.join(found)} and not the full ones: leave one of them there")
+        raise UsageError(f"{home} has the weights {', '.join(found)} but not the full ones: keep only one of them")
     if pickles := sorted(home.glob("*.bin")):
         raise UsageError(
-            f"{pickles[0]} is a pickle, which can run code when it is read and so is not; convert it where you trust "
+            f"{pickles[0]} is a pickle, which can run code when read, so it is not read; if you trust it, convert "
             f"it: diffusers.UNet2DModel.from_pretrained({str(home)!r}).save_pretrained({str(home)!r})"
         )
     raise UsageError(f"{home} has no {WEIGHTS}: the weights are missing")
 
 
 def _variant(name: str) -> str | None:
-    """What a file of all weights, or their index, calls them: "" the full ones, "fp16" ...; None of another file."""
+    """The variant in the name of a file of all weights, or their index: "" if full, or "fp16" ...; else None."""
     stem, *parts = name.split(".")
     whole = parts[-1:] == ["safetensors"] and not re.search(r"-\d+-of-\d+", name)
     index = parts[-1:] == ["json"] and {"safetensors", "index"} <= set(parts)
@@ -60,9 +60,9 @@ def _variant(name: str) -> str | None:
 
 
 def read_headers(path: Path) -> dict[str, Stored]:
-    """What the files of `find_weights` hold by today's names, without reading it.
+    """The tensors in the files of `find_weights` by today's names, without their values.
 
-    Raises UndiffuseError for files that are missing, damaged, elsewhere or of anything but floating-point numbers.
+    Raises UndiffuseError for files that are missing, damaged, elsewhere or hold anything but floating-point numbers.
     """
     held: dict[str, Stored] = {}
     for file in _files(path):
@@ -88,7 +88,7 @@ def _files(path: Path) -> list[Path]:
         raise UndiffuseError(f"{path} is damaged: it has no weight_map")
     for name in places.values():
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix != ".safetensors":
-            raise UndiffuseError(f"{path} names {shown(name)}, which is no .safetensors file beside it")
+            raise UndiffuseError(f"{path} names {shown(name)}, which is not a .safetensors file beside it")
         if not (path.parent / name).is_file():
             raise UndiffuseError(f"{path.parent / name} is missing, and {path.name} says that it holds weights")
     return [path.parent / name for name in sorted(set(places.values()))]
@@ -96,17 +96,17 @@ def _files(path: Path) -> list[Path]:
 
 def _header(file: Path) -> Iterator[Stored]:
     with safe_open(file, "pt") as content:
-        for name in content.keys():  # noqa: SIM118  (it is no dictionary)
+        for name in content.keys():  # noqa: SIM118  (not a dictionary)
             tensor = content.get_slice(name)
             yield Stored(file, name, tuple(tensor.get_shape()), tensor.get_dtype())
 
 
 def check_shapes(home: Path, wanted: dict[str, tuple[int, ...]], held: dict[str, Stored]) -> None:
-    """Raises UndiffuseError where the weights held are not those of a network with the shapes `wanted`."""
+    """Raises UndiffuseError if the weights held do not match a network with the shapes `wanted`."""
     wrong = [f"{name} is missing" for name in wanted if name not in held]
-    wrong += [f"{cut(name)} is not of it" for name in held if name not in wanted]
+    wrong += [f"{cut(name)} is not part of it" for name in held if name not in wanted]
     wrong += [
-        f"{name} is {held[name].shape} and not {shape}"
+        f"{name} has shape {held[name].shape}, not {shape}"
         for name, shape in wanted.items()
         if name in held and held[name].shape != shape
     ]

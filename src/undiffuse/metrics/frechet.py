@@ -82,7 +82,7 @@ def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> C
 
 
 def measure_frechet(samples: np.ndarray, reference: np.ndarray, replicates: int = REPLICATES) -> dict[str, Measure]:
-    """The distance of samples (N, D) from a reference (M, D), N and M at least 2, and, for N >= 4, its limit as N grows.
+    """The distance of samples (N, D) from a reference (M, D), N and M >= 2, and, for N >= 4, its limit as N grows.
 
     The interval of `frechet` covers its variation at this N, not its bias.
     The bias of N samples falls as 1 / N (Chong & Forsyth 2020), so `frechet_limit` = 2 d(N) - d(N / 2), with d(N / 2)

@@ -19,7 +19,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _radii(features: np.ndarray, centre: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """Squared distances from each row to its k-th nearest other row, for every k in `neighbours`; inf if there is none."""
+    """Squared distances from each row to its k-th nearest other row, for every k in `neighbours`; inf without one."""
     most = max(neighbours)
     radii = torch.full((len(features), most), torch.inf, dtype=torch.float64)
     for rows, x in blocks(features):

@@ -22,7 +22,7 @@ FEWEST = 2  # samples; metrics that need more are left out
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with; `held_out`: distances of images never trained on to their nearest training image."""
+    """What samples are compared with; `held_out`: distances from images never trained on to the training images."""
 
     items: Extracted
     held_out: np.ndarray

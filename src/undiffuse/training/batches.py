@@ -1,7 +1,7 @@
 """The batch of a training step as a pure function of (seed, step): order, times, noise and augmentation.
 
 The global batch is laid out by position; a process takes its share of positions, a micro-batch its share of those. So
-the run does not depend on how many of either there are, and a resumed one needs no saved generator.
+a run does not depend on the number of either, and a resumed one needs no saved generator.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Condition, augmented
+from undiffuse.conditions import Condition, augmented, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import sent
@@ -22,6 +22,7 @@ from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
 from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator
+from undiffuse.training.masks import draw_masks
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Batch:
         return Given(self.noise)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, without waiting for it to arrive; u, from which the float64 levels follow, stays."""
+        """The batch on `device`, copied asynchronously; u, from which the float64 levels follow, stays where it is."""
         condition = None if self.condition is None else self.condition.to(device)
         return Batch(sent(self.x0, device), condition, self.u, sent(self.noise, device))
 
@@ -47,9 +48,9 @@ class Batch:
 def batches(
     config: Config, data: ImageSet, step: int, shares: Sequence[slice], device: torch.device
 ) -> Iterator[Batch]:
-    """The micro-batches from `step` on, for ever: `shares` of each global batch, in turn.
+    """The micro-batches from `step` on, without end: `shares` of each global batch, in turn.
 
-    For a GPU another thread makes the next one meanwhile; the cores of a CPU have enough to do as it is.
+    For a GPU, another thread prepares the next one meanwhile; the cores of a CPU are busy already.
     """
     places = ((number, share) for number in itertools.count(step) for share in shares)
     if device.type == "cpu":
@@ -68,7 +69,7 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which items the global batch of `step` holds: every epoch a fresh permutation, batches running across its end."""
+    """Which items the global batch of `step` holds: each epoch is a new permutation, and batches may span two."""
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(places, count)
     items = np.empty(batch_size, dtype=np.int64)
@@ -94,6 +95,9 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
         moves = draw_moves(config.data.augment, draw)
         rows, condition = moved(rows, moves), augmented(condition, torch.from_numpy(moves.labels))
     x0 = domain.encode(rows)
+    if config.network.inpaint:
+        hidden = draw_masks((x0.shape[2], x0.shape[3]), BatchDraw(stream(seed, Purpose.MASK, step), size, positions))
+        condition = known_pixels(condition, x0, torch.from_numpy(hidden))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, condition, u, noise)

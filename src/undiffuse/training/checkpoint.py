@@ -1,4 +1,4 @@
-"""Checkpoints: each one a complete model folder, and beside the model what training needs to go on from it.
+"""Checkpoints: each one a complete model folder, with the state that training needs to resume beside the model.
 
 RUN/checkpoints/step-00000250/  model.json weights.safetensors  training.json training.safetensors
 """
@@ -63,20 +63,20 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
 
 
 def last_good(run: Path) -> str:
-    """For errors: what a run can go on from."""
+    """For errors: the checkpoint from which a run can resume."""
     saved = checkpoints(run)
     return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def sweep(run: Path) -> None:
-    """Removes what a killed process left half-written or half-removed."""
+    """Removes files that a killed process left half-written or half-removed."""
     for left in (*run.glob(".tmp-*"), *run.glob("*/.tmp-*"), *run.glob("checkpoints/step-*")):
         if left.name.startswith(".tmp-") or not (left / "model.json").exists():
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def restore(folder: Path, learner: Learner) -> None:
-    """Puts a checkpoint back, exactly. Raises UndiffuseError naming the folder when it is damaged."""
+    """Restores a checkpoint exactly. Raises UndiffuseError naming the folder if it is damaged."""
     shapes = {name: tuple(parameter.shape) for name, parameter in learner.named}
     try:
         tensors = read_tensors(folder / "training.safetensors")
@@ -121,7 +121,7 @@ def _check(
     importance: dict[str, Tensor],
     moments: dict[str, dict[str, Tensor]],
 ) -> None:
-    """Raises ValueError for a tensor of another shape, and where the optimiser's lack what others like them have."""
+    """Raises ValueError for a tensor of another shape, or if some of the optimiser's state is missing."""
     wanted: dict[str, tuple[Tensor, tuple[tuple[int, ...], ...]]]
     wanted = {f"network.{name}": (known[name], (tuple(parameter.shape),)) for name, parameter in learner.named}
     wanted |= {f"average.{name}": (averages[name], (tuple(parameter.shape),)) for name, parameter in learner.named}

@@ -1,4 +1,4 @@
-"""Trains a noise-aware classifier: the batches, optimiser, rates and average of a run; noise levels from 1/80 to 80."""
+"""Trains a noise-aware classifier, with the batches, optimiser, rates and EMA of a run; noise levels 1/80 to 80."""
 
 import math
 import os
@@ -31,6 +31,7 @@ from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, placed
 from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.files import atomic_folder
 from undiffuse.metrics.intervals import mean
 from undiffuse.process import NoiseLevel, expand
 from undiffuse.progress import Bar, no_bar
@@ -70,13 +71,13 @@ def train_classifier(
 
     Args:
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 3.0}; those of `KEYS`, and
-            3 minutes where neither steps nor minutes are given. With steps all of it follows from training.seed.
-        out: a new folder, or an empty one; it appears whole, when all is done.
-        data, held_out: learn this, and not what `data.source` names; and measure on that, if it is given.
+            3 minutes if neither steps nor minutes are given. With steps, the result follows from training.seed.
+        out: a new folder, or an empty one; it is written as a whole at the end.
+        data, held_out: train on `data` instead of `data.source`, and measure on `held_out`, if given.
         force: write into a folder that is not empty.
         bar: makes progress bars.
 
-    Raises UsageError for wrong settings and for data without two classes, UndiffuseError for failures.
+    Raises UsageError for wrong settings and for data with fewer than two classes, UndiffuseError for failures.
     """
     output.claim_folder("--out", Path(out), force)
     config = classifier_config(values if data is None else {"data.source": data.name, **values})
@@ -85,7 +86,7 @@ def train_classifier(
             data, held_out = make_data(config.data, progress=tick), _held_out(config)
     if data.labels is None or len(np.unique(data.labels)) < 2:
         raise UsageError(
-            f"{data.name} has no two classes for a classifier to tell apart: give pictures in one folder for each class"
+            f"{data.name} has fewer than two classes, too few for a classifier: give pictures in one folder per class"
         )
     if len(domain_of(data).shape) == 1:
         config = make_config({"network.kind": "mlp"}, config)
@@ -106,20 +107,20 @@ def train_classifier(
         training["accuracy"] = {**about, "levels": levels}
 
     def write(place: Path) -> None:
-        place.mkdir()
-        write_classifier(place, config, facts, training, network.state_dict())
+        with atomic_folder(place) as temporary:
+            write_classifier(temporary, config, facts, training, network.state_dict())
 
     place = output.put_folder(Path(out), write, re.compile(f"{re.escape(CARD)}|{re.escape(WEIGHTS)}"), force)
     return replace(classifier, name=str(place), training=training)
 
 
 def classifier_config(values: dict[str, Any]) -> Config:
-    """The settings with a classifier's defaults. Raises UsageError for those it does not have, and what cannot be."""
-    make_config(values)  # which knows the names that are near
+    """The settings with a classifier's defaults. Raises UsageError for those it does not have, and for invalid ones."""
+    make_config(values)  # suggests similar names
     for name in values:
         section, key = name.split(".")[:2]
         if key not in KEYS.get(section, "").split():
-            raise UsageError(f"{name} is no setting of a classifier, which has {', '.join(KEYS)}.*: leave it out")
+            raise UsageError(f"{name} is not a setting of a classifier, which has {', '.join(KEYS)}.*: leave it out")
     if values.get("training.steps") and values.get("training.minutes"):
         raise UsageError("training.steps and training.minutes exclude each other: give one")
     if not values.get("training.steps") and not values.get("training.minutes"):
@@ -130,12 +131,12 @@ def classifier_config(values: dict[str, Any]) -> Config:
 def _held_out(config: Config) -> ImageSet | None:
     try:
         return make_data(config.data, "test")
-    except UsageError:  # its training split is there, so this one is empty
+    except UsageError:  # the training split could be read, so this one is empty
         return None
 
 
 def noise_levels(u: Tensor) -> NoiseLevel:
-    """The noise levels of a batch, alpha = 1 and ln sigma even from -ln 80 to ln 80: any other alpha is the same to a
+    """The noise levels of a batch, alpha = 1 and ln sigma even from -ln 80 to ln 80; alpha makes no difference to a
     classifier, which sees x_t at unit variance. `u`: float64 (B,) in [0, 1)."""
     return NoiseLevel(torch.ones_like(u), (math.log(LARGEST_RATIO) * (2 * u - 1)).exp())
 
@@ -150,15 +151,15 @@ def loss(classifier: Classifier, batch: Batch) -> Tensor:
 
 @dataclass
 class _Budget:
-    """How much of a run is done, and how many steps it will have, which a budget of minutes decides where the rate
-    begins to fall."""
+    """The share of a run that is done, and its number of steps, which a budget of minutes decides when the learning
+    rate begins to fall."""
 
     config: Config
     began: float
     total: int | None
 
     def share(self, step: int) -> float:
-        """After `step` steps, in [0, 1]."""
+        """The share done after `step` steps, in [0, 1]."""
         training = self.config.training
         if self.total is not None:
             return step / self.total
@@ -171,7 +172,7 @@ class _Budget:
 def _fit(
     config: Config, data: ImageSet, classifier: Classifier, network: nn.Module, tick: Callable[..., None]
 ) -> dict[str, Any]:
-    """Trains the network in place, and leaves the average of its weights in it; returns the facts."""
+    """Trains the network in place, leaving the averaged weights in it; returns the facts."""
     training, parameters = config.training, list(network.parameters())
     optimizer, average = make_optimizer(training, network), EMA(parameters, training.ema)
     budget = _Budget(config, time.monotonic(), training.steps)

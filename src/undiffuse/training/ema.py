@@ -26,6 +26,6 @@ class EMA:
 
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], step: int) -> None:
-        """Takes in the parameters after `step` steps (from 1): beta = (1 - 1/step)^(gamma + 1) (EDM2, section 3.1)."""
+        """Adds the parameters after `step` steps (from 1): beta = (1 - 1/step)^(gamma + 1) (EDM2, section 3.1)."""
         beta = (1 - 1 / step) ** (self.gamma + 1)
         torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1 - beta)

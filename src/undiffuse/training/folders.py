@@ -1,4 +1,4 @@
-"""Which folder under runs/ a run lives in, where nobody has said; and how it is held for one process."""
+"""The default folder of a run under runs/, and the lock that holds it for one process."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ RUNS = Path("runs")
 
 
 def usual_folder(source: str) -> Path:
-    """runs/NAME of a run that learns `source`: the data's own name, without its folder or the suffix of a file.
+    """runs/NAME for a run on `source`: the data's own name, without its folder or the suffix of a file.
 
-    owner/name@revision is name@revision, and a slash in the revision a dash.
+    owner/name@revision becomes name@revision, with dashes for slashes in the revision.
     """
     path = Path(os.path.expanduser(source))
     if source in OPENERS or not os.path.exists(path):
         name, at, revision = source.partition("@")
         return RUNS / (name.rstrip("/").rpartition("/")[2] + at + revision.replace("/", "-") or "data")
-    name = os.path.basename(os.path.abspath(path))  # that of ".", too; a link keeps its own
+    name = os.path.basename(os.path.abspath(path))  # also for "."; a link keeps its own name
     if path.is_file() and path.suffix.lower() in FILES:
         name = name.removesuffix(path.suffix)
     return RUNS / (name or "data")
@@ -36,11 +36,11 @@ def usual_folder(source: str) -> Path:
 
 @contextlib.contextmanager
 def new_folder(usual: Path) -> Iterator[Path]:
-    """`usual`, or the first free one of usual-2, usual-3 ..., for a run that begins.
+    """`usual`, or the first free one of usual-2, usual-3 ..., for a new run.
 
-    It is made at once, so that of runs that begin together each has its own, and is removed if nothing comes into it.
-    Not so in a torchrun, where every process has to find the same one: `train` makes it when all are there. Raises
-    UndiffuseError where there is no writing.
+    It is created at once, so that runs that begin together get different folders, and removed if it stays empty. Not so
+    in a torchrun, where every process has to find the same one: `train` creates it when all are there. Raises
+    UndiffuseError if it cannot be written.
     """
     first = not usual.parent.exists()
     while True:
@@ -62,10 +62,10 @@ def new_folder(usual: Path) -> Iterator[Path]:
 
 
 def folder_to_resume(source: str) -> Path:
-    """The folder of the run that learns `source`, or runs/NAME if none does. Raises UsageError if several do."""
+    """The folder of the run trained on `source`, or runs/NAME if there is none. UsageError if there are several."""
     ours = sorted(path.parent for path in RUNS.glob("*/run.json") if _learns(path.parent, source))
     if len(ours) > 1:
-        raise UsageError(f"{len(ours)} runs learn {source}: say which with --out: {', '.join(map(str, ours))}")
+        raise UsageError(f"{len(ours)} runs are on {source}: choose one with --out: {', '.join(map(str, ours))}")
     return ours[0] if ours else usual_folder(source)
 
 

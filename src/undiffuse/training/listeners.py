@@ -1,4 +1,4 @@
-"""What a run shows while it goes: metrics.jsonl, TensorBoard, a progress line and preview grids."""
+"""What a run shows while it trains: metrics.jsonl, TensorBoard, a progress line and preview grids."""
 
 import copy
 import json
@@ -22,15 +22,15 @@ from undiffuse.training.loop import TrainingStep
 from undiffuse.training.state import Learner
 
 PREVIEWS = 16
-REPORT_EVERY = 30.0  # seconds between lines where no bar can be drawn
+REPORT_EVERY = 30.0  # seconds between lines if no bar can be drawn
 PREVIEW_STEPS = 10
-NO_BOARD = "no TensorBoard here (pip install 'undiffuse[trackers]' brings it): the metrics go to metrics.jsonl alone"
+NO_BOARD = "TensorBoard is not installed (pip install 'undiffuse[trackers]'): the metrics go only to metrics.jsonl"
 
 logger = logging.getLogger("undiffuse")
 
 
 class Listeners:
-    """Opened by the main process for a run folder, told of its steps, closed at the end."""
+    """The outputs of a run: opened by the main process for a run folder, called for its steps, closed at the end."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Listeners:
         self._bar.start()
 
     def log(self, step: TrainingStep, losses: list[float]) -> None:
-        """Records the steps since the last call, whose losses are `losses`."""
+        """Records the steps since the last call, which had the `losses`."""
         progress = self.learner.progress
         before, then = self._last
         images = (step.number - before) * self.config.training.batch_size
@@ -94,15 +94,15 @@ class Listeners:
         return share, progress.seconds * (1 / max(share, 1e-9) - 1)
 
     def preview(self, step: int) -> None:
-        """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always the same noise.
+        """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always with the same noise.
 
-        One that cannot be made is worth a warning, the first time, and never the run: the checkpoint comes after it.
+        A failure gives a warning, the first time, and never ends the run: the checkpoint is written after it.
         """
         try:
             self._preview(step)
         except Exception as error:  # of any kind: a sampler's, the memory's, the disk's
             if not self._previews_fail:
-                logger.warning("no preview of step %d, and the run goes on: %s", step, error or type(error).__name__)
+                logger.warning("no preview of step %d, but the run continues: %s", step, error or type(error).__name__)
             self._previews_fail = True
 
     def _preview(self, step: int) -> None:
@@ -125,7 +125,7 @@ class Listeners:
 
 
 def _open_board(folder: Path, step: int) -> Any:
-    """TensorBoard's writer, which forgets what lies beyond `step`; None where TensorBoard is not installed."""
+    """TensorBoard's writer, which drops entries beyond `step`; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -140,7 +140,7 @@ def _clock(seconds: float) -> str:
 
 
 def _open_metrics(path: Path, step: int) -> TextIO:
-    """The metrics file for appending, without the rows beyond `step` that a killed run left and damaged ones."""
+    """The metrics file, opened for appending, without damaged rows and those beyond `step` that a killed run left."""
     try:
         if path.exists():
             rows = [(line, _step_of(line)) for line in path.read_bytes().split(b"\n")]
@@ -155,7 +155,7 @@ def _open_metrics(path: Path, step: int) -> TextIO:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a row of the metrics; None of what is none."""
+    """The step of a row of the metrics; None for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets listen to it."""
+"""The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets are left to its caller."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from undiffuse.training.state import Learner
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What a step tells its listeners: `loss` and `gradient_norm` are 0-dim tensors, left on the device."""
+    """The result of a step, for listeners: `loss` and `gradient_norm` are 0-dim tensors, left on the device."""
 
     number: int
     loss: Tensor
@@ -55,7 +55,7 @@ def positions(config: TrainingConfig, accelerator: Accelerator) -> list[slice]:
 def training_steps(
     config: Config, data: ImageSet, learner: Learner, accelerator: Accelerator
 ) -> Iterator[TrainingStep]:
-    """Takes steps for ever, updating `learner` in place, and yields after each; the listener ends it.
+    """Takes steps without end, updating `learner` in place, and yields after each; the caller ends it.
 
     The loss is the mean over the global batch; `learner.progress.total` may be set between steps.
     """
@@ -76,7 +76,7 @@ def training_steps(
         seen = []
         for share in shares:
             batch = next(upcoming)
-            if config.network.dropout:  # the one draw that torch makes: the same after a resume, too
+            if config.network.dropout:  # the only draw by torch's global generator: the same after a resume
                 torch.manual_seed(
                     torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()
                 )

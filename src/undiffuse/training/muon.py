@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum, made orthogonal, for weights that are matrices; AdamW for the rest."""
+"""Muon (Jordan et al. 2024): orthogonalised momentum for weights that are matrices; AdamW for the rest."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,16 +11,16 @@ from undiffuse.config import TrainingConfig
 from undiffuse.errors import UsageError
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a s + b s^3 + c s^5, five times, takes the singular values s of a matrix of norm 1 near 1 (to 0.7 .. 1.2, but for the
-smallest)."""
-SMALLEST = 16  # sides of a matrix from which orthogonality says something
+"""a s + b s^3 + c s^5, applied five times, brings the singular values s of a matrix of norm 1 near 1 (to 0.7 .. 1.2,
+except the smallest)."""
+SMALLEST = 16  # side of a matrix for which orthogonality is meaningful
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
     """(N, A, B) -> the same with all singular values near 1, the singular vectors kept: Newton-Schulz iterations.
 
-    x <- (a + b G + c G^2) x with G = x x^T. All the factors are polynomials of the first G, which is as small as the
-    smaller side: they are multiplied with one another there, and with x at the end.
+    x <- (a + b G + c G^2) x with G = x x^T. All the factors are polynomials of the first G, whose side is the smaller
+    one of x: they are multiplied with one another first, and with x at the end.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -36,8 +36,8 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run. Muon takes what the network names in `matrices()`, but for the thinnest; AdamW the rest:
-    embeddings, norms, biases, and where they only carry conditioning, linear layers. Adapters are all AdamW's: of the
+    """The optimiser of a run. Muon updates the weights in the network's `matrices()`, except the thinnest; AdamW the
+    rest: embeddings, norms, biases, and linear layers that only carry conditioning. Adapters are all AdamW's: of the
     thin factors A and B, orthogonal updates say nothing about B A.
 
     Raises UsageError for Muon with a network that does not say which of its weights are matrices.
@@ -60,15 +60,15 @@ def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Op
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights of two and more dimensions, seen as matrices (outputs, the rest); AdamW for the others.
+    """Muon for weights of two or more dimensions, viewed as matrices (outputs, the rest); AdamW for the others.
 
     An update has the root mean square of AdamW's, about 0.2 (Liu et al. 2025, section 2.2), so one learning rate suits
     both.
 
     Args:
-        matrices: what Muon updates.
-        others: what AdamW updates.
-        momentum: of Muon's, with Nesterov's look ahead.
+        matrices: weights updated by Muon.
+        others: parameters updated by AdamW.
+        momentum: Muon's momentum, of Nesterov's kind.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of everything; `closure` is not used."""
+        """Updates everything once; `closure` is not used."""
         ours, *rest = self.param_groups
         self._adamw.param_groups, self._adamw.state = rest, self.state
         self._adamw.step()

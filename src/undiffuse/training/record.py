@@ -1,7 +1,7 @@
-"""run.json: how a run began, what its data held, and where on this machine that data lies.
+"""run.json: the settings a run began with, the facts about its data, and where on this machine that data is.
 
-The content of the data decides whether a run can go on with it, not how its name is spelled: a folder may be given
-another way, from another working directory, or have moved.
+The content of the data decides whether a run can resume with it, not the spelling of its name: a folder may be given
+by another path, from another working directory, or have moved.
 """
 
 import json
@@ -23,17 +23,17 @@ from undiffuse.model import Model, load
 from undiffuse.training.transfer import Origin, as_origin
 
 NAME = "run.json"
-LOGS = (".log", ".txt", ".out", ".err")  # what a shell or a cluster may have begun to write beside a run
+LOGS = (".log", ".txt", ".out", ".err")  # files that a shell or a cluster may have begun to write there
 
 
 def located(source: str) -> str:
-    """A data set's name made independent of the working directory: an absolute path; other names as they are."""
+    """A data set's name, independent of the working directory: paths become absolute, other names stay as they are."""
     path = os.path.expanduser(source)
     return source if source in OPENERS or not os.path.exists(path) else str(Path(path).absolute())
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
-    """What run.json holds, None where there is none. Raises UndiffuseError for a damaged one."""
+    """The content of run.json, None if there is none. Raises UndiffuseError if it is damaged."""
     if not (run / NAME).exists():
         return None
     read_run(run)
@@ -44,23 +44,23 @@ def read_record(run: Path) -> dict[str, Any] | None:
 
 
 def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
-    """The configuration of the run in a folder: new, or the saved one with what a resumed run may change.
+    """The configuration of the run in a folder: new, or the saved one with the changes that a resumed run may make.
 
-    Raises UsageError for a folder that is taken, for one with nothing to resume, and for settings that cannot be.
+    Raises UsageError for a folder in use, for one with nothing to resume, and for invalid settings.
     """
     record = read_record(run)
     if record is None:
         if resume and not values:
             raise UsageError(f"nothing to resume in {run}: it holds no run")
         if run.is_dir() and (others := [p.name for p in run.iterdir() if p.name[0] != "." and p.suffix not in LOGS]):
-            raise UsageError(f"{run} is no run of undiffuse, and it holds {min(others)}: choose another --out")
+            raise UsageError(f"{run} is not a run of undiffuse, but holds {min(others)}: choose another --out")
         if values.get("training.steps") and values.get("training.minutes"):
             raise UsageError("training.steps and training.minutes exclude each other: give one")
         return make_config(values, base_config(values))
     if not resume:
         raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
     config = read_config(record["config"])
-    values = {name: value for name, value in values.items() if value is not None}  # "decide", and that was done
+    values = {name: value for name, value in values.items() if value is not None}  # None is "decide", which was done
     wanted = make_config(values, config)
     for name in values:
         section, key = name.split(".")[:2]
@@ -74,9 +74,9 @@ def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
 
 
 def data_source(run: Path, config: Config, given: bool) -> str:
-    """What to read the data from: what is `given` now, else where the run found it, else what that was called.
+    """Where to read the data: what is `given` now, else where the run found it, else the name it had.
 
-    Raises UsageError where a run's data is at neither place.
+    Raises UsageError if a run's data is in neither place.
     """
     record = read_record(run)
     if given or record is None:
@@ -91,7 +91,7 @@ def data_source(run: Path, config: Config, given: bool) -> str:
 
 
 def check_data(run: Path, config: Config, data: ImageSet) -> None:
-    """Raises where a run learnt other content: UsageError for another name, UndiffuseError for the same."""
+    """Raises if a run was trained on other content: UsageError for another name, UndiffuseError for the same."""
     record = read_record(run)
     if record is None:
         return
@@ -101,10 +101,10 @@ def check_data(run: Path, config: Config, data: ImageSet) -> None:
         return
     if began_with != config.data.source:
         raise UsageError(
-            f"{run} was begun with data.source = {began_with}, and the content of {config.data.source} is another: "
+            f"{run} was begun with data.source = {began_with}, and the content of {config.data.source} is different: "
             "a resumed run keeps its data. Choose another --out."
         )
-    raise UndiffuseError(f"{data.name} has changed since {run} began: its content is not what was learnt")
+    raise UndiffuseError(f"{data.name} has changed since {run} began: its content is not what the run was trained on")
 
 
 def start(run: Path, config: Config) -> tuple[Model | None, Origin | None]:
@@ -128,7 +128,7 @@ def start(run: Path, config: Config) -> tuple[Model | None, Origin | None]:
 def write_record(
     run: Path, values: dict[str, Any], config: Config, facts: DataFacts, source: str, origin: Origin | None = None
 ) -> None:
-    """Records that a run begins, or where the data of one that goes on is now."""
+    """Records that a run begins, or where the data of a resumed run is now."""
     old = read_record(run)
     record = dict(old or {"settings": values, "config": config.model_dump(mode="json")})
     record["config"] = {**record["config"], "data": config.data.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""A run, from a configuration to a trained model: what listens to the steps, and when it ends."""
+"""A run, from a configuration to a trained model: its steps, outputs and end."""
 
 import contextlib
 import math
@@ -38,15 +38,15 @@ from undiffuse.training.state import Learner, make_learner
 from undiffuse.training.statistics import data_facts
 
 DEFAULT_STEPS = 20_000
-AGREE_EVERY = 10  # steps between the moments at which several processes agree on clock and signals
+AGREE_EVERY = 10  # steps after which several processes agree on clock and signals
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: its newest checkpoint, and whether it was finished or stopped by a signal.
 
-    `main` tells the one process that should speak of it from the others of a torchrun; `signal` is the number of the
-    signal, 0 for a run that finished.
+    `main` marks the one process of a torchrun that should report it; `signal` is the number of the signal, 0 for a run
+    that finished.
     """
 
     run: Path
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with: 0, or 128 and the signal, as shells have it."""
+        """The exit code of a command: 0, or 128 plus the signal, as in shells."""
         return 128 + self.signal if self.signal else 0
 
 
@@ -75,9 +75,9 @@ def train(
 
     Args:
         values: settings by dotted name, such as {"data.source": "emoji", "training.minutes": 5.0}.
-        data: learn this, and not what `data.source` names; a resumed run must be given it again.
-        resume: go on with the run in `out`; settings may then repeat what it has, or change how it is run.
-        report: gets the few lines a person should read.
+        data: train on this instead of `data.source`; a resumed run must be given it again.
+        resume: continue the run in `out`; settings may then repeat its own, or change how it is run.
+        report: called with the few lines that the user should read.
         progress_bar: draw one on the terminal.
 
     Raises UsageError for wrong settings, UndiffuseError for failures; the last good checkpoint survives both.
@@ -99,7 +99,7 @@ def train(
     config = decided(config, data, precision)
     facts = data_facts(config, data)
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
-    make_objective(config), make_denoiser(config, learner.network)  # refuse what does not go together
+    make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)
@@ -122,7 +122,7 @@ class _Run:
     _recent: list[TrainingStep] = field(default_factory=list)
 
     def begin(self, values: dict[str, Any], source: str, resume: bool) -> "_Run":
-        """Puts the newest checkpoint back, or records that a new run begins."""
+        """Restores the newest checkpoint, or records that a new run begins."""
         run, main = self.run, self.accelerator.is_main_process
         recorded = (run / "run.json").exists()
         if main and recorded:
@@ -153,9 +153,9 @@ class _Run:
             if main:
                 self.report(f"already finished at step {progress.step}")
             return Outcome(self.run, checkpoints(self.run)[-1], progress.step, True, main)
-        # torchrun repeats the terminal's signals by itself, so there a second one says nothing.
+        # torchrun repeats the terminal's signals by itself, so there a second one means nothing.
         with caught(insist=self.accelerator.num_processes == 1) as self._caught, contextlib.ExitStack() as open_files:
-            self.accelerator.wait_for_everyone()  # before the first file says that it has begun, all can be signalled
+            self.accelerator.wait_for_everyone()  # all can be signalled before the first file shows that the run began
             listeners = None
             if main:
                 listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report)
@@ -176,7 +176,7 @@ class _Run:
                     self._check_finite()
                     if listeners:
                         listeners.preview(step.number)
-                # Last, so that a run killed after it has everything that belongs to its steps. A plan is saved at once.
+                # Last, so that a run killed after it has all outputs of its steps. A planned total is saved at once.
                 due = step.number % self.config.training.checkpoint_every == 0
                 if stop or due or step.number == self._planned:
                     self._save()
@@ -235,7 +235,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _learnt(self) -> Config:
-        """The configuration with the noise schedule as it was learnt, where it was (`Importance`)."""
+        """The configuration with the learned noise schedule, if it was learned (`Importance`)."""
         schedule, importance = make_process(self.config.process).schedule, self.learner.importance
         if importance is None or not isinstance(schedule, LogSNR) or self.config.objective.loss != "continuous-bound":
             return self.config

@@ -1,5 +1,5 @@
-"""What a run decides where its settings leave it open, by the machine and the data: saved with it, so that a resumed
-run has the same."""
+"""Decides the settings that are left open, from the machine and the data; they are saved, so that a resumed run has the
+same."""
 
 import torch
 
@@ -15,7 +15,7 @@ from undiffuse.training.statistics import root_mean_square
 
 
 def decided_precision(precision: str) -> str:
-    """For "auto" bf16 where the hardware has it, else fp16 on a GPU, else fp32. Raises UsageError for fp16 on a CPU."""
+    """For "auto" bf16 if the hardware has it, else fp16 on a GPU, else fp32. Raises UsageError for fp16 on a CPU."""
     if precision == "auto":
         return "bf16" if has_bf16() else "fp16" if torch.cuda.is_available() else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
@@ -24,7 +24,7 @@ def decided_precision(precision: str) -> str:
 
 
 def decided(config: Config, data: ImageSet, precision: str) -> Config:
-    """`config` with what depends on the data and the machine decided. Raises UsageError for what cannot go with it."""
+    """`config` with the settings that depend on data and machine decided. Raises UsageError for unsuitable data."""
     sigma_data = config.denoiser.sigma_data
     domain = domain_of(data)
     domain.check(config.data)

@@ -1,4 +1,4 @@
-"""Signals that end a run: noted, so that a step in progress ends and is saved."""
+"""Signals that end a run: noted, so that a step in progress is finished and saved."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from types import FrameType
 
 @dataclass
 class Caught:
-    """The number of the signal that came last; 0 while none did."""
+    """The number of the last signal; 0 if there was none."""
 
     signal: int = 0
 
 
 @contextlib.contextmanager
 def caught(insist: bool) -> Iterator[Caught]:
-    """Notes SIGINT and SIGTERM in place of what they do. A second one ends the process at once, if it may `insist`."""
+    """Notes SIGINT and SIGTERM instead of their usual effect. If `insist`, a second one ends the process at once."""
     last = Caught()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -34,9 +34,9 @@ class Position:
     """Where a run is.
 
     Attributes:
-        step: how many were taken.
-        seconds: how long that took.
-        total: how many there will be; None until a wall-clock budget has decided.
+        step: number of steps taken.
+        seconds: how long they took.
+        total: number of steps in all; None until a wall-clock budget has decided it.
         pending: losses of the steps since the last row of the metrics.
     """
 
@@ -48,8 +48,8 @@ class Position:
 
 @dataclass
 class Learner:
-    """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and what is
-    known of the losses' sizes where that decides the times."""
+    """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and the
+    statistics of the losses if the times are drawn by importance."""
 
     network: nn.Module
     ema: EMA

@@ -1,4 +1,4 @@
-"""What a run measures of its data before it begins: its scale, how often each value and each class occurs."""
+"""What a run measures on its data before it begins: its scale, how often each value and each class occurs."""
 
 import numpy as np
 import torch
@@ -12,23 +12,23 @@ from undiffuse.domains import domain_of
 
 
 def root_mean_square(images: ImageSet) -> float:
-    """Of x_0, to three digits: sigma_data. 1 where it is 0."""
+    """The root mean square of x_0, to three digits: sigma_data. 1 if it is 0."""
     some = domain_of(images).encode(_some(images)).double()
     return round(some.square().mean().sqrt().item(), 3) or 1.0
 
 
 def log_value_prior(images: ImageSet) -> torch.Tensor:
-    """ln of how often each value is seen, float64 (VALUES,)."""
+    """The log frequency of each value, float64 (VALUES,)."""
     seen = np.bincount(_some(images).ravel(), minlength=VALUES) + 1.0
     return torch.from_numpy(np.log(seen / seen.sum()))
 
 
 def data_facts(config: Config, data: ImageSet) -> DataFacts:
-    """What a model folder says of the data, and of the condition that is learnt with it."""
+    """What a model folder says about the data, and about the condition."""
     condition = data.condition if config.training.conditional else None
     takes = None if condition is None else ConditionFacts(condition.kind, condition.facts())
     share: tuple[float, ...] = ()
-    if takes is not None and takes.kind == Labels.kind:  # format 1 says it in words of its own
+    if takes is not None and takes.kind == Labels.kind:  # format 1 has fields of its own for labels
         share, takes = tuple(takes.facts["share"]), None
     return DataFacts(
         config.data.source,
@@ -44,5 +44,5 @@ def data_facts(config: Config, data: ImageSet) -> DataFacts:
 
 
 def _some(images: ImageSet) -> np.ndarray:
-    """About 2000 of them, from all over the set."""
+    """About 2000 of the images, spread over the set."""
     return np.asarray(images.images[:: max(1, len(images) // 2000)])

@@ -3,6 +3,7 @@
 Where the condition is another one than the base's, the new network starts as the base's unconditional answer.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from undiffuse.conditions import Labels
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import Model
 from undiffuse.names import cut, format_shape, listed
-from undiffuse.networks import UNet2D
+from undiffuse.networks import InpaintingUNet, UNet, UNet2D
 from undiffuse.networks.embedding import Conditioning, zero_
+from undiffuse.networks.inputs import add_inputs
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,18 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
 
     With the same condition, both compute the same bits; with another one, `network` computes what the base does for
     unconditional samples. Augmentation labels that the base does not have start without an effect. Raises UsageError
-    for weights of other names or shapes.
+    for weights of other names or shapes. A network that is shown known pixels starts as one that is not.
     """
-    known = dict(base.network.state_dict())
+    source, added = base.network, isinstance(network, InpaintingUNet) and not isinstance(base.network, InpaintingUNet)
+    if added:
+        source = copy.deepcopy(source)
+        assert isinstance(source, UNet)
+        add_inputs(source, data.shape[2] + 1)
+    known = dict(source.state_dict())
     ours, theirs = _encoders(network), _encoders(base.network)
     state = network.state_dict()
     left: list[str] = []
-    new: dict[str, Tensor] = {}
+    new: dict[str, Tensor] = {"stem.weight": known["stem.weight"]} if added else {}
     if not _same_condition(base.data, data, state, known, [*ours, *theirs]):
         left += [name for name in known if _within(name, theirs)]
         vector = _unconditional(base, theirs)
