@@ -166,6 +166,8 @@ def main() -> None:
                 write_json(options.out, found)
             if options.figure:
                 pictures.setdefault(name, []).append(run(y[:SHOWN]).rows)
+        found["tasks"][task] = {name: measured[name] for name, *_ in contenders}
+    write_json(options.out, found)
     print(markdown(found))
     if options.figure:
         headings = [task if k == 0 else "" for task in TASKS for k in range(SHOWN)]

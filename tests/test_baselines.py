@@ -141,27 +141,31 @@ def test_diffpir_is_its_paper(process: GaussianProcess) -> None:
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_daps_draws_from_the_law_of_its_chain(process: GaussianProcess) -> None:
-    """Of precision I / u^2 + H^T H / r^2, which Langevin's chain tends to, around the end of the flow: an affine map of
-    the noise, so mean and covariance are computed."""
-    t, r, flat = 0.6, 0.3, 72
-    observation = observe("superres:2", r, 1)
+def test_daps_has_the_law_of_its_chain(process: GaussianProcess) -> None:
+    """Langevin's chain of 30 steps from m, its mean and covariance carried from step to step in NumPy.
+
+    Ours is an affine map of the noise, so its mean and covariance are computed too."""
+    t, tau, count = 0.6, 0.2, 72
+    observation = observe("superres:2", 0.3, 1)
     level = process.noise_level(t)
-    u = (level.sigma / level.alpha).item()
-    count = flat + 18 + 1
-    x_t = normal(1, *SHAPE, seed=1).expand(count, *SHAPE).contiguous()
-    units = torch.cat([torch.zeros(1, count - 1), torch.eye(count - 1)]).double()
-    first, second = units[:, :flat].unflatten(1, SHAPE), units[:, flat:].unflatten(1, observation.map.observed)
-    draw = Fixed(torch.zeros_like(x_t), first, second)
+    u = min((level.sigma / level.alpha).item(), 80)
+    x_t = normal(1, *SHAPE, seed=1).expand(count + 1, *SHAPE).contiguous()
+    units = torch.cat([torch.zeros(1, count), torch.eye(count)]).double().unflatten(1, SHAPE)
     denoise = PICTURES.denoiser(process)
-    ours = rule("daps", observation, evaluations=1)(State(x_t, t), 0.3, denoise, process, draw).x0.flatten(1).numpy()
-    h = dense(observation.map)
-    precision = np.eye(flat) / u**2 + h.T @ h / r**2
-    m = denoise(x_t[:1], t).x0.flatten().numpy()  # one Euler step onto the data
-    mean = np.linalg.solve(precision, m / u**2 + h.T @ observation.y.flatten().numpy() / r**2)
-    np.testing.assert_allclose(ours[0], mean, rtol=1e-8, atol=1e-9)
+    step = rule("daps", observation, evaluations=1, iterations=30, rate=3e-3, tau=tau)
+    ours = step(State(x_t, t), 0.3, denoise, process, Fixed(torch.zeros_like(x_t), units)).x0.flatten(1).numpy()
+
+    h, y = dense(observation.map), observation.y.flatten().numpy()
+    precision, length = np.eye(count) / u**2 + h.T @ h / tau**2, 3e-3 * (0.01 + 0.99 * t)
+    start = denoise(x_t[:1], t).x0.flatten().numpy()  # the flow in one Euler step
+    target = np.linalg.solve(precision, start / u**2 + h.T @ y / tau**2)
+    mean, covariance, move = start, np.zeros((count, count)), np.eye(count) - length * precision
+    for _ in range(30):
+        mean = mean - length * precision @ (mean - target)
+        covariance = move @ covariance @ move.T + 2 * length * np.eye(count)
+    np.testing.assert_allclose(ours[0], mean, rtol=1e-9, atol=1e-9)
     moved = ours[1:] - ours[0]
-    np.testing.assert_allclose(moved.T @ moved, np.linalg.inv(precision), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(moved.T @ moved, covariance, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
