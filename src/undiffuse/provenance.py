@@ -11,10 +11,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from zipfile import ZipFile
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse import __version__
 from undiffuse.data.png import SIGNATURE, text_of, with_text
@@ -51,6 +51,8 @@ class Provenance:
         machine: what else decides the last bit: the engine, the device, threads, versions.
         sample: the number of the sample, in a folder of samples.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     command: Words
     version: Words
@@ -122,7 +124,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a file's bytes, hexadecimal. Raises UsageError if there is no such file, UndiffuseError if it cannot be
     read."""
     if not os.path.isfile(path):  # a device might never end
-        raise UsageError(f"there is no file {readable(os.fspath(path))}")
+        what = "is not a file" if os.path.exists(path) else "is not there"
+        raise UsageError(f"{readable(os.fspath(path))} {what}")
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,8 +67,8 @@ def text_of(file: BinaryIO, keyword: str, longest: int) -> str | None:
         if kind not in TEXTS or body != sought:
             file.seek(length - len(body) + 4, os.SEEK_CUR)
             continue
-        if length > len(sought) + longest:
-            raise ValueError(f"it takes {length:,} bytes, more than the {longest:,} that it may have")
+        if length > len(keyword) + len(UNCOMPRESSED) + longest:
+            raise ValueError(f"it takes {length:,} bytes, more than the {longest:,} that are read")
         body += file.read(length - len(body))
         if not _is_whole(head + body + file.read(4)):
             raise ValueError("its checksum is wrong")
