@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,36 @@ def test_another_machine_that_draws_the_same_is_told_from_one_that_does_not(
     assert code == 1 and "differs from x.png: another program has changed it" in out
 
 
+def test_the_engine_and_the_device_are_those_of_the_file(command: Command, whole: Path, tmp_path: Path) -> None:
+    """What `auto` chose when the file was made; a machine that has them not says so, and --force goes without."""
+    assert command("sample", whole, "-n", 1, "--steps", 2, "-o", "x.png")[0] == 0
+    bare, found = Image.open(tmp_path / "x.png"), read_provenance(tmp_path / "x.png")
+    for fact, said in (("engine", "no engine 'steam'"), ("device", "cannot use the device steam")):
+        bare.save(tmp_path / "x.png")
+        inscribe(tmp_path / "x.png", replace(found, machine={**found.machine, fact: "steam"}).text())
+        code, _, err = command("redo", "x.png")
+        assert code == 2 and said in err and len(err.splitlines()) == 1, err
+        code, out, _ = command("redo", "x.png", "--force")
+        assert code == 0 and f"{fact} {found.machine[fact]} (was steam)" in out
+
+
+def test_the_lectures_pictures_say_what_drew_them(
+    command: Command, whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are shown, and not made again: that writes more than one file."""
+
+    def one(model: object, out: Path, *_: object) -> Iterator[tuple[Path, str]]:
+        out.mkdir()
+        (out / "1-forward.png").write_bytes(png())
+        yield out / "1-forward.png", "The forward process."
+
+    monkeypatch.setattr("undiffuse.explain.draw", one)
+    assert command("explain", whole, "--seed", 4, "--out", "lecture")[0] == 0
+    assert command("show", "lecture/1-forward.png")[1].startswith(f"undiffuse explain {whole} --seed 4")
+    code, _, err = command("redo", "lecture/1-forward.png")
+    assert code == 2 and "only undiffuse sample and edit are run again" in err
+
+
 def test_nothing_is_overwritten_without_force(command: Command, whole: Path, tmp_path: Path) -> None:
     assert command("sample", whole, "-n", 2, "--steps", 1, "-o", "x.png")[0] == 0
     assert command("sample", whole, "-n", 2, "--steps", 1, "-o", "all")[0] == 0
@@ -332,7 +363,8 @@ def test_spoilt_files_are_one_line(tmp_path: Path) -> None:
                 del raw[first:last]
         (tmp_path / "x").write_bytes(raw)
         try:
-            read_provenance(tmp_path / "x")
+            found = read_provenance(tmp_path / "x")
+            assert number % 2 or found == KNOWN  # a PNG has checksums
             outcomes["read"] += 1
             continue
         except undiffuse.UndiffuseError as error:

@@ -201,6 +201,8 @@ def test_strokes_lie_over_the_picture(tmp_path: Path, channels: int) -> None:
         below = Image.fromarray(np.broadcast_to(row, (8, 8, 3)).copy()).convert("RGBA")
         expected = np.asarray(Image.alpha_composite(below, paint))[..., :channels]
         assert np.abs(painted.astype(int) - expected).max() <= 1
+    share = layer[..., 3:] / 255
+    assert np.abs(got - (share * strokes.colour + (1 - share) * rows)).max() <= 0.5 + 1e-9
     opaque = layer[..., 3] == 255
     assert np.array_equal(got[:, opaque], np.broadcast_to(strokes.colour[opaque], got[:, opaque].shape))
 
