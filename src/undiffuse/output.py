@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync
 from undiffuse.memory import total_memory
 from undiffuse.names import format_shape
+from undiffuse.provenance import inscribe
+
+if TYPE_CHECKING:
+    from undiffuse.provenance import Provenance
 
 MOST_IN_A_GRID = 4096
 SAMPLE_FILES = (".png", ".npz", ".npy")
@@ -180,19 +185,29 @@ def names_of_samples(suffix: str) -> re.Pattern[str]:
 
 
 def write(
-    out: Path, domain: Domain, rows: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], force: bool = False
+    out: Path,
+    domain: Domain,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+    force: bool = False,
+    origin: "Provenance | None" = None,
 ) -> str:
     """Writes samples, rows of `domain`, to `out`, and returns a line that describes what was written.
 
     .npz holds `images` (or what the domain calls them) and, for a model with classes, `labels` and `classes`: what
-    `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else.
+    `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else. Files
+    carry `origin`, the recipe that made them, if they can hold it: .png and .npz.
     """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
 
     def folder(path: Path) -> None:
         path.mkdir()
         for number, row in enumerate(rows):
-            domain.save(row, path / f"{number:06d}{domain.suffix}")
+            file = path / f"{number:06d}{domain.suffix}"
+            domain.save(row, file)
+            if origin:
+                inscribe(file, origin.text(number))
 
     def array(path: Path) -> None:
         arrays = {domain.noun: rows}
@@ -204,12 +219,18 @@ def write(
             else:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
 
+    def file(path: Path) -> None:
+        if suffix == ".png":
+            domain.show(rows, path)
+        else:
+            array(path)
+        if origin:
+            inscribe(path, origin.text())
+
     if not suffix:
         place = put_folder(out, folder, names_of_samples(domain.suffix), force)
-    elif suffix == ".png":
-        place = put(out, lambda path: domain.show(rows, path), force)
     else:
-        place = put(out, array, force)
+        place = put(out, file, force)
     return f"{len(rows)} samples of {format_shape(rows.shape[1:3])}: {place}"
 
 

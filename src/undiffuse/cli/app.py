@@ -15,7 +15,9 @@ from undiffuse.cli import (
     import_,
     merge,
     models,
+    redo,
     sample,
+    show,
     train,
     train_classifier,
     tune,
@@ -38,6 +40,8 @@ app.command("train")(train.train)
 app.command("train-classifier")(train_classifier.train_classifier)
 app.command("sample", cls=EarlyCommand)(sample.sample)
 app.command("edit", cls=EarlyCommand)(edit.edit)
+app.command("show")(show.show)
+app.command("redo")(redo.redo)
 app.command("evaluate", cls=EarlyCommand)(evaluate.evaluate)
 app.command("compare", cls=EarlyCommand)(compare.compare)
 app.command("explain", cls=EarlyCommand)(explain.explain)

@@ -20,8 +20,17 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
 """Option -> the names it takes, including any that are added after this is imported."""
 
 
+WORDS = "undiffuse.words"
+"""The key, in a command's context, of its words as typed: its name and arguments."""
+
+
 class EarlyCommand(TyperCommand):
-    """A command whose arguments are checked before it runs."""
+    """A command whose arguments are kept as typed, for recipes, and checked before it runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments."""
+        ctx.meta[WORDS] = (str(self.name), *args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command. Raises UsageError for an unknown model or name, UndiffuseError for a damaged model."""

@@ -19,6 +19,7 @@ from undiffuse.cli.console import (
     guidance_of,
     say,
 )
+from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, RESTORERS, SAMPLERS, THRESHOLDS
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
+    from undiffuse.provenance import Provenance
 
 
 def edit(
+    context: typer.Context,
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
@@ -40,7 +43,7 @@ def edit(
         help="How much may change, 0 to 1: the noise level sigma/(alpha+sigma) [.6; 1 for a mask or --invert].",
     ),
     mask: Path = typer.Option(None, help="A picture of what to repaint: white is repainted, black is kept."),
-    mask_threshold: int = typer.Option(None, min=1, max=255, help="The grey from which a soft mask counts as white."),
+    mask_threshold: int = typer.Option(None, help="Make a soft mask hard: repaint values from here on, 1 to 255."),
     strokes: Path = typer.Option(None, help="A picture with transparency, painted over the images before the edit."),
     outpaint: float = typer.Option(None, help="Shrink the images by this share and paint around them."),
     resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask (RePaint); 5 is usual."),
@@ -131,14 +134,29 @@ def edit(
         loaded = with_guide(loaded, guide)
     shape = loaded.data.shape
     loaded = with_engine(loaded, engine, count * recipe.evaluations, bar)
-    repaint = None if mask is None else read_mask(mask, images[0], shape, mask_threshold)
+    linear_map = Path(restoration) if (restoration or "").lower().endswith(".npz") else None
+    sources = [path for path in (*images, mask, strokes, to, style, linear_map) if path is not None]
+    origin = recorded(context, loaded, seed, sources)
+    repaint = None if mask is None else read_mask(mask, images, shape, mask_threshold)
     if restoration is not None:
-        _restore(loaded, images, restoration, recipe, n, class_name, out, force, repaint, noise=noise, method=method)
+        _restore(
+            loaded,
+            images,
+            restoration,
+            recipe,
+            n,
+            class_name,
+            out,
+            force,
+            repaint=repaint,
+            noise=noise,
+            method=method,
+            origin=origin,
+        )
         return
     pictures = np.repeat(read_pictures(images, shape), n, axis=0)
     if strokes is not None:
-        painted, where = read_strokes(strokes, shape)
-        pictures = np.where(where[..., None], painted, pictures)
+        pictures = read_strokes(strokes, images, shape).over(pictures)
     if outpaint is not None:
         pictures, repaint = edits.placed(pictures, outpaint)
     if strength is None:
@@ -174,7 +192,7 @@ def edit(
                 batch_size=batch_size,
                 tick=tick,
             )
-    say(output.write(out, loaded.domain, edited, None, (), force))
+    say(output.write(out, loaded.domain, edited, None, (), force, origin))
 
 
 def _one_technique(chosen: Sequence[str], masks: dict[str, object], passes: int, resampling: int) -> None:
@@ -200,10 +218,11 @@ def _restore(
     classes: Sequence[str],
     out: Path,
     force: bool,
-    repaint: "np.ndarray | None",
     *,
+    repaint: "np.ndarray | None",
     noise: float,
     method: str,
+    origin: "Provenance",
 ) -> None:
     """n restorations of one image."""
     import numpy as np
@@ -240,5 +259,5 @@ def _restore(
             condition=condition,
             tick=tick,
         )
-    say(output.write(out, model.domain, restored.rows, None, (), force))
+    say(output.write(out, model.domain, restored.rows, None, (), force, origin))
     say(restored.report())

@@ -6,10 +6,12 @@ import typer
 
 from undiffuse.cli import complete
 from undiffuse.cli.console import FORCE, say
+from undiffuse.cli.recorded import recorded
 from undiffuse.progress import bar
 
 
 def explain(
+    context: typer.Context,
     model: str = typer.Argument(
         "fashion-mnist", help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
@@ -28,14 +30,20 @@ def explain(
     from undiffuse import output
     from undiffuse.explain import PICTURES, draw, work
     from undiffuse.model import load
+    from undiffuse.provenance import inscribe
 
     out = out or output.fresh(Path(f"explain-{output.name_of(model)}"))
     output.claim_folder("--out", out, force)
     loaded = load(model)
+    origin = recorded(context, loaded, seed)
     pictures: list[tuple[Path, str]] = []
+
+    def write(folder: Path) -> None:
+        for path, caption in draw(loaded, folder, count, seed, tick):
+            inscribe(path, origin.text())
+            pictures.append((path, caption))
+
     with bar("drawing", work(loaded, count)) as tick:
-        place = output.put_folder(
-            out, lambda folder: pictures.extend(draw(loaded, folder, count, seed, tick)), PICTURES, force
-        )
+        place = output.put_folder(out, write, PICTURES, force)
     for path, caption in pictures:
         say(f"{place / path.name}\n    {caption}")

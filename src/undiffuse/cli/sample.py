@@ -8,11 +8,13 @@ import typer
 
 from undiffuse.cli import complete
 from undiffuse.cli.console import APG, DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERVAL, RESCALE, guidance_of, say
+from undiffuse.cli.recorded import recorded
 from undiffuse.progress import bar
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
 
 def sample(
+    context: typer.Context,
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
@@ -53,6 +55,7 @@ def sample(
     """Draw samples from MODEL.
 
     If MODEL-samples.png exists, MODEL-samples-2.png is written. In a folder, --force replaces all existing samples.
+    Files carry this command: `undiffuse show FILE` prints it, `undiffuse redo FILE` runs it again.
 
     \b
     Examples:
@@ -84,13 +87,14 @@ def sample(
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
     condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative), Overshoot()
+    origin = recorded(context, loaded, seed)
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
         images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)
     if images is not None:
         single = condition.parts[0] if isinstance(condition, Composition) and len(condition.parts) == 1 else condition
         labels = single.index.cpu().numpy() if isinstance(single, Labels) else None
-        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force)
+        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin)
         say(f"{written} ({recipe.cost(loaded)} evaluations of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

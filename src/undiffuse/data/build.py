@@ -42,7 +42,7 @@ def build(
     UndiffuseError with one report of all unreadable images in both splits, unless `skip_corrupt` leaves them out, and
     if none remain.
     """
-    with _quiet_pillow(), writing(folder) as temporary:
+    with quiet_pillow(), writing(folder) as temporary:
         size, channels = _decide(content, size, channels)
         good, reasons = _decode(content, chosen, temporary / "images.npy", size, channels, progress)
         skipped, remarks = len(reasons), list(content.remarks)
@@ -54,7 +54,7 @@ def build(
             remarks.append(f"{message}\nThey are left out.")
             if skipped:
                 _compact(temporary / "images.npy", good)
-        remarks += _nearly_black(temporary / "images.npy")
+        remarks += nearly_black(np.load(temporary / "images.npy", mmap_mode="r"))
         kept = chosen[good]
         labels = None if content.labels is None else content.labels[kept]
         if labels is not None and (labels < 0).any():
@@ -70,7 +70,7 @@ def build(
 
 
 @contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Silences Pillow's warnings about odd files: all that matters here is whether it can read the picture."""
     log = logging.getLogger("PIL")
     level = log.level
@@ -83,9 +83,8 @@ def _quiet_pillow() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _nearly_black(path: Path) -> list[str]:
-    """A remark if all images are so dark that their full scale cannot be 255."""
-    images = np.load(path, mmap_mode="r")
+def nearly_black(images: np.ndarray) -> list[str]:
+    """A remark if all of the uint8 (N, H, W, C) are so dark that their full scale cannot be 255."""
     brightest = max(int(images[start : start + CHUNK].max()) for start in range(0, len(images), CHUNK))
     if brightest > DARK:
         return []

@@ -34,6 +34,15 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Any Pillow image as mode RGBA, with the transparency that `to_eight_bit` composites on white."""
+    raw_mode = _raw_mode(image)
+    image.load()
+    if image.has_transparency_data and not _alpha_is_unused(image) and image.mode[0] not in "FI":
+        return _with_alpha(image, raw_mode)
+    return to_eight_bit(image).convert("RGBA")
+
+
 def _alpha_is_unused(image: Image.Image) -> bool:
     return image.format in UNUSED_ALPHA and image.mode[-1] == "A" and image.getchannel("A").getextrema() == (0, 0)
 

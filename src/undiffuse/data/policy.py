@@ -48,6 +48,11 @@ def decode(file: Path | BinaryIO) -> Image.Image:
     return _opened(file, lambda image: _upright(pixels.to_eight_bit(image), image))
 
 
+def decode_layer(file: Path | BinaryIO) -> Image.Image:
+    """As `decode`, but mode RGBA: transparency is kept, not composited."""
+    return _opened(file, lambda image: _upright(pixels.to_rgba(image), image))
+
+
 def _opened(file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
     """`use(image)` for the opened image; a PNG that fails because of its metadata is read without them."""
     if isinstance(file, Path):
@@ -116,25 +121,28 @@ def default_channels(headers: Iterable[Header]) -> int:
     return 1 if all(one.grey for one in headers) else 3
 
 
-def fit(image: Image.Image | np.ndarray, size: int | None, channels: int) -> np.ndarray:
-    """The central square, scaled with antialiasing: uint8 (size, size, channels); size None keeps the image's shape.
+def fit(image: Image.Image | np.ndarray, size: int | tuple[int, int] | None, channels: int) -> np.ndarray:
+    """The central part, resized with antialiasing: uint8 (H, W, channels).
 
-    `image` is a Pillow image of mode L or RGB, or uint8 (H, W, C) with C in {1, 3}.
+    Args:
+        image: a Pillow image of mode L or RGB, or uint8 (H, W, C) with C in {1, 3}.
+        size: (H, W), or the side of a square; None keeps the image's shape.
+        channels: 1 or 3.
     """
+    shape = (size, size) if isinstance(size, int) else size
     if isinstance(image, np.ndarray):
-        if image.shape[2] == channels and (size is None or image.shape[:2] == (size, size)):
+        if image.shape[2] == channels and (shape is None or image.shape[:2] == shape):
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    if size is not None and image.size != (size, size):
-        image = central_square(image, size)
+    if shape is not None and image.size != shape[::-1]:
+        # Lanczos widens its support when it shrinks, which is the antialiasing.
+        image = image.resize(shape[::-1], Image.Resampling.LANCZOS, box=central_box(*image.size, shape))
     values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return values.reshape(*values.shape[:2], channels)
 
 
-def central_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    """The central square of an image, scaled to `size`."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    # Lanczos widens its support when shrinking, which is the antialiasing.
-    return image.resize((size, size), resample, box=(left, top, left + side, top + side))
+def central_box(width: int, height: int, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the largest central part of an image with the proportions of `shape`, (H, W)."""
+    across, down = min(width, height * shape[1] / shape[0]), min(height, width * shape[0] / shape[1])
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, left + across, top + down
