@@ -1,19 +1,20 @@
 """What guidance and editing cost beyond the network's own evaluations.
 
-    python benchmarks/control_overhead.py fashion-mnist docs/benchmarks/control-overhead.json
+    python benchmarks/speed/control.py fashion-mnist docs/benchmarks/control-overhead.json
 
 Guidance: 64 samples in 20 guided steps against the network's evaluations on twice the batch. An edit: one picture in 10
-evaluations against 10 of the bare network. Both alternate within one process; the median of the ratios is told, with its
-quartiles.
+evaluations against 10 of the bare network. Both alternate within one process; the median of the ratios and their
+quartiles are printed.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Work, alternate
 
 from undiffuse.devices import conditions
 from undiffuse.editing.rows import edit
@@ -23,17 +24,17 @@ from undiffuse.guidance import Guidance
 from undiffuse.model import load
 
 
-def ratios(work: Callable[[], object], bare: Callable[[], object], repeats: int) -> list[float]:
+def ratios(work: Work, bare: Work, repeats: int) -> list[float]:
     """Seconds of the one over seconds of the other, run in turn."""
-    found = []
-    for _ in range(repeats + 1):  # the first warms up
-        times = []
-        for run in (work, bare):
-            began = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - began)
-        found.append(times[0] / times[1])
-    return found[1:]
+    times = alternate({"work": partial(seconds, work), "bare": partial(seconds, bare)}, repeats)
+    return [one / other for one, other in zip(times["work"], times["bare"], strict=True)]
+
+
+def seconds(work: Work) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def main() -> None:
