@@ -75,7 +75,6 @@ def test_a_mask_of_the_pictures_size_is_cropped_with_it(command: Command, whole:
         ["--strokes", "strokes.png"],
         ["--outpaint", ".5"],
         ["--passes", "2"],
-        ["--invert", "exact", "--from-class", "0", "--class", "1"],
         ["--invert", "friendly", "--class", "1", "--strength", ".5"],
         ["--style", "b.png", "--switch", ".4"],
         ["--class", "0", "--class", "1", "--guidance", "2"],
@@ -90,6 +89,12 @@ def test_each_technique_writes_pictures(command: Command, whole: Path, pictures:
     assert "2 samples of 16x16" in out
     with np.load(pictures / "x.npz") as file:
         assert (file["images"] != read(pictures / "a.png")[..., None]).any((1, 2, 3)).all()
+
+
+def test_inversion_as_another_class(command: Command, whole: Path, pictures: Path) -> None:
+    options = ["--invert", "exact", "--from-class", "0", "--class", "1", "--steps", 3, "--out", pictures / "x.npy"]
+    assert command("edit", whole, pictures / "a.png", *options)[0] == 0
+    assert (np.load(pictures / "x.npy")[0, ..., 0] != read(pictures / "a.png")).any()
 
 
 @pytest.mark.parametrize("path", ["slerp", "mean"])
@@ -123,8 +128,18 @@ def test_a_restoration_says_how_well_it_fits(command: Command, whole: Path, pict
         (["a.png", "--strength", "1.5"], "between 0, which changes nothing"),
         (["a.png", "--to", "b.png", "--style", "b.png"], "--to and --style are different edits"),
         (["a.png", "--to", "b.png", "-n", "2"], "leave -n out"),
-        (["a.png", "--to", "b.png", "--mask", "mask.png"], "--mask belongs to the edit by --strength"),
+        (["a.png", "--to", "b.png", "--mask", "mask.png"], "--mask has no effect on --to"),
         (["a.png", "--mask", "mask.png", "--outpaint", ".5"], "each say what to repaint"),
+        (["a.png", "--to", "b.png", "--guidance", "2"], "--guidance has no effect on --to"),
+        (["a.png", "--style", "b.png", "--class", "1"], "--class has no effect on --style"),
+        (["a.png", "--invert", "exact", "-n", "2"], "leave -n out"),
+        (["a.png", "--invert", "exact", "--sampler", "heun"], "--sampler has no effect on --invert"),
+        (["a.png", "--restore", "blur:1", "--guidance", "2"], "--guidance has no effect on --restore"),
+        (["a.png", "--restore", "blur:1", "--sampler", "ddpm-learned"], "has not learnt its variance"),
+        (["a.png", "--switch", ".3"], "--switch has no effect on this edit"),
+        (["a.png", "--class", "0", "--not", "1"], "--not needs a --guidance"),
+        (["a.png", "--class", "0", "--class", "1", "--apg", "0"], "are for one class"),
+        (["a.png", "--outpaint", ".01"], "adds no pixel"),
         (["a.png", "--resampling", "2"], "name a --mask or --outpaint"),
         (["a.png", "--invert", "x"], "no inversion is called 'x'"),
         (["a.png", "--restore", "x"], "no restoration 'x'"),

@@ -73,6 +73,10 @@ def test_the_cost_is_what_is_evaluated(model: Model, sampler: str, interval: tup
     recipe = Recipe(sampler, 6, guidance=Guidance(2.0, interval))
     list(states(counting, recipe, [0], model.of_class(0, 1)))
     assert sum(rows) == recipe.cost(model)
+    rows.clear()
+    two = request(model, 1, None, [0, 1])
+    list(states(counting, recipe, [0], two))
+    assert sum(rows) == recipe.cost(model, two)
 
 
 def test_a_guide_is_a_weaker_model_on_the_same_process(model: Model, whole: Path) -> None:

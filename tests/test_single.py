@@ -192,9 +192,9 @@ def test_strokes_lie_over_the_picture(tmp_path: Path, channels: int) -> None:
     layer[:4, :, 3] = (0, 255) * 4
     rows = RANDOM.integers(0, 256, (3, 8, 8, channels), dtype=np.uint8)
     strokes = read_strokes(saved(tmp_path / "s.png", layer), [], (8, 8, channels))
-    assert np.array_equal(strokes.painted, layer[..., 3] > 0)
+    assert np.array_equal((strokes.alpha > 0), layer[..., 3] > 0)
     got = strokes.over(rows)
-    assert got.dtype == np.uint8 and np.array_equal(got[:, ~strokes.painted], rows[:, ~strokes.painted])
+    assert got.dtype == np.uint8 and np.array_equal(got[:, strokes.alpha == 0], rows[:, strokes.alpha == 0])
     paint = Image.fromarray(layer).convert("RGB").convert("L" if channels == 1 else "RGB").convert("RGB")
     paint.putalpha(Image.fromarray(layer[..., 3]))
     for row, painted in zip(rows, got, strict=True):
@@ -216,7 +216,7 @@ def test_strokes_of_the_pictures_size_are_reduced_by_area(tmp_path: Path) -> Non
     strokes = read_strokes(saved(tmp_path / "s.png", layer), [picture], (8, 8, 3))
     expected = np.array([3 / 5, 1, 1, 2 / 5, 0, 0, 0, 0]) * 255
     assert np.abs(strokes.alpha - expected).max() <= 1
-    assert np.abs(strokes.colour[strokes.painted].astype(int) - (0, 0, 200)).max() <= 1
+    assert np.abs(strokes.colour[(strokes.alpha > 0)].astype(int) - (0, 0, 200)).max() <= 1
 
 
 def test_strokes_that_are_no_layer(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def with_adapter(base: Model, path: str | os.PathLike[str]) -> Model:
     config, data, training, _ = card
     shape = domain_of(data).shape
     network = make_network(config, shape[0], data.takes, len(shape) - 1)
-    known, weights = base.network.state_dict(), {}
+    known, weights = {name: tensor.cpu() for name, tensor in base.network.state_dict().items()}, {}
     try:
         for name, tensor in network.state_dict().items():
             layer = name.removesuffix(".weight")

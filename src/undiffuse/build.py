@@ -240,6 +240,8 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
     network = config.network
     if not network.patch or not network.channels or network.attention is None:
         raise UndiffuseError("the configuration leaves the network undecided: it is not from a run or a model")
+    if network.inpaint and (network.kind != "unet" or dims != 2):
+        raise UsageError("network.inpaint is for pictures and network.kind=unet: leave it out")
     of_levels = config.denoiser.target == CATEGORICAL
     if network.values and not of_levels:
         raise UsageError("network.values is for denoiser.target=categorical: set that too, or leave it out")
@@ -269,7 +271,7 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
     }
     special = network.values or network.head or network.kernel or network.fourier
     if network.inpaint:
-        if special or dims != 2:
+        if special:
             raise UsageError("network.inpaint is for pictures, without network.head, fourier, kernel and values")
         return InpaintingUNet(inputs, outputs, dims=dims, **shared)
     if not special:

@@ -42,7 +42,9 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
     one_of("engine", engine, ("auto", *ENGINES))
     if model.engine == engine:
         return model
-    folder = folder_for("onnx", [FORMAT, dataclasses.replace(model, grids={}).fingerprint, torch.__version__])
+    folder = folder_for(
+        "onnx", [FORMAT, dataclasses.replace(model, grids={}, guide=None).fingerprint, torch.__version__]
+    )
     if engine == "auto":
         pays = evaluations is None or evaluations >= WORTH or folder.exists()
         usable = model.device.type == "cpu" and model.engine == "torch" and "onnxruntime" in available()

@@ -1,6 +1,5 @@
 """Sampling: rows of a model's domain, each a pure function of (model, recipe, its number), whatever the batch."""
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Request
+from undiffuse.conditions import Composition, Request
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
-from undiffuse.guidance import Guidance, Overshoot
-from undiffuse.guide import guided_denoiser
+from undiffuse.guidance import Guidance, Overshoot, inside_interval
+from undiffuse.guide import guided_denoiser, with_guide
 from undiffuse.model import Model, load
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
@@ -93,16 +92,18 @@ class Recipe:
         """The step rule with eta bound."""
         return partial(ddim, eta=self.eta) if self.sampler == "ddim" else SAMPLERS[self.sampler].step
 
-    def cost(self, model: Model) -> int:
-        """How often a network is evaluated for one sample: twice where guidance needs both of its predictions."""
+    def cost(self, model: Model, condition: Request | None = None) -> int:
+        """Evaluations of networks for one sample of `condition`, guidance included; classifiers are not counted."""
         visited, noise_level = self.times(model)[:-1], model.denoiser.process.noise_level
         if SAMPLERS[self.sampler].evaluations == 2:  # Heun's trapezoids, from where it takes them
             level = noise_level(visited[:-1])
             visited = torch.cat([visited, visited[1:][level.sigma <= PURE_NOISE * level.alpha]])
-        if self.guidance.scale in (0, 1) or isinstance(model.guide, Classifier):
-            return len(visited)
-        level, (low, high) = noise_level(visited), self.guidance.interval or (-1.0, math.inf)
-        return len(visited) + int(((level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)).sum())
+        parts = len(condition.parts) if isinstance(condition, Composition) else 1
+        here = int(inside_interval(noise_level(visited), self.guidance.interval).sum())
+        if parts > 1:
+            return len(visited) * (parts + 1)
+        alone = self.guidance.scale == 1 or (self.guidance.scale == 0 and model.guide is None)
+        return len(visited) + (0 if alone or isinstance(model.guide, Classifier) else here)
 
     def times(self, model: Model) -> Tensor:
         """The times it visits. Raises UsageError if the grid cannot have so many steps, or if a grid made for the model
@@ -121,10 +122,14 @@ class Recipe:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:
-        """The model's denoiser for `condition`, guided and thresholded; for one trajectory."""
+    def check(self, model: Model) -> None:
+        """Raises UsageError for a sampler that the model cannot have."""
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
+
+    def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:
+        """The model's denoiser for `condition`, guided and thresholded; for one trajectory."""
+        self.check(model)
         if SAMPLERS[self.sampler].guides and self.guidance.scale == 1:
             raise UsageError(f"the sampler {self.sampler} is a way to guide: give a --guidance below 1, such as 0.6")
         denoise = guided_denoiser(model, condition, self.guidance)
@@ -232,18 +237,23 @@ def sample(
     threshold: str = "clip",
     seed: int = 0,
     class_name: str | int | None = None,
+    guidance: float | Guidance = 1.0,
+    guide: Model | str | None = None,
     batch_size: int = 64,
     engine: str = "auto",
 ) -> np.ndarray:
     """n images as uint8 (n, H, W, C), from a model or the name of one.
 
-    `class_name`: all of one class; by default the classes come in the data's proportions. `engine` as in
-    `undiffuse.engines.with_engine`. The rest as in `Recipe`.
+    `class_name`: all of one class; by default the classes come in the data's proportions. `guidance` is a scale or
+    all settings; `guide` as in `undiffuse.guide.with_guide`; `engine` as in `undiffuse.engines.with_engine`. The rest
+    as in `Recipe`.
     """
     if n < 1:
         raise UsageError(f"n = {n}: draw at least one sample")
     model = model if isinstance(model, Model) else load(model)
-    recipe = Recipe(sampler, steps, eta, grid, threshold, seed)
+    model = model if guide is None else with_guide(model, guide)
+    settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     model = with_engine(model, engine, n * recipe.evaluations)
     condition = model.condition(range(n)) if class_name is None else model.of_class(class_name, n)
     return np.concatenate(list(generate(model, recipe, range(n), condition, batch_size=batch_size)))

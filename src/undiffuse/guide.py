@@ -3,9 +3,10 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import cast
 
 from undiffuse.classifier import CARD, Classifier, load_classifier
-from undiffuse.conditions import Composition, Condition, Labels, Request, without_known
+from undiffuse.conditions import Composition, Condition, Known, Labels, Request, without_known
 from undiffuse.errors import UsageError
 from undiffuse.guidance import (
     Guidance,
@@ -19,6 +20,7 @@ from undiffuse.guidance import (
 )
 from undiffuse.model import Model, load
 from undiffuse.process import Denoise
+from undiffuse.targets import SCORE_OF_STATE
 
 
 def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str]) -> Model:
@@ -41,6 +43,10 @@ def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str])
         )
     if guide.data.takes != model.data.takes and guide.data.classes != model.data.classes:
         raise UsageError(f"--guide {guide.name} was trained on other classes than {model.name}")
+    if guide.denoiser.target == SCORE_OF_STATE and guide.config.process != model.config.process:
+        raise UsageError(
+            f"--guide {guide.name} works only on the process it was trained on, which {model.name} is not on"
+        )
     return dataclasses.replace(model, guide=guide)
 
 
@@ -50,6 +56,7 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
     Raises UsageError for guidance that the model cannot have.
     """
     process, parts = model.denoiser.process, condition.parts if isinstance(condition, Composition) else (condition,)
+    _check_effect(model, condition, guidance)
     by_class = isinstance(model.guide, Classifier) and model.data.takes is None
     if guidance.scale == 1 and len(parts) == 1 and not by_class:
         return model.denoiser.bind(parts[0])
@@ -60,10 +67,24 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
     elif isinstance(model.guide, Classifier):
         inside, plain = _by_classifier(model, model.guide, parts[0], guidance.scale)
     else:
-        weaker = dataclasses.replace(model.guide.denoiser, process=process).bind(parts[0])
+        shown = model.guide.config.network.inpaint
+        theirs = parts[0] if shown else without_known(parts[0])[0]
+        weaker = dataclasses.replace(model.guide.denoiser, process=process).bind(theirs)
         plain = model.denoiser.bind(parts[0])
         inside = guided(of_two(plain, weaker), process, guidance.rule)
     return inside if guidance.interval is None else within(inside, plain, process, guidance.interval)
+
+
+def _check_effect(model: Model, condition: Request | None, guidance: Guidance) -> None:
+    """Raises UsageError for what would have no effect: a condition to avoid, and rules of differences, without any."""
+    several = isinstance(condition, Composition) and len(condition.parts) > 1
+    if isinstance(condition, Composition) and condition.negative is not None:
+        if model.guide is not None:
+            raise UsageError("--not has no effect with a --guide: leave one out")
+        if guidance.scale == 1 and not several:
+            raise UsageError("--not needs a --guidance other than 1, such as 2")
+    if not guidance.is_linear and (several or isinstance(model.guide, Classifier)):
+        raise UsageError("--guidance-rescale and --apg are for one class, without a classifier: leave them out")
 
 
 def _by_classifier(
@@ -77,10 +98,10 @@ def _by_classifier(
     if not isinstance(labels, Labels):
         raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
     knows = model.data.takes is not None
-    plain, process = (
-        model.denoiser.bind(condition if knows or condition is not labels else None),
-        model.denoiser.process,
-    )
+    ours: Condition | None = condition if knows else None
+    if isinstance(condition, Known) and not knows:
+        ours = cast(Condition, Known(None, condition.planes))
+    plain, process = model.denoiser.bind(ours), model.denoiser.process
     log_prob = class_log_prob(classifier, process, labels)
     return classifier_guidance(plain, process, log_prob, scale - 1 if knows else scale), plain
 

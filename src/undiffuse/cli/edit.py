@@ -1,5 +1,6 @@
 """`undiffuse edit`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
     from undiffuse.provenance import Provenance
+
+ALWAYS = ("model", "images", "n", "steps", "seed", "out", "device", "engine", "force")
+GUIDED = ("class_name", "negative", "guidance", "guidance_interval", "guide", "rescale", "apg")
+SAMPLED = ("sampler", "eta", "grid", "threshold")
+SDEDIT = (
+    *("strength", "mask", "mask_threshold", "strokes", "outpaint", "resampling", "passes", "batch_size"),
+    *GUIDED,
+    *SAMPLED,
+)
+TECHNIQUES: dict[str, tuple[str, ...]] = {
+    "invert": ("source_class", "strength", "grid", *GUIDED),
+    "to": ("frames", "path", "strength", "source_class", "grid"),
+    "style": ("switch", "source_class", "grid"),
+    "restoration": ("noise", "method", "mask", "mask_threshold", "class_name", *SAMPLED),
+}
+"""The options of the edits that are not SDEdit; those of SDEdit stand above."""
 
 
 def edit(
@@ -111,10 +128,7 @@ def edit(
     from undiffuse import output
     from undiffuse.generate import Recipe
 
-    named = (("--invert", invert), ("--to", to), ("--style", style), ("--restore", restoration))
-    chosen = [name for name, value in named if value is not None]
-    kept = None if restoration == "inpaint" else mask
-    _one_technique(chosen, {"--mask": kept, "--strokes": strokes, "--outpaint": outpaint}, passes, resampling)
+    _check_options(context)
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
@@ -126,6 +140,7 @@ def edit(
     from undiffuse.data.single import read_mask, read_pictures, read_strokes
     from undiffuse.editing import rows as edits
     from undiffuse.engines import with_engine
+    from undiffuse.guidance import Overshoot
     from undiffuse.guide import request, with_guide
     from undiffuse.model import load
 
@@ -133,6 +148,8 @@ def edit(
     if guide:
         loaded = with_guide(loaded, guide)
     shape = loaded.data.shape
+    if restoration is not None and engine == "auto" and RESTORERS.find(method).differentiates:
+        engine = "torch"
     loaded = with_engine(loaded, engine, count * recipe.evaluations, bar)
     linear_map = Path(restoration) if (restoration or "").lower().endswith(".npz") else None
     sources = [path for path in (*images, mask, strokes, to, style, linear_map) if path is not None]
@@ -165,7 +182,8 @@ def edit(
     source = any_class if source_class is None else loaded.of_class(source_class, len(pictures))
     target = request(loaded, len(pictures), any_class, class_name, negative)
     if to is not None and len(pictures) > 1:
-        raise UsageError("--to leads from one image to another: name one, and leave -n out")
+        raise UsageError("--to leads from one image to another: name one")
+    overshoot = Overshoot()
     with bar("editing", count * steps * passes * resampling) as tick:
         if invert is not None:
             edited = edits.regenerate(
@@ -191,22 +209,38 @@ def edit(
                 resampling=resampling,
                 batch_size=batch_size,
                 tick=tick,
+                overshoot=overshoot,
             )
     say(output.write(out, loaded.domain, edited, None, (), force, origin))
+    if guidance != 1 and not (invert or to or style):
+        say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")
 
 
-def _one_technique(chosen: Sequence[str], masks: dict[str, object], passes: int, resampling: int) -> None:
-    """Raises UsageError for options that exclude each other."""
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} are different edits: choose one")
-    given = [name for name, value in masks.items() if value is not None]
-    if chosen and (given or passes > 1 or resampling > 1):
-        extra = (given or ["--passes and --resampling"])[0]
-        raise UsageError(f"{extra} belongs to the edit by --strength, not to {chosen[0]}: leave one out")
-    if masks["--mask"] is not None and masks["--outpaint"] is not None:
+def _check_options(context: typer.Context) -> None:
+    """Raises UsageError for options that exclude each other, or have no effect on the edit that is asked for."""
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    given = [
+        name
+        for name in flags
+        if (source := context.get_parameter_source(name or "")) is not None and source.name != "DEFAULT"
+    ]
+    edits = [name for name in TECHNIQUES if name in given]
+    if len(edits) > 1:
+        raise UsageError(f"{' and '.join(flags[name] for name in edits)} are different edits: choose one")
+    used = {*ALWAYS, *(TECHNIQUES[edits[0]] if edits else SDEDIT), *edits}
+    for name in given:
+        if name not in used:
+            place = f"on --{edits[0].replace('restoration', 'restore')}" if edits else "on this edit"
+            raise UsageError(f"{flags[name]} has no effect {place}: leave it out")
+    masked = {"mask", "outpaint"} & {*given}
+    if len(masked) > 1:
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
-    if resampling > 1 and masks["--mask"] is None and masks["--outpaint"] is None:
+    if context.params["resampling"] > 1 and not masked:
         raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
+    if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):
+        raise UsageError(f"{flags[edits[0]]} has one result for each image: leave -n out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("undiffuse edit runs in one process: start it without torchrun")
 
 
 def _restore(
@@ -238,7 +272,10 @@ def _restore(
         raise UsageError("--restore takes one --class at a time")
     channels, *size = parse(spec, model.domain.shape, repaint).map.observed
     if images[0].suffix.lower() == ".npy":
-        rows = np.load(images[0], allow_pickle=False)[None]
+        try:
+            rows = np.load(images[0], allow_pickle=False)[None]
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"{images[0]}: not an array of numbers ({str(error).splitlines()[0]:.100})") from None
     elif spec == "inpaint":
         rows = read_pictures(images, model.data.shape)
     elif len(size) == 2:

@@ -95,6 +95,6 @@ def sample(
         single = condition.parts[0] if isinstance(condition, Composition) and len(condition.parts) == 1 else condition
         labels = single.index.cpu().numpy() if isinstance(single, Labels) else None
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin)
-        say(f"{written} ({recipe.cost(loaded)} evaluations of the network each, by {loaded.engine})")
+        say(f"{written} ({recipe.cost(loaded, condition)} evaluations of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

@@ -79,11 +79,6 @@ class Strokes:
     colour: np.ndarray
     alpha: np.ndarray
 
-    @property
-    def painted(self) -> np.ndarray:
-        """Where there is any paint, bool (H, W)."""
-        return self.alpha > 0
-
     def over(self, rows: np.ndarray) -> np.ndarray:
         """The pictures, uint8 (N, H, W, C), with the paint on them, rounded to the nearest value."""
         alpha = self.alpha[..., None].astype(np.uint16)

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from undiffuse.editing.inversion import NoiseMaps
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, float64_device
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """Spherical interpolation of each sample from a (0) to b (1) (Shoemake 1985): along the arc, so that what is normal
     noise at both ends has its norm between them too."""
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    flat_a, flat_b = (float64_device(x.flatten(1)).double() for x in (a, b))
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
     angle = cosine.clamp(-1, 1).acos()[:, None]
     parallel = angle.sin() < 1e-6  # no arc, or no one arc: along the chord
     weights = torch.where(parallel, 1 - share, ((1 - share) * angle).sin() / angle.sin())
     others = torch.where(parallel, share, (share * angle).sin() / angle.sin())
-    return (weights * flat_a + others * flat_b).view_as(a).to(a.dtype)
+    return (weights * flat_a + others * flat_b).view_as(a).to(a)
 
 
 def mean_path(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undiffuse.process import Denoise, GaussianProcess
+from undiffuse.process import Denoise, GaussianProcess, float64_device
 from undiffuse.randomness import Draw, Given
 from undiffuse.sampling import State, Step, ancestral
 
@@ -131,18 +131,22 @@ def _accelerated(xs: list[Tensor], steps: list[Tensor]) -> Tensor:
     x, step = xs[-1], steps[-1]
     if len(xs) == 1:
         return x + step
-    moves = torch.stack([(step - old).flatten(1) for old in steps[:-1]], 2).double()  # (B, D, m)
+    moves = _exact(torch.stack([(step - old).flatten(1) for old in steps[:-1]], 2))  # (B, D, m)
     gram = moves.mT @ moves
     ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp(min=1e-100)
     gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(gram, moves.mT @ step.flatten(1).double().unsqueeze(2))  # (B, m, 1)
+    weights = torch.linalg.solve(gram, moves.mT @ _exact(step.flatten(1)).unsqueeze(2))  # (B, m, 1)
     changes = torch.stack([(x + step - old - was).flatten(1) for old, was in zip(xs[:-1], steps[:-1], strict=True)], 2)
-    return x + step - (changes.double() @ weights).view_as(x).to(x.dtype)
+    return x + step - (_exact(changes) @ weights).view_as(x).to(x)
 
 
 def _size(x: Tensor) -> Tensor:
     """The root mean square of each sample, float64 (B,)."""
-    return x.flatten(1).double().square().mean(1).sqrt()
+    return _exact(x.flatten(1)).square().mean(1).sqrt()
+
+
+def _exact(x: Tensor) -> Tensor:
+    return float64_device(x).double()
 
 
 def _column(rows: Tensor, like: Tensor) -> Tensor:

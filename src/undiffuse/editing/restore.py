@@ -19,14 +19,14 @@ from undiffuse.editing.maps import Masked
 from undiffuse.editing.operators import parse
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
-from undiffuse.guidance import Covariance, LinearMap, Observation
+from undiffuse.guidance import Covariance, Guidance, LinearMap, Observation
 from undiffuse.metrics.blocks import blocks
 from undiffuse.metrics.frechet import moments
 from undiffuse.model import Model
 from undiffuse.process import float64_device
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import keyed_draws
-from undiffuse.registry import RESTORERS, THRESHOLDS
+from undiffuse.registry import RESTORERS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import Step, trajectory
 
 FORMAT = 2
@@ -112,6 +112,9 @@ def restore(
     ValueError for y or a map of another shape.
     """
     entry, recipe = RESTORERS.find(method), recipe or Recipe()
+    if recipe.guidance != Guidance() or SAMPLERS[recipe.sampler].guides:
+        raise UsageError("a restoration is guided by what was observed: leave guidance and the sampler cfg++ out")
+    recipe.check(model)
     if not len(numbers):
         raise UsageError("n = 0: draw at least one sample")
     if entry.differentiates and model.engine == "onnxruntime":

@@ -4,6 +4,7 @@ The edit of picture i is a pure function of the model, the recipe, the settings 
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,17 +13,20 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition, Request, known_of_each
 from undiffuse.editing.interpolation import mean_path, mixed, slerp
-from undiffuse.editing.inversion import invert, noise_maps, replaying
+from undiffuse.editing.inversion import Inverted, invert, noise_maps, replaying
 from undiffuse.editing.sdedit import sdedit
 from undiffuse.editing.strength import times_below
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
+from undiffuse.guidance import Overshoot
 from undiffuse.model import Model
 from undiffuse.process import Denoise
 from undiffuse.randomness import Draw, Given, keyed_draws
 from undiffuse.sampling import Step, ddim, trajectory
 
 Tick = Callable[[int], None]
+INEXACT = 1e-4
+"""The error of an inversion from which it is worth a warning."""
 
 
 def edit(
@@ -38,6 +42,7 @@ def edit(
     numbers: Sequence[int] | None = None,
     batch_size: int = 64,
     tick: Tick | None = None,
+    overshoot: Overshoot | None = None,
 ) -> np.ndarray:
     """`sdedit` of rows: strength 0 returns them, strength 1 the samples numbered so.
 
@@ -49,6 +54,8 @@ def edit(
         numbers: of the edits, for their noise; 0 .. N - 1 where None.
     """
     numbers = list(range(len(rows)) if numbers is None else numbers)
+    if resampling > 1 and model.config.network.inpaint:
+        raise UsageError(f"resampling has no effect on {model.name}, which is shown what is known (network.inpaint)")
     condition = model.taken(condition, len(rows))
     if strength == 0:
         return rows.copy()
@@ -72,6 +79,7 @@ def edit(
             passes=passes,
             resampling=resampling,
             tick=tick,
+            overshoot=overshoot,
         )
         edited.append(_decoded(model, x0, recipe))
     result = np.concatenate(edited)
@@ -101,6 +109,7 @@ def regenerate(
     x0, grid = model.domain.encode(rows).to(model.device), times_below(model, recipe, strength)
     if method == "exact":
         found = invert(_plain(model, source), model.denoiser.process, x0, grid)
+        _check(found)
         end = _follow(model, recipe.denoise(model, target), grid, ddim, found.x, _none, tick)
         return _decoded(model, end + found.remainder, recipe)
     if method != "friendly":
@@ -145,6 +154,8 @@ def interpolate(
     elif method == "slerp":
         grid = times_below(model, recipe, 1.0)
         ends = [invert(_plain(model, condition), process, x0, grid) for x0 in (a, b)]
+        for found in ends:
+            _check(found)
         start = torch.cat([slerp(ends[0].x, ends[1].x, share) for share in shares])
         rest = torch.cat([(1 - share) * ends[0].remainder + share * ends[1].remainder for share in shares])
         end = _follow(model, _plain(model, all_frames), grid, ddim, start, _none, tick) + rest
@@ -196,6 +207,8 @@ def placed(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(f"outpaint = {share:g} must lie between 0 and 1: the share of each side that is added")
     height, width = rows.shape[1:3]
     inner = max(1, round(height * (1 - share))), max(1, round(width * (1 - share)))
+    if inner == (height, width):
+        raise UsageError(f"outpaint = {share:g} adds no pixel to {height}x{width}: use more")
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     inside = np.s_[top : top + inner[0], left : left + inner[1]]
     canvases, around = np.full_like(rows, 127), np.ones((height, width), dtype=bool)
@@ -232,6 +245,15 @@ def _plain(model: Model, condition: Condition | None) -> Denoise:
 def _unclipped(recipe: Recipe) -> Recipe:
     """`recipe` as DDIM without a threshold, which would have no inverse."""
     return dataclasses.replace(recipe, sampler="ddim", threshold="none", eta=0.0)
+
+
+def _check(found: Inverted) -> None:
+    """Warns of an inversion that has not converged."""
+    if (worst := found.error.max().item()) > INEXACT:
+        warnings.warn(
+            f"the inversion did not converge: its steps miss by up to {worst:.1e}; take more steps, or friendly noise",
+            stacklevel=3,
+        )
 
 
 def _decoded(model: Model, x0: Tensor, recipe: Recipe) -> np.ndarray:

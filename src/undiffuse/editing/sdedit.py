@@ -11,6 +11,7 @@ from undiffuse.editing.known import keeping, resampled
 from undiffuse.editing.strength import times_below
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
+from undiffuse.guidance import Overshoot
 from undiffuse.model import Model
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.sampling import trajectory
@@ -33,6 +34,7 @@ def sdedit(
     passes: int = 1,
     resampling: int = 1,
     tick: Callable[[int], None] | None = None,
+    overshoot: Overshoot | None = None,
 ) -> Tensor:
     """x_0 (B, ...), noised to `strength` and denoised: realistic where strong, faithful where weak.
 
@@ -44,8 +46,9 @@ def sdedit(
         passes: how many times over (K of the paper's algorithms).
         resampling: of each step, to join the parts (RePaint); for a mask alone.
         tick: called after every step with the number of samples.
+        overshoot: watches the predictions of the last pass before the threshold.
 
-    Raises UsageError for strengths outside of [0, 1] and samplers that make noise without being asked to.
+    Raises UsageError for strengths outside of [0, 1].
     """
     condition = model.taken(condition, len(numbers))
     grid = times_below(model, recipe, strength) if strength else torch.zeros(1, dtype=torch.float64)
@@ -63,10 +66,12 @@ def sdedit(
         if repaint is not None:
             start = torch.where(repaint, start, process.corrupt(known, top, first))
             step = resampled(keeping(step, known, repaint, None if recipe.random else first), resampling)
-        denoise, later = recipe.denoise(model, condition), partial(_shifted, draws, offset)
+        denoise, later = recipe.denoise(model, condition, overshoot), partial(_shifted, draws, offset)
         for state in trajectory(denoise, process, grid, step, start, later):
             last = state
             if tick and state.x0 is not None:
                 tick(len(x0))
         x0 = last.x
+    if overshoot is not None:
+        overshoot.keep()
     return x0

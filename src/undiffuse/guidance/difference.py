@@ -18,7 +18,7 @@ from torch import Tensor
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UsageError
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
+from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time
 
 Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]
 """(x_t, t) -> the prediction to move towards, and the one to move away from."""
@@ -141,16 +141,22 @@ def projected(scale: float, eta: float = 0.0, norm: float | None = None, momentu
     return apply
 
 
+def inside_interval(level: NoiseLevel, interval: tuple[float, float] | None) -> Tensor:
+    """Whether low < sigma / alpha <= high, bool, shaped like the level; None: always."""
+    low, high = interval or (-1.0, math.inf)
+    above = level.sigma > low * level.alpha
+    return above & (level.sigma <= high * level.alpha) if math.isfinite(high) else above  # inf times 0 is NaN
+
+
 def within(inside: Denoise, outside: Denoise, process: GaussianProcess, interval: tuple[float, float]) -> Denoise:
     """`inside` where sigma / alpha lies in (low, high], `outside` elsewhere (Kynkaanniemi et al. 2024, eq. 5).
 
     With one time for the batch only one of the two is evaluated.
     """
-    low, high = interval
 
     def denoise(x_t: Tensor, t: Time) -> Prediction:
         level = process.noise_level(t)
-        here = (level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)
+        here = inside_interval(level, interval)
         if here.ndim == 0:
             return (inside if here else outside)(x_t, t)
         x0 = outside(x_t, t).x0
@@ -193,10 +199,18 @@ class Guidance:
             raise UsageError("APG takes any eta, a norm above 0 and a momentum between -1 and 1")
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is neither rescaled nor projected."""
+        return not self.rescale and self._plain
+
+    @property
+    def _plain(self) -> bool:
+        return self.eta == 1 and self.norm is None and not self.momentum
+
+    @property
     def rule(self) -> Rule:
         """A rule for one trajectory."""
-        plain = self.eta == 1 and self.norm is None and not self.momentum
-        rule = linear(self.scale) if plain else projected(self.scale, self.eta, self.norm, self.momentum)
+        rule = linear(self.scale) if self._plain else projected(self.scale, self.eta, self.norm, self.momentum)
         return rescaled(rule, self.rescale) if self.rescale else rule
 
 

@@ -54,7 +54,7 @@ class Overshoot:
 
     def keep(self) -> None:
         """Counts the last prediction: a trajectory is at its end."""
-        self.kept += [(x0.abs() > 1 + 1 / 255).flatten(1).double().mean(1).cpu() for x0 in self._last]
+        self.kept += [(x0.abs() > 1 + 1 / 255).flatten(1).float().mean(1).cpu().double() for x0 in self._last]
         self._last = []
 
     @property
