@@ -20,7 +20,7 @@ from undiffuse import __version__
 from undiffuse.data.png import SIGNATURE, text_of, with_text
 from undiffuse.data.remarks import readable, warn
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import fsync, parse_json
+from undiffuse.files import parse_json
 from undiffuse.names import cut, fault
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def _machine(model: "Model") -> dict[str, str]:
 def inscribe(path: Path, text: str) -> None:
     """Puts `text` into a finished file: into a PNG or, as its comment, a zip such as .npz; others cannot hold one.
 
-    A text that is too long, of thousands of sources, is left out with a warning.
+    A text that is too long, of thousands of sources, is left out with a warning. The file is not flushed to disk, which
+    `undiffuse.output` does before it moves the file to its place.
     """
     kind = kind_of(path)
     if not kind:
@@ -158,12 +159,13 @@ def inscribe(path: Path, text: str) -> None:
     if len(text) > LONGEST:
         warn(f"the recipe is left out: it takes {len(text):,} bytes, more than the {LONGEST:,} that a file can hold")
     elif kind == ".png":
-        path.write_bytes(with_text(path.read_bytes(), KEYWORD, text))
-        fsync(path)
+        with path.open("r+b") as file:  # it only grows; to truncate it would make some file systems flush it
+            longer = with_text(file.read(), KEYWORD, text)
+            file.seek(0)
+            file.write(longer)
     else:
         with ZipFile(path, "a") as archive:
             archive.comment = text.encode()
-        fsync(path)
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -115,6 +115,8 @@ def edit(
     chosen = [name for name, value in named if value is not None]
     kept = None if restoration == "inpaint" else mask
     _one_technique(chosen, {"--mask": kept, "--strokes": strokes, "--outpaint": outpaint}, passes, resampling)
+    if mask_threshold is not None and mask is None:
+        raise UsageError("--mask-threshold makes a mask hard: name a --mask")
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
