@@ -169,7 +169,7 @@ def test_edits_are_made_again_from_the_same_sources_alone(command: Command, whol
 
 
 def test_strokes_and_a_mask_by_command(command: Command, whole: Path, tmp_path: Path) -> None:
-    """What is black in the mask keeps the bytes of the picture with the strokes on it; a soft mask needs a threshold."""
+    """What is black in the mask keeps the bytes of the picture with its strokes; a soft mask needs a threshold."""
     edits(tmp_path)
     layer = np.zeros((16, 16, 4), np.uint8)
     layer[8:, 4:6] = 255
