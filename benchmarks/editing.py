@@ -133,7 +133,7 @@ def of_fills(model: Model, test: ImageSet, n: int, steps: int, tick: Callable[[i
 def picture(model: Model, test: ImageSet, path: Path) -> None:
     """Every kind of edit of one bag and one coat, a row each, named on the left."""
     assert test.labels is not None
-    bag, coat = (test.images[test.labels == test.classes.index(name)][3] for name in ("Bag", "Coat"))
+    bag, coat = (test.images[test.labels == test.classes.index(name)][k] for name, k in (("Bag", 3), ("Coat", 0)))
 
     def of(name: str, count: int) -> Condition:
         return model.of_class(name, count)

@@ -39,7 +39,7 @@ SIGMA_DATA = 0.5  # of the loss's weight, the same for all models
 WAYS: dict[str, dict[str, Any]] = {
     "scratch": preset("fast"),
     "full": {"training.base": BASE},
-    "lora": {"training.base": BASE, "training.lora": 8, "training.learning_rate": 3e-3},
+    "lora": {"training.base": BASE, "training.lora": 8},
 }
 
 
@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="KEY=VALUE of all runs")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--steps", type=int, help="as many steps for each, in place of minutes")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--augment", nargs="+", type=float, default=[0.0, 0.12])
     parser.add_argument("--json", type=Path, required=True)
@@ -112,15 +113,21 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for way in options.ways:
         for augment in options.augment:
-            values = {**WAYS[way], "training.minutes": options.minutes, "data.augment": augment}
+            budget = {"training.steps": options.steps} if options.steps else {"training.minutes": options.minutes}
+            values = {**WAYS[way], **budget, "data.augment": augment}
             values |= {"training.preview_every": 10**6, "training.checkpoint_every": 10**6}
             with tempfile.TemporaryDirectory() as folder:
                 train(values | parse_settings(options.settings), folder, data=mine, report=lambda line: None)
                 model = load_model(folder)
-                row = {"way": way, "augment": augment, "steps": model.training["steps"]}
+                row = {"way": way, "augment": augment, **{key: model.training[key] for key in ("steps", "seconds")}}
             rows.append({**row, **measured(model, mine, test, extractor)})
             print(rows[-1], flush=True)
-            facts = {"base": BASE, "data": mine.name, "minutes": options.minutes, "settings": options.settings}
+            facts = {
+                "base": BASE,
+                "data": mine.name,
+                "minutes": None if options.steps else options.minutes,
+                "settings": options.settings,
+            }
             write_json(options.json, {**facts, "features": extractor.name, **conditions(), "runs": rows})
 
 

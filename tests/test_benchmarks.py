@@ -12,6 +12,7 @@ from torch import nn
 # No packages: their files import each other like this.
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "benchmarks/speed"))
 
+import finetune
 import guidance
 import samplers
 from density_pairs import by_distinct, compared
@@ -19,6 +20,7 @@ from measuring import alternate, excess, megaflops, nearest_width
 from run import kind_of
 from systems import our_config, our_megaflops
 
+from undiffuse.data import ImageSet
 from undiffuse.files import read_json
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
@@ -174,3 +176,11 @@ def test_the_table_of_guidance_has_means_over_the_seeds() -> None:
         "| ADM-G | 2 | 0.750 | 0.750 | 0.750 | 0.750 |",
         "| ADM-G | 10 | 0.500 | 0.500 | 0.500 | 0.500 |",
     ]
+
+
+def test_the_pictures_to_fine_tune_on_are_the_first_of_each_class() -> None:
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    data = ImageSet("all", "train", images, np.arange(12) % 3, ("a", "b", "c"), (), "", "f")
+    mine = finetune.some(data, 2)
+    assert mine.images.ravel().tolist() == [0, 3, 1, 4, 2, 5] and mine.labels is not None
+    assert mine.labels.tolist() == [0, 0, 1, 1, 2, 2] and mine.name == "all-6" and mine.fingerprint != data.fingerprint

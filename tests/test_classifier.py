@@ -228,13 +228,13 @@ def test_bad_input_gets_one_line(data: str, command: Command, tmp_path: Path) ->
     np.savez(tmp_path / "none.npz", images=np.zeros((20, 16, 16), np.uint8))
     cases = {
         ("nothing-of-this-name",): "no data set and no path",
-        ("one.npz", "--steps", "2"): "no two classes",
-        ("none.npz", "--steps", "2"): "no two classes",
+        ("one.npz", "--steps", "2"): "fewer than two classes",
+        ("none.npz", "--steps", "2"): "fewer than two classes",
         (data, "--steps", "2", "--minutes", "1"): "exclude each other",
         (data, "--steps", "0"): "training.steps = 0",
-        (data, "--set", "process.steps=10"): "process.steps is no setting of a classifier",
-        (data, "--set", "training.preview_every=10"): "is no setting of a classifier",
-        (data, "--set", "network.kind=mlp"): "is no setting of a classifier",
+        (data, "--set", "process.steps=10"): "process.steps is not a setting of a classifier",
+        (data, "--set", "training.preview_every=10"): "is not a setting of a classifier",
+        (data, "--set", "network.kind=mlp"): "is not a setting of a classifier",
         (data, "--set", "zzz=1"): "zzz",
     }
     before = sorted(path.name for path in tmp_path.iterdir())

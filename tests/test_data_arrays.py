@@ -319,7 +319,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with (tmp_path / "m.npy").open("wb") as file:  # two arrays in one file, of which NumPy reads the first
         np.save(file, noise(4, 8, 8))
         np.save(file, noise(4, 8, 8))
-    assert "promises 256 bytes, 640 are there" in refusal(tmp_path / "m.npy")
+    assert "promises 256 bytes, but 640 are there" in refusal(tmp_path / "m.npy")
     np.savez(tmp_path / "right.npz", images=noise(4, 8, 8))
     (tmp_path / "right.npz").rename(tmp_path / "wrong.npy")  # the content decides
     assert len(data.load(tmp_path / "wrong.npy", "all")) == 4

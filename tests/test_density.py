@@ -120,7 +120,7 @@ def test_other_data_is_brought_to_the_models_size(whole: Path) -> None:
     """As the other metrics have it; and the page says that the model learnt other data."""
     found = density(load(whole), "emoji", n=2, draws=2)
     assert found.images.shape == (2, 16, 16, 1) and not found.conditions["learnt_this_data"]
-    assert "learnt other data" in sentence(found) and "2 draws" in sentence(found)
+    assert "was trained on other data" in sentence(found) and "2 draws" in sentence(found)
 
 
 def test_a_density_says_one_of_one(whole: Path) -> None:
@@ -188,7 +188,7 @@ def test_what_python_may_ask_for(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="number of steps, or continuous"):
         density(model, bound="100")
     np.savez(tmp_path / "few.npz", images=np.zeros((10, 16, 16), np.uint8))
-    with pytest.raises(UsageError, match="an error needs two"):
+    with pytest.raises(UsageError, match="a standard error needs two"):
         density(model, str(tmp_path / "few.npz"))
 
 
@@ -292,17 +292,17 @@ def test_the_commands(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics", "bpd,frechet"], "ask for it alone"),
+        (["--metrics", "bpd,frechet"], "use it alone"),
         (["--metrics", "bpd", "--bound", "many"], "a number of steps, or continuous"),
         (["--metrics", "bpd", "--variance", "learned"], "has not learnt its variance"),
         (["--metrics", "bpd", "--variance", "tiny"], "choose from auto, small"),
         (["--metrics", "bpd", "--bound", "continuous", "--variance", "small"], "no variance to choose"),
         (["--metrics", "bpd", "--bound", "100001"], "1 to 100,000 steps"),
-        (["--metrics", "bpd", "--sampler", "ddim"], "--sampler means nothing to --metrics bpd"),
-        (["--metrics", "ode", "--draws", "3"], "--draws means nothing to --metrics ode"),
-        (["--metrics", "frechet", "--bound", "10"], "--bound means nothing to --metrics frechet"),
-        (["--bound", "10"], "--bound means nothing to --metrics all"),
-        (["--metrics", "bpd", "--dequantiser", "learned"], "--dequantiser means nothing to --metrics bpd"),
+        (["--metrics", "bpd", "--sampler", "ddim"], "--sampler has no effect on --metrics bpd"),
+        (["--metrics", "ode", "--draws", "3"], "--draws has no effect on --metrics ode"),
+        (["--metrics", "frechet", "--bound", "10"], "--bound has no effect on --metrics frechet"),
+        (["--bound", "10"], "--bound has no effect on --metrics all"),
+        (["--metrics", "bpd", "--dequantiser", "learned"], "--dequantiser has no effect on --metrics bpd"),
     ],
 )
 def test_what_is_refused(whole: Path, command: Command, arguments: list[str], message: str) -> None:
@@ -314,7 +314,7 @@ def test_what_is_refused(whole: Path, command: Command, arguments: list[str], me
 
 def test_an_ode_needs_a_density(likelihood: Path) -> None:
     """A model of whole values has none between them."""
-    with pytest.raises(UsageError, match="ask for --metrics bpd"):
+    with pytest.raises(UsageError, match="use --metrics bpd"):
         ode_density(load(likelihood), n=2)
 
 
@@ -325,7 +325,7 @@ def test_a_model_that_always_knew_the_class_has_no_density(whole: Path, data: st
     assert model.data.classes
     always = model.config.model_copy(update={"training": model.config.training.model_copy(update={"label_dropout": 0})})
     for other in (dataclasses.replace(model, config=always), dataclasses.replace(model, training={"imported": {}})):
-        with pytest.raises(UsageError, match="without being told the class"):
+        with pytest.raises(UsageError, match="always trained with classes"):
             measure(other, data, n=2)
 
 

@@ -352,7 +352,7 @@ def test_the_commands(command: Command, whole: Path, tmp_path: Path) -> None:
     assert code == 0 and "import undiffuse.interop.adapter" in out
     for arguments, message in (
         (("import", folder, "--out", "there"), "there exists already"),
-        (("import", "nowhere", "--out", "new"), "nowhere is no folder"),
+        (("import", "nowhere", "--out", "new"), "nowhere is not a folder"),
         (("import", "ours", "--out", "new"), "class Adapter"),
         (("export", "models/one", "--out", "there"), "there exists already"),
         (("export", "models/one", "--out", "new", "--format", "keras"), "diffusers, onnx"),

@@ -1,4 +1,4 @@
-"""Editing where the answer is known: strength, SDEdit, replacement and resampling on Gaussians, and what stays as it is."""
+"""Editing where the answer is known: strength, SDEdit, replacement and resampling on Gaussians; what stays."""
 
 import dataclasses
 import math

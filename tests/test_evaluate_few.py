@@ -77,7 +77,7 @@ def test_the_data_is_brought_to_the_samples_in_the_stated_way(tmp_path: Path, pl
     by_hand = [np.asarray(Image.fromarray(one).resize((16, 16), Image.Resampling.LANCZOS)) for one in real]
     seen = [*measured.subject.train, *measured.reference.items.images]
     assert sorted(image.tobytes() for image in seen) == sorted(image.tobytes() for image in by_hand)
-    assert "brought from 24x24; measured at 16x16x3" in conditions_line(measured)
+    assert "resized from 24x24; measured at 16x16x3" in conditions_line(measured)
     assert measured.conditions["stored_sizes"] == [(24, 24)]
 
 
@@ -91,7 +91,7 @@ def test_pictures_of_several_sizes_are_not_resized_unasked(tmp_path: Path, plain
     assert code == 2 and "2 sizes, from 20x24 to 21x24" in err and "--size" in err and len(err.splitlines()) == 1
     code, out, err = command(*words, "--size", 10)
     assert code == 0, err
-    assert "measured at 10x10x3" in out and "brought from 8x8" in out
+    assert "measured at 10x10x3" in out and "resized from 8x8" in out
     assert json.loads((tmp_path / "x.json").read_text())["conditions"]["shape"] == [10, 10, 3]
     code, _, err = command("evaluate", "emoji", "--size", 10)
     assert code == 2 and "--size" in err

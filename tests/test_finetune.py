@@ -88,7 +88,7 @@ def test_with_the_same_condition_the_start_is_the_base(kind: str, classes: tuple
 
 
 @each_kind
-@pytest.mark.parametrize("classes", [(), OLD])
+@pytest.mark.parametrize("classes", [(), OLD, ("ash", "fir")])
 def test_new_classes_all_start_as_the_unconditional_base(kind: str, classes: tuple[str, ...]) -> None:
     """Bit for bit, for each of them and for any; nothing else is new."""
     base, (_, network) = base_of(kind, classes), made(kind, NEW, seed=7)
@@ -266,7 +266,7 @@ def test_a_likelihood_model_is_fine_tuned_with_its_own_loss(tiny: Values, likeli
         (["--from", "nothing"], "no model 'nothing'"),
         (["--from", "BASE", "--preset", "best"], "--preset best sets network.width = 1.5, and --from keeps"),
         (["--lora", "4"], "training.lora adapts the weights of a model"),
-        (["--from", "BASE", "--resume", "--out", "x"], "--from begins a run and --resume goes on"),
+        (["--from", "BASE", "--resume", "--out", "x"], "--from begins a run and --resume continues"),
         (["--from", "BASE", "--set", "network.channels=8,32"], "the weights of BASE are for (8, 16)"),
         (["--from", "BASE", "--set", "data.channels=3"], "BASE is for pictures of 1"),
         (["--from", "BASE", "--lora", "-1"], "training.lora = -1"),

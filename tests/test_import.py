@@ -200,8 +200,8 @@ def test_noise_is_that_of_every_scheduler(name: str, tmp_path: Path) -> None:
     [
         ("EDMEulerScheduler", r"ln\(sigma\) / 4"),
         ("EDMDPMSolverMultistepScheduler", r"ln\(sigma\) / 4"),
-        ("FlowMatchEulerDiscreteScheduler", "no table of betas"),
-        ("FlowMatchHeunDiscreteScheduler", "no table of betas"),
+        ("FlowMatchEulerDiscreteScheduler", "not a table of betas"),
+        ("FlowMatchHeunDiscreteScheduler", "not a table of betas"),
         ("LCMScheduler", "consistency model"),
         ("TCDScheduler", "consistency model"),
         ("CMStochasticIterativeScheduler", "consistency model"),
@@ -265,9 +265,9 @@ def shards(folder: Path, places: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("../b.safetensors", "no .safetensors file beside it"),
-        ("/etc/passwd", "no .safetensors file beside it"),
-        ("b.bin", "no .safetensors file beside it"),
+        ("../b.safetensors", "not a .safetensors file beside it"),
+        ("/etc/passwd", "not a .safetensors file beside it"),
+        ("b.bin", "not a .safetensors file beside it"),
         ("c.safetensors", "is missing"),
         ("a.safetensors", "weight is missing (and 71 more)"),
     ],
@@ -321,17 +321,17 @@ def test_an_imported_model_knows_no_data(command: Command, data: str, tmp_path: 
     model = load(folder)
     assert model.config.data.source == "digits" and model.learnt is None and model.has_learnt("") is None
     code, out, err = command("evaluate", folder)
-    assert code == 2 and not out and "was imported and knows no data" in err and "--data" in err
+    assert code == 2 and not out and "was imported without data" in err and "--data" in err
     for measure in (
         lambda: compare([str(folder), f"{folder}@ddim:5"]),
         lambda: density(model),
         lambda: ode_density(model),
     ):
-        with pytest.raises(UsageError, match=r"was imported and knows no data: .*--data"):
+        with pytest.raises(UsageError, match=r"was imported without data: .*--data"):
             measure()
     assert _data(model) is None
     measured = density(model, data, n=4, draws=1)
-    assert "was imported, and what data it learnt is not known" in sentence(measured)
+    assert "was imported, and its training data is not known" in sentence(measured)
     with pytest.raises(UsageError, match="holds no run"):
         train({}, folder, resume=True)
 

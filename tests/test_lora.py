@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ignore
+from conftest import Command, ignore
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -202,6 +202,21 @@ def test_tuned_grids_do_not_make_another_base(whole: Path, adapted: Path) -> Non
     tuned: Model = dataclasses.replace(base, grids={"ddim:2": (0.0,)})
     assert tuned.fingerprint != base.fingerprint
     assert with_adapter(tuned, checkpoints(adapted)[-1] / NAME).fingerprint == load(adapted).fingerprint
+
+
+def test_merge_writes_the_model_that_the_run_has(
+    command: Command, whole: Path, likelihood: Path, adapted: Path, tmp_path: Path
+) -> None:
+    """The same folder as the checkpoint's, but for the record; and one line where it cannot be."""
+    path = checkpoints(adapted)[-1] / NAME
+    assert command("merge", whole, path, "--out", "mine")[0] == 0
+    assert (tmp_path / "mine/weights.safetensors").read_bytes() == (path.parent / "weights.safetensors").read_bytes()
+    assert load(tmp_path / "mine").fingerprint == load(adapted).fingerprint
+    code, _, error = command("merge", likelihood, path, "--out", "other")
+    assert code == 2 and error.count("\n") == 1 and "give the base that the adapter was trained on" in error
+    code, _, error = command("merge", whole, path, "--out", "mine")
+    assert code == 2 and error.count("\n") == 1 and "--force" in error
+    assert not (tmp_path / "other").exists()
 
 
 def test_adamw_takes_the_factors() -> None:

@@ -242,14 +242,14 @@ def test_a_second_run_gets_a_folder_of_its_own(command: Command, home: Path) -> 
     for number, source in enumerate(("a/v.1", "b/v.1", "pics"), 1):
         code, said, err = command("train", source, *OPTIONS)
         assert code == 0, err
-        assert ("runs/v.1 is there already" in said) == (number == 2)
+        assert ("runs/v.1 exists already" in said) == (number == 2)
     assert sorted(os.listdir("runs")) == ["pics", "v.1", "v.1-2"]
     code, said, _ = command("train", "b/v.1/", "--resume")
     assert code == 0 and "resumed from runs/v.1-2/" in said
     code, said, _ = command("train", "a/v.1", *OPTIONS)
     assert code == 0 and "this run is runs/v.1-3" in said
     code, _, err = command("train", "./a/v.1", "--resume")
-    assert code == 2 and "2 runs learn ./a/v.1" in err and "runs/v.1, runs/v.1-3" in err
+    assert code == 2 and "2 runs are on ./a/v.1" in err and "runs/v.1, runs/v.1-3" in err
     code, said, _ = command("train", "emoji", "--resume", "--out", "runs/pics")
     assert code == 2
 

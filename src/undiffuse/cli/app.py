@@ -13,6 +13,7 @@ from undiffuse.cli import (
     explain,
     export,
     import_,
+    merge,
     models,
     redo,
     sample,
@@ -49,6 +50,7 @@ app.command("models")(models.models)
 app.command("tune", cls=EarlyCommand)(tune.tune)
 app.command("demo")(demo.demo)
 app.command("import")(import_.import_)
+app.command("merge", cls=EarlyCommand)(merge.merge)
 app.command("export", cls=EarlyCommand)(export.export)
 
 

@@ -30,7 +30,7 @@ INTERVAL: str = typer.Option(
     None, "--guidance-interval", help="Guide only at noise levels sigma/alpha from LOW,HIGH, such as .19,1.61."
 )
 GUIDE: str = typer.Option(
-    None, help="A weaker model to move away from, such as an earlier checkpoint of the run, instead of no class."
+    None, help="Guide by a weaker model, such as an earlier checkpoint, or a classifier [the model without a class]."
 )
 RESCALE: float = typer.Option(
     0.0, "--guidance-rescale", help="How far to restore the class's own contrast after guidance, 0 to 1; .7 is usual."

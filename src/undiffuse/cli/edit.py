@@ -120,7 +120,7 @@ def edit(
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
-    out = out or output.fresh(Path(f"{output.name_of(images[0].with_suffix(''))}-edited.png"))
+    out = out or output.fresh(Path(f"{Path(output.name_of(images[0])).stem}-edited.png"))
     output.check(out, count, force)
 
     import numpy as np

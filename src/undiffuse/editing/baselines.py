@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import UsageError
-from undiffuse.guidance import LinearMap, Observation
-from undiffuse.guidance.observations import differentiated
+from undiffuse.guidance import LinearMap, Observation, differentiated
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 from undiffuse.randomness import KeyedDraw
 from undiffuse.sampling import State, ancestral, ddim, trajectory
@@ -34,9 +33,9 @@ class Spectrum:
     right: Tensor
 
     @classmethod
-    def of(cls, map: LinearMap) -> "Spectrum":
-        """That of a linear map, from its matrix: for D = 3072 numbers, a minute."""
-        units = torch.eye(math.prod(map.shape), dtype=torch.float64)
+    def of(cls, map: LinearMap, device: torch.device | str = "cpu") -> "Spectrum":
+        """That of a linear map, from its matrix (M, D), on a device that has float64."""
+        units = torch.eye(math.prod(map.shape), dtype=torch.float64, device=device)
         matrix = map.forward(units.unflatten(1, map.shape)).flatten(1).T
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         there = values > torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
@@ -52,6 +51,12 @@ def noise_of(observation: Observation) -> float:
     if isinstance(observation.noise, Tensor) and observation.noise.ndim:
         raise UsageError("this method takes one noise for all of an observation: take gaussian or mmps")
     return float(observation.noise)
+
+
+def spread_of(process: GaussianProcess, t: float) -> Tensor:
+    """sigma / alpha, at most what counts as pure noise: the papers' schedules end about there, others at infinity."""
+    level = process.noise_level(t)
+    return (level.sigma / level.alpha).clamp(max=PURE_NOISE)
 
 
 def known(prediction: Prediction) -> Denoise:
@@ -159,7 +164,7 @@ def diffpir(
     """
     prediction = denoise(state.x, state.t)
     at_t, at_s = process.noise_level(state.t), process.noise_level(s)
-    ridge = weight * (noise_of(observation) * at_t.alpha / at_t.sigma) ** 2
+    ridge = weight * (noise_of(observation) / spread_of(process, state.t)) ** 2
     change = spectrum.solve(observation.misfit(prediction.x0), ridge).view_as(state.x).to(state.x)
     nearest = prediction.with_x0(prediction.x0 + change, state.x, at_t)
     noise = math.sqrt(1 - zeta) * nearest.eps + math.sqrt(zeta) * draw.normal(state.x)
@@ -176,23 +181,40 @@ def daps(
     observation: Observation,
     spectrum: Spectrum,
     evaluations: int = 5,
+    iterations: int = 100,
+    rate: float = 1e-4,
+    least: float = 0.01,
+    tau: float = 0.01,
 ) -> State:
     """DAPS (Zhang et al. 2024, algorithm 1): a draw of x_0 given x_t and y, then x_s = alpha_s x_0 + sigma_s noise.
 
-    x_0 given x_t is N(m, u^2 I), u = sigma / alpha, with m the end of the probability flow from x_t in 5 Euler steps.
-    Their Langevin chain for x_0 given y as well is replaced by the law it tends to, normal where H is linear: with
-    x ~ N(m, u^2 I) and n ~ N(0, r^2 I), it is x + H^T (H H^T + (r / u)^2 I)^-1 (y + n - H x).
+    x_0 given x_t is N(m, u^2 I), u = sigma / alpha, with m the end of the probability flow from x_t in a few Euler
+    steps. From there Langevin's chain of so many `iterations` of the length e = rate (least + (1 - least) t) has
+
+        x <- x - e P (x - x*) + sqrt(2 e) noise,   P = I / u^2 + H^T H / tau^2,
+
+    for the law of x_0 given y as well, around its mean x*, with tau in place of r. It is not run: where H is linear,
+    its end is normal and known from H's spectrum. Where it would diverge, e is shorter. It is too short to forget m in
+    what y says nothing of.
     """
-    at_t, at_s = process.noise_level(state.t), process.noise_level(s)
-    u = (at_t.sigma / at_t.alpha).clamp(max=PURE_NOISE)
+    at_s, u = process.noise_level(s), spread_of(process, state.t)
     between = u * torch.linspace(1, 0, evaluations + 1, dtype=torch.float64)[1:-1] ** 3
     grid = torch.tensor([state.t, *process.schedule.time(-2 * between.log()).tolist(), 0.0], dtype=torch.float64)
     *_, end = trajectory(denoise, process, grid, ddim, state.x, lambda k: draw)
-    r = noise_of(observation)
-    x = end.x.double() + u * draw.fold(1).normal(end.x).double()
-    y = observation.y.double().expand(len(x), *observation.map.observed)
-    misfit = observation.misfit(x) + r * draw.fold(2).normal(y).flatten(1)
-    x0 = (x + spectrum.solve(misfit, (r / u) ** 2).view_as(x)).to(state.x)
+    m, z = end.x.flatten(1).double(), draw.fold(1).normal(end.x).flatten(1).double()
+    precision = 1 / u**2 + (spectrum.values / tau) ** 2
+    length = (1 / precision.max()).clamp(max=rate * (least + (1 - least) * state.t))
+
+    def chain(start: Tensor, target: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
+        kept = 1 - length * precision
+        spread = (2 * length * (1 - kept ** (2 * iterations)) / (1 - kept**2)).sqrt()
+        return target + kept**iterations * (start - target) + spread * noise
+
+    at = m @ spectrum.right
+    y = observation.y.double().flatten(1) @ spectrum.left
+    seen = chain(at, (at / u**2 + spectrum.values * y / tau**2) / precision, precision, z @ spectrum.right)
+    unseen = chain(m, m, 1 / u**2, z)
+    x0 = (unseen + (seen - unseen @ spectrum.right) @ spectrum.right.T).view_as(state.x).to(state.x)
     if s == 0:
         return State(x0, s, x0)
     return State(at_s.alpha * x0 + at_s.sigma * draw.normal(state.x), s, x0)

@@ -7,7 +7,7 @@ from its end they are DDIM's own inversion, of order 1. The edit-friendly noise 
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ PATIENCE = 8
 """Iterations without the error halving after which a step is left as it is."""
 
 
-class Inverted(NamedTuple):
+@dataclass(frozen=True)
+class Inverted:
     """The start of a trajectory that ends at given data.
 
     Attributes:
@@ -148,7 +149,8 @@ def _column(rows: Tensor, like: Tensor) -> Tensor:
     return rows.to(like.device).view(-1, *[1] * (like.ndim - 1))
 
 
-class NoiseMaps(NamedTuple):
+@dataclass(frozen=True)
+class NoiseMaps:
     """What an edit-friendly inversion keeps.
 
     Attributes:

@@ -1,6 +1,6 @@
-"""What can have happened to a picture: linear maps y = H x_0 + n, and the names they are asked for by.
+"""What can have happened to a picture, y = H x_0 + n: the names that each H is asked for by.
 
-A picture x_0 is (B, C, H, W) in [-1, 1]. Every H here has an exact adjoint, and works in any floating dtype.
+A picture x_0 is (B, C, H, W) in [-1, 1].
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.editing.maps import Masked, Matrix, Separable
 from undiffuse.errors import UsageError
 from undiffuse.guidance import LinearMap
 from undiffuse.names import cut, format_shape, shown
@@ -25,96 +26,6 @@ BYTE = 2 / 255
 """The step from one 8-bit value to the next, in x_0."""
 MOST_NUMBERS = 1 << 28
 """Of a matrix from a file: 2 GiB."""
-
-
-@dataclass(frozen=True)
-class Separable:
-    """y = sum_c K[d, c] A x_c B^T: one matrix for each axis. A `LinearMap`.
-
-    Attributes:
-        channels: K (C', C), float64.
-        rows: A (H', H), float64.
-        columns: B (W', W), float64.
-    """
-
-    channels: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return self.channels.shape[1], self.rows.shape[1], self.columns.shape[1]
-
-    @property
-    def observed(self) -> tuple[int, ...]:
-        """(C', H', W')."""
-        return self.channels.shape[0], self.rows.shape[0], self.columns.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """H x."""
-        k, a, b = (matrix.to(x) for matrix in (self.channels, self.rows, self.columns))
-        return torch.einsum("dc,bchw->bdhw", k, a @ x @ b.T)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y."""
-        k, a, b = (matrix.to(y) for matrix in (self.channels, self.rows, self.columns))
-        return a.T @ torch.einsum("dc,bdhw->bchw", k, y) @ b
-
-
-@dataclass(frozen=True)
-class Masked:
-    """y is the pixels that are known, all their channels, row by row. A `LinearMap`.
-
-    Attributes:
-        shape: (C, H, W).
-        known: bool (H, W).
-    """
-
-    shape: tuple[int, ...]
-    known: Tensor
-
-    @property
-    def observed(self) -> tuple[int, ...]:
-        """(C, K): K pixels are known."""
-        return self.shape[0], int(self.known.sum())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """H x."""
-        return x[:, :, self.known.to(x.device)]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y: 0 where nothing is known."""
-        x = y.new_zeros(len(y), *self.shape)
-        x[:, :, self.known.to(y.device)] = y
-        return x
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """y = M x, x the picture as NumPy has it, (H, W, C) row by row. A `LinearMap`.
-
-    Attributes:
-        shape: (C, H, W).
-        matrix: M (K, H W C), float64, dense or sparse.
-    """
-
-    shape: tuple[int, ...]
-    matrix: Tensor
-
-    @property
-    def observed(self) -> tuple[int, ...]:
-        """(K,)."""
-        return (self.matrix.shape[0],)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """H x."""
-        return (self.matrix.to(x) @ x.permute(0, 2, 3, 1).flatten(1).T).T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y."""
-        channels, height, width = self.shape
-        return (self.matrix.to(y).T @ y.T).T.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -264,7 +175,7 @@ def from_file(shape: tuple[int, ...], argument: str) -> Degradation:
         with np.load(path, allow_pickle=False) as file:
             matrix = _matrix({name: file[name] for name in file.files})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = cut(str(error) or type(error).__name__)
+        reason = cut(getattr(error, "strerror", None) or str(error) or type(error).__name__)
         raise UsageError(
             f"{cut(argument)} is no linear map: {reason}. It holds a matrix H, or what scipy.sparse.save_npz writes"
         ) from error

@@ -15,18 +15,21 @@ from undiffuse.cache import folder_for, locked, writing
 from undiffuse.conditions import Condition
 from undiffuse.config import DataConfig
 from undiffuse.editing.baselines import Spectrum
-from undiffuse.editing.operators import Masked, parse
+from undiffuse.editing.maps import Masked
+from undiffuse.editing.operators import parse
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.guidance import Covariance, LinearMap, Observation
+from undiffuse.metrics.blocks import blocks
 from undiffuse.metrics.frechet import moments
 from undiffuse.model import Model
+from undiffuse.process import float64_device
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import keyed_draws
 from undiffuse.registry import RESTORERS, THRESHOLDS
 from undiffuse.sampling import Step, trajectory
 
-FORMAT = 1
+FORMAT = 2
 BAND = 0.95
 
 
@@ -60,13 +63,14 @@ class Restored:
         mean = self.residual.mean().item() / self.observed
         if self.noise:
             low, high = self.band
-            inside = int(((self.residual >= low) & (self.residual <= high)).sum())
+            below, above = int((self.residual < low).sum()), int((self.residual > high).sum())
             text = (
-                f"residual {mean:.3g} of the noise's variance; the noise itself has {low / self.observed:.3g} to "
-                f"{high / self.observed:.3g} in 95% of all cases, as {inside} of {len(self.rows)} samples have"
+                f"residual {mean:.3g} times the noise's variance; of {len(self.rows)} samples "
+                f"{len(self.rows) - below - above} in the noise's 95% band ({low / self.observed:.3g} to "
+                f"{high / self.observed:.3g}), {below} below, {above} above"
             )
         else:
-            text = f"residual {math.sqrt(mean):.3g} (root mean square, in the scale of x_0), where no noise was named"
+            text = f"residual {math.sqrt(mean):.3g} (root mean square, in the scale of x_0); no noise was named"
         late = int((self.unsolved > tolerance).sum())
         if late:
             text += (
@@ -104,22 +108,26 @@ def restore(
         covariance: of the data, for "gaussian"; None: `data_covariance`.
         tick: told, after every step, how many samples took it.
 
-    Raises UsageError for a method that there is not, that needs another engine, and samples that are not finite.
+    Raises UsageError for a method that there is not, that needs another engine, or whose samples are not finite;
+    ValueError for y or a map of another shape.
     """
     entry, recipe = RESTORERS.find(method), recipe or Recipe()
+    if not len(numbers):
+        raise UsageError("n = 0: draw at least one sample")
     if entry.differentiates and model.engine == "onnxruntime":
         raise UsageError(f"{method} differentiates the network, which ONNX Runtime cannot do: take --engine torch")
     if map.shape != model.domain.shape or len(y) not in (1, len(numbers)):
         raise ValueError(f"a map of {map.shape} and {len(y)} y for {len(numbers)} samples of {model.domain.shape}")
     condition = model.unconditional(len(numbers)) if condition is None else condition.to(model.device)
     model.taken(condition, len(numbers))  # refuses one that does not fit
-    process = model.denoiser.process
+    process, home = model.denoiser.process, float64_device(torch.empty(0, device=model.device)).device
     needs: dict[str, Any] = {}
     if entry.needs == "covariance":
         needs["covariance"] = covariance or data_covariance(model)
     elif entry.needs:
-        needs["spectrum"] = Spectrum.of(map)
-    whole, ends, unsolved = Observation(map, y.double(), noise), [], torch.zeros(len(numbers), dtype=torch.float64)
+        needs["spectrum"] = Spectrum.of(map, home)
+    whole, ends = Observation(map, y.to(home).double(), noise), []
+    unsolved = torch.zeros(len(numbers), dtype=torch.float64)
     grid = recipe.times(model)
     for first in range(0, len(numbers), batch_size):
         here = slice(first, first + batch_size)
@@ -157,6 +165,7 @@ def restore_picture(
     recipe: Recipe | None = None,
     n: int = 1,
     condition: Condition | None = None,
+    covariance: Covariance | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Restored:
     """n samples of the picture of which `rows` is what is left: `undiffuse edit MODEL IMAGE --restore SPEC`.
@@ -182,6 +191,7 @@ def restore_picture(
         recipe=recipe,
         numbers=range(n),
         condition=condition,
+        covariance=covariance,
         tick=tick,
     )
     if isinstance(degradation.map, Masked) and rows.dtype == np.uint8 and not noise:
@@ -192,6 +202,9 @@ def restore_picture(
 
 def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) -> Covariance:
     """That of the training images of a model, or of `data` brought to its shape, from the cache if it is known there.
+
+    It is shrunk: of fewer pictures than numbers the sample covariance is singular, and by it no picture could ever
+    differ from the training images but in the directions in which these differ.
 
     Raises UsageError for an imported model and no data, UndiffuseError where its data is not on this machine.
     """
@@ -204,7 +217,7 @@ def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) ->
     folder = folder_for("covariances", [FORMAT, images.fingerprint])
     with locked(folder):
         if not (folder / "values.npy").exists():
-            stored = moments(images.images.reshape(len(images), -1)).covariance / 127.5**2
+            stored = shrunk_covariance(images.images.reshape(len(images), -1)) / 127.5**2
             order = np.arange(len(stored)).reshape(images.shape).transpose(2, 0, 1).ravel()  # that of x_0
             covariance = Covariance.of(stored[order][:, order])
             with writing(folder) as temporary:
@@ -212,6 +225,21 @@ def data_covariance(model: Model, data: str | None = None, bar: Bar = no_bar) ->
                 np.save(temporary / "vectors.npy", covariance.vectors.numpy())
     values, vectors = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("values", "vectors"))
     return Covariance(torch.from_numpy(values), torch.from_numpy(vectors))
+
+
+def shrunk_covariance(rows: np.ndarray) -> Tensor:
+    """Of (N, D) numbers, float64 (D, D): (1 - d) S + d tr(S) / D I, with the d that comes nearest to the true one.
+
+    Ledoit & Wolf 2004, eq. 14, estimate d from the rows. With many of them it is S.
+    """
+    sample = moments(rows)
+    count, size = rows.shape
+    covariance = sample.covariance * ((count - 1) / count)
+    fourth = sum((x - sample.mean).square().sum(1).square().sum().item() for _, x in blocks(rows))
+    scale, square = covariance.trace() / size, covariance.square().sum()
+    error = (fourth / count - square) / count
+    share = (error / (square - size * scale**2)).clamp(0, 1).nan_to_num(1.0)
+    return (1 - share) * covariance + (share * scale * torch.ones(size, dtype=torch.float64)).diag()
 
 
 def chi_square(degrees: int, share: float) -> float:

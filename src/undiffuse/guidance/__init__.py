@@ -19,14 +19,8 @@ from undiffuse.guidance.difference import (
     with_and_without,
     within,
 )
-from undiffuse.guidance.observations import (
-    Covariance,
-    LinearMap,
-    Observation,
-    gaussian_guidance,
-    moment_matching,
-    together,
-)
+from undiffuse.guidance.mmps import differentiated, moment_matching
+from undiffuse.guidance.observations import Covariance, LinearMap, Observation, gaussian_guidance, together
 from undiffuse.guidance.thresholds import (
     Overshoot,
     clip,
@@ -47,6 +41,7 @@ __all__ = [
     "classifier_guidance",
     "clip",
     "composed",
+    "differentiated",
     "dynamic_threshold",
     "gaussian_guidance",
     "guided",

@@ -4,11 +4,11 @@ With D = E[x_0 | x_t] and S = Cov[x_0 | x_t], the law of x_0 given x_t is taken 
 
     E[x_0 | x_t, y] = D + S H^T (H S H^T + R)^-1 (y - H D),
 
-which is D + (sigma^2 / alpha) grad log p(y | x_t). The two guidances differ in S. Where x_0 is normal both are exact.
+which is D + (sigma^2 / alpha) grad log p(y | x_t). Here S is what it would be for normal data of the data's covariance;
+in undiffuse/guidance/mmps.py it is the network's own. Where x_0 is normal both are exact.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -16,8 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.errors import UsageError
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand, float64
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, float64
 
 MEMORY = 1 << 30
 """Bytes of factorisations that one guidance keeps, the last used: a sampler comes back to the same noise levels."""
@@ -47,7 +46,7 @@ class Observation:
 
     Attributes:
         map: H.
-        y: (B, *observed), or (1, *observed) for one y of all samples.
+        y: (B, *observed), or (1, *observed) for one y of all samples; on a device that has float64.
         noise: r, the standard deviation of n: R = r^2 I; or one for each number of y, shaped (*observed).
     """
 
@@ -67,8 +66,8 @@ class Observation:
         return float64(self.noise).square().expand(self.map.observed).flatten().to(self.y.device)
 
     def misfit(self, x0: Tensor) -> Tensor:
-        """y - H x_0, float64 (B, M)."""
-        return (self.y.double() - self.map.forward(x0.double())).flatten(1)
+        """y - H x_0, float64 (B, M), where y is."""
+        return (self.y.double() - self.map.forward(x0.to(self.y.device).double())).flatten(1)
 
     def rows(self, rows: slice) -> "Observation":
         """That of some samples; itself where all have one y."""
@@ -139,7 +138,7 @@ def gaussian_guidance(
     No derivative of the network is taken, so any engine will do. One evaluation, and products with matrices that are
     factorised once for each noise level, in float64.
     """
-    values, vectors = covariance.values, covariance.vectors
+    values, vectors = (part.to(observation.y.device) for part in (covariance.values, covariance.vectors))
     if math.prod(observation.map.shape) != len(values):
         raise ValueError(f"a covariance of {len(values)} numbers for samples of {observation.map.shape}")
     columns = observation.map.forward(vectors.T.reshape(-1, *observation.map.shape)).flatten(1)  # (H V)^T
@@ -164,7 +163,7 @@ def gaussian_guidance(
             change = torch.cat([correction(*pair) for pair in pairs])
         else:
             change = correction(misfit, level.alpha.item(), level.sigma.item())
-        return prediction.with_x0(prediction.x0 + change.view_as(x_t).to(x_t.dtype), x_t, level)
+        return prediction.with_x0(prediction.x0 + change.view(x_t.shape).to(x_t), x_t, level)
 
     return guided
 
@@ -178,113 +177,3 @@ def inverse(covariance: Tensor, variance: Tensor) -> Tensor:
     if variance.min() > torch.finfo(matrix.dtype).eps * len(matrix) * matrix.diagonal().max():
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     return torch.linalg.pinv(matrix, hermitian=True)
-
-
-def moment_matching(
-    denoise: Denoise,
-    process: GaussianProcess,
-    observation: Observation,
-    tolerance: float = 1e-3,
-    iterations: int = 100,
-    tell: Callable[[Tensor], object] = lambda residuals: None,
-) -> Denoise:
-    """MMPS (Rozet et al. 2024, eq. 16-18): S = (sigma^2 / alpha) dD/dx_t, which is the covariance of x_0 given x_t.
-
-    S is never formed: vectors are multiplied by the network's derivative.
-
-    The system is solved by conjugate gradients for each sample, until |residual| <= tolerance |y - H D|. They end
-    earlier after so many `iterations`, or where a network's derivative shows that it is not symmetric or not positive
-    as a covariance is; then the best that was found is taken. `tell` is given the relative residuals (B,) of every
-    evaluation. In pure noise without signal (alpha = 0) the derivative says
-    nothing, and D stays as it is.
-    """
-    variance = observation.variance
-
-    def guided(x_t: Tensor, t: Time) -> Prediction:
-        level = process.noise_level(t)
-        if (level.alpha == 0).any():
-            unguided: Prediction = denoise(x_t, t)
-            return unguided
-        prediction, pull = differentiated(denoise, x_t, t)
-        ratio = expand(level.sigma**2 / level.alpha, x_t)
-
-        def spread(w: Tensor) -> Tensor:
-            """S H^T w, float64 (B, *shape of x_0)."""
-            return ratio * pull(observation.map.adjoint(w.unflatten(1, observation.map.observed)).to(x_t)).double()
-
-        def observe(x: Tensor) -> Tensor:
-            return observation.map.forward(x).flatten(1)
-
-        misfit = observation.misfit(prediction.x0)
-        start = torch.zeros_like(x_t, dtype=torch.float64)
-        change, residuals = conjugate_gradients(spread, observe, variance, misfit, start, tolerance, iterations)
-        tell(residuals)
-        return prediction.with_x0(prediction.x0 + change.to(x_t.dtype), x_t, level)
-
-    return guided
-
-
-def differentiated(denoise: Denoise, x_t: Tensor, t: Time) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
-    """The prediction at x_t, and w -> (dD/dx_t)^T w for w shaped like x_t.
-
-    Raises UsageError where the denoiser cannot be differentiated, as ONNX Runtime's cannot.
-    """
-    with torch.enable_grad():
-        x = x_t.detach().requires_grad_()
-        prediction = denoise(x, t)
-    if not prediction.x0.requires_grad:
-        raise UsageError("this method differentiates the network, which its engine cannot do: take --engine torch")
-    v, logits = (part if part is None else part.detach() for part in (prediction.v, prediction.logits))
-    detached = Prediction(prediction.x0.detach(), prediction.eps.detach(), v, logits)
-    return detached, lambda w: torch.autograd.grad(prediction.x0, x, w, retain_graph=True)[0]
-
-
-def conjugate_gradients(
-    spread: Callable[[Tensor], Tensor],
-    observe: Callable[[Tensor], Tensor],
-    variance: Tensor,
-    misfit: Tensor,
-    start: Tensor,
-    tolerance: float,
-    iterations: int,
-) -> tuple[Tensor, Tensor]:
-    """S H^T w, where (H S H^T + R) w = misfit, and |misfit - (H S H^T + R) w| / |misfit| (B,): each sample by itself.
-
-    Residuals are kept orthogonal to all before them. Without that, rounding is amplified from step to step, and what a
-    sample becomes depends on the batch it is in.
-
-    Args:
-        spread: w (B, M) -> S H^T w (B, *shape).
-        observe: x (B, *shape) -> H x (B, M).
-        variance: the diagonal of R (M,).
-        misfit: (B, M), float64.
-        start: zeros (B, *shape), float64.
-    """
-
-    def each(value: Tensor) -> Tensor:
-        return value.view(-1, *[1] * (start.ndim - 1))
-
-    residual, direction, w = misfit, misfit, torch.zeros_like(misfit)
-    change, best = start, start
-    square = whole = least = misfit.square().sum(1)
-    active, before = square > 0, []
-    for _ in range(iterations):
-        if not active.any():
-            break
-        step = spread(direction)
-        product = observe(step) + variance * direction
-        curvature = (direction * product).sum(1)
-        active = active & (curvature > 0)
-        length = torch.where(active, square / curvature, 0)
-        w, change = w + length[:, None] * direction, change + each(length) * step
-        left = (misfit - observe(change) - variance * w).square().sum(1)
-        best = torch.where(each(left < least), change, best)
-        least = torch.minimum(left, least)
-        before.append(torch.nn.functional.normalize(residual, dim=1))
-        residual = residual - length[:, None] * product
-        for q in before:
-            residual = residual - (q * residual).sum(1, keepdim=True) * q
-        last, square = square, residual.square().sum(1)
-        active = active & (torch.minimum(least, square) > tolerance**2 * whole)
-        direction = residual + torch.where(active, square / last, 0)[:, None] * direction
-    return best, torch.where(whole > 0, least / whole, 0).sqrt()

@@ -132,7 +132,7 @@ def _check(
         wanted |= {f"optimizer.{key}.{name}": (value, shapes) for key, value in moments[name].items()}
     for key, (value, allowed) in wanted.items():
         if tuple(value.shape) not in allowed:
-            raise ValueError(f"{cut(key)} has shape {tuple(value.shape)}, not {allowed[0]}")
+            raise ValueError(f"{cut(key)} is of shape {tuple(value.shape)}, not {allowed[0]}")
     names = {id(parameter): name for name, parameter in learner.named}
     for group in learner.optimizer.param_groups:
         held = [moments[names[id(parameter)]].keys() for parameter in group["params"] if parameter.requires_grad]
