@@ -124,8 +124,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a file's bytes, hexadecimal. Raises UsageError if there is no such file, UndiffuseError if it cannot be
     read."""
     if not os.path.isfile(path):  # a device might never end
-        what = "is not a file" if os.path.exists(path) else "is not there"
-        raise UsageError(f"{readable(os.fspath(path))} {what}")
+        reason = ": there is no such file" if not os.path.exists(path) else " is no regular file"
+        raise UsageError(readable(os.fspath(path)) + (" is a folder" if os.path.isdir(path) else reason))
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -179,7 +179,7 @@ def read_provenance(path: Path) -> Provenance:
     try:
         text = _text(path)
     except FileNotFoundError:
-        raise UsageError(f"there is no file {shown}") from None
+        raise UsageError(f"{shown}: there is no such file") from None
     except Exception as error:  # a broken zip makes its reader raise whatever it meets
         raise UndiffuseError(f"cannot read the recipe of {shown}: {readable(cut(str(error), 200))}") from None
     if text is None:
