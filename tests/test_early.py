@@ -40,6 +40,8 @@ REFUSED = [
     "evaluate emoji --sampler dimm",
     "compare emoji nothing-here@ddim:5",
     "explain nothing-here",
+    "show nothing-here",
+    "redo nothing-here",
     "tune nothing-here",
     "tune emoji --sampler dimm",
     "export nothing-here --out x",

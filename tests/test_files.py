@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from undiffuse import output
 from undiffuse.domains.pictures import Pictures
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import atomic_file, atomic_folder, read_json, write_json
+from undiffuse.files import atomic_file, atomic_folder, fsynced_at_the_end, read_json, write_json
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -224,3 +225,38 @@ def test_a_grid_too_large_is_refused(tmp_path: Path) -> None:
     """A grid has a limit, and the message says what to write instead."""
     with pytest.raises(UsageError, match="npz"):
         output.check(tmp_path / "x.png", 4097)
+
+
+def test_what_a_command_writes_is_flushed_once_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of a folder, the folder, then the name; and a failure leaves flushing as it was."""
+    log = _log_of_writes(monkeypatch)
+    move = os.rename
+
+    def rename(made: Path, target: Path) -> None:
+        log.append(("named", made.stat().st_ino))
+        move(made, target)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for name in ("a", "b"):
+            write_json(folder / name, name)
+        assert not [kind for kind, _ in log if kind == "sync"]
+        write_json(tmp_path / "elsewhere", 1)
+        assert [kind for kind, _ in log if kind == "sync"]
+        log.clear()
+
+    monkeypatch.setattr(os, "rename", rename)
+    output.put_folder(tmp_path / "x", write, re.compile(""))
+    written = {path.stat().st_ino for path in (tmp_path / "x" / "a", tmp_path / "x" / "b", tmp_path / "x")}
+    log = [entry for entry in log if entry[0] != "rename"]  # of each file to its name in the folder
+    assert {inode for _, inode in log[:3]} == written and {kind for kind, _ in log[:3]} == {"sync"}
+    assert log[3:] == [("named", (tmp_path / "x").stat().st_ino), ("sync", tmp_path.stat().st_ino)]
+
+    with pytest.raises(RuntimeError), fsynced_at_the_end(tmp_path):
+        raise RuntimeError
+    monkeypatch.undo()
+    log = _log_of_writes(monkeypatch)
+    write_json(tmp_path / "y", 1)
+    assert [kind for kind, _ in log] == ["sync", "rename", "sync"]

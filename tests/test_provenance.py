@@ -20,6 +20,7 @@ import undiffuse
 from undiffuse import provenance
 from undiffuse.card import find
 from undiffuse.data.png import text_of, with_text
+from undiffuse.data.single import read_pictures
 from undiffuse.provenance import KEYWORD, LONGEST, Provenance, inscribe, provenance_of, read_provenance
 
 KNOWN = Provenance("undiffuse sample m", "1", 3, "m", "0" * 64, {"a.png": "1" * 64}, {"engine": "torch"})
@@ -165,6 +166,27 @@ def test_edits_are_made_again_from_the_same_sources_alone(command: Command, whol
     (tmp_path / "a photo.jpg").unlink()
     code, _, err = command("redo", "e.png", "-o", "y.png")
     assert code == 2 and "a photo.jpg is not here" in err and len(err.splitlines()) == 1
+
+
+def test_strokes_and_a_mask_by_command(command: Command, whole: Path, tmp_path: Path) -> None:
+    """What is black in the mask keeps the bytes of the picture with its strokes; a soft mask needs a threshold."""
+    edits(tmp_path)
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[8:, 4:6] = 255
+    Image.fromarray(layer).save(tmp_path / "s.png")
+    Image.fromarray(np.full((16, 16), 100, np.uint8) * (np.arange(16)[:, None] < 8)).save(tmp_path / "soft.png")
+    words = ["edit", whole, "a photo.jpg", "--strokes", "s.png", "--steps", 2, "--out", "e.npz"]
+    code, _, err = command(*words, "--mask", "soft.png")
+    assert code == 2 and "--mask-threshold" in err and len(err.splitlines()) == 1
+    code, _, err = command(*words, "--mask-threshold", 50)
+    assert code == 2 and "name a --mask" in err
+    code, _, err = command(*words, "--mask", "soft.png", "--mask-threshold", 50)
+    assert code == 0, err
+    (before,) = read_pictures([tmp_path / "a photo.jpg"], (16, 16, 1))
+    (after,) = np.load(tmp_path / "e.npz")["images"]
+    assert (after[8:, 4:6] == 255).all() and (after[:8] != before[:8]).mean() > 0.5
+    assert np.array_equal(np.delete(after[8:], (4, 5), 1), np.delete(before[8:], (4, 5), 1))
+    assert "the same bytes" in command("redo", "e.npz")[1]
 
 
 def test_another_model_of_the_same_name_is_refused(command: Command, whole: Path, tmp_path: Path) -> None:

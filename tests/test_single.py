@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_refused_by_name_for_the_reason_that_data_sets_gi
             data.load(tmp_path / name, "all", size=8)
         reason = str(refused.value).partition(f"{path}: ")[2]
         assert reason and reason in str(report.value) and "\n" not in str(refused.value)
-    for path, said in ((tmp_path / "set", "not a regular file"), (tmp_path / "none.png", "there is no picture")):
+    for path, said in ((tmp_path / "set", "not a regular file"), (tmp_path / "none.png", "there is no such file")):
         with pytest.raises(UndiffuseError, match=said):
             read_pictures([path], SHAPE)
     with pytest.raises(UsageError, match="shape 2"):
@@ -144,7 +144,7 @@ def test_a_mask_of_the_pictures_size_is_cut_with_it(tmp_path: Path) -> None:
     assert np.array_equal(read_mask(across, [upright], SHAPE), repaint)
     assert np.array_equal(read_mask(down, [turned], SHAPE), repaint.T)
     for mask, originals in ((across, [turned]), (down, [upright]), (across, [upright, turned])):
-        with pytest.raises(UsageError, match=r"pixels \(width x height\), not .* or the model's 8x8"):
+        with pytest.raises(UsageError, match=r"is .*: it must have .*, or that of the model, 8x8"):
             read_mask(mask, originals, SHAPE)
 
 
@@ -221,7 +221,7 @@ def test_strokes_of_the_pictures_size_are_reduced_by_area(tmp_path: Path) -> Non
 
 def test_strokes_that_are_no_layer(tmp_path: Path) -> None:
     picture = saved(tmp_path / "a.png", PIXELS[..., :3])
-    with pytest.raises(UsageError, match=r"no transparency"):
+    with pytest.raises(UsageError, match=r"no transparent part"):
         read_strokes(picture, [picture], (40, 60, 3))
     with pytest.raises(UsageError, match=r"transparent all over$"):
         read_strokes(saved(tmp_path / "none.png", Image.new("RGBA", (8, 8))), [picture], SHAPE)
@@ -229,7 +229,7 @@ def test_strokes_that_are_no_layer(tmp_path: Path) -> None:
     aside.paste((9, 9, 9, 255), (0, 0, 5, 40))
     with pytest.raises(UsageError, match=r"in the central part"):
         read_strokes(saved(tmp_path / "aside.png", aside), [picture], SHAPE)
-    with pytest.raises(UsageError, match=r"9x9 pixels"):
+    with pytest.raises(UsageError, match=r"is 9x9"):
         read_strokes(saved(tmp_path / "size.png", Image.new("RGBA", (9, 9))), [picture], SHAPE)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,30 @@ class WriteError(UndiffuseError):
         self.reason = reason
 
 
+_later: ContextVar[Path | None] = ContextVar("later", default=None)
+
+
 def fsync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to disk."""
+    """Flushes a file, or the entries of a folder, to disk; of a folder that is `fsynced_at_the_end`, then."""
+    if (later := _later.get()) and path.is_relative_to(later):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def fsynced_at_the_end(folder: Path) -> Iterator[None]:
+    """Flushes all that is in a folder once, at the end, instead of each file when it is written."""
+    token = _later.set(folder)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+    for written in folder.rglob("*"):
+        fsync(written)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from undiffuse.domains import Domain
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import atomic_file, explained, fsync
+from undiffuse.files import atomic_file, explained, fsync, fsynced_at_the_end
 from undiffuse.memory import total_memory
 from undiffuse.names import format_shape
 from undiffuse.provenance import inscribe
@@ -107,7 +107,8 @@ def put(path: Path, write: Callable[[Path], object], force: bool = False) -> Pat
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home.parent) as folder:
             made = Path(folder, home.name)
-            write(made)
+            with fsynced_at_the_end(Path(folder)):
+                write(made)
             if force:
                 made.replace(home)
                 fsync(home.parent)
@@ -127,7 +128,8 @@ def put_folder(path: Path, write: Callable[[Path], object], own: re.Pattern[str]
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place) as folder:
             made = Path(folder, "made")
-            write(made)
+            with fsynced_at_the_end(Path(folder)):
+                write(made)
             older = [one for one in path.iterdir() if one != Path(folder)] if there else []
             if not there or (older and not force):
                 return _named(made, path, os.rename)

@@ -20,7 +20,7 @@ from undiffuse import __version__
 from undiffuse.data.png import SIGNATURE, text_of, with_text
 from undiffuse.data.remarks import readable, warn
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.files import fsync, parse_json
+from undiffuse.files import parse_json
 from undiffuse.names import cut, fault
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a file's bytes, hexadecimal. Raises UsageError if there is no such file, UndiffuseError if it cannot be
     read."""
     if not os.path.isfile(path):  # a device might never end
-        what = "is not a file" if os.path.exists(path) else "is not there"
-        raise UsageError(f"{readable(os.fspath(path))} {what}")
+        reason = ": there is no such file" if not os.path.exists(path) else " is no regular file"
+        raise UsageError(readable(os.fspath(path)) + (" is a folder" if os.path.isdir(path) else reason))
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -150,7 +150,8 @@ def _machine(model: "Model") -> dict[str, str]:
 def inscribe(path: Path, text: str) -> None:
     """Puts `text` into a finished file: into a PNG or, as its comment, a zip such as .npz; others cannot hold one.
 
-    A text that is too long, of thousands of sources, is left out with a warning.
+    A text that is too long, of thousands of sources, is left out with a warning. The file is not flushed to disk, which
+    `undiffuse.output` does before it moves the file to its place.
     """
     kind = kind_of(path)
     if not kind:
@@ -158,12 +159,13 @@ def inscribe(path: Path, text: str) -> None:
     if len(text) > LONGEST:
         warn(f"the recipe is left out: it takes {len(text):,} bytes, more than the {LONGEST:,} that a file can hold")
     elif kind == ".png":
-        path.write_bytes(with_text(path.read_bytes(), KEYWORD, text))
-        fsync(path)
+        with path.open("r+b") as file:  # it only grows; to truncate it would make some file systems flush it
+            longer = with_text(file.read(), KEYWORD, text)
+            file.seek(0)
+            file.write(longer)
     else:
         with ZipFile(path, "a") as archive:
             archive.comment = text.encode()
-        fsync(path)
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -177,7 +179,7 @@ def read_provenance(path: Path) -> Provenance:
     try:
         text = _text(path)
     except FileNotFoundError:
-        raise UsageError(f"there is no file {shown}") from None
+        raise UsageError(f"{shown}: there is no such file") from None
     except Exception as error:  # a broken zip makes its reader raise whatever it meets
         raise UndiffuseError(f"cannot read the recipe of {shown}: {readable(cut(str(error), 200))}") from None
     if text is None:

@@ -235,6 +235,8 @@ def _check_options(context: typer.Context) -> None:
     masked = {"mask", "outpaint"} & {*given}
     if len(masked) > 1:
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
+    if "mask_threshold" in given and "mask" not in given:
+        raise UsageError("--mask-threshold makes a mask hard: name a --mask")
     if context.params["resampling"] > 1 and not masked:
         raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
     if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):

@@ -130,7 +130,7 @@ def _compared(file: Path, made: Path, recorded: "Provenance") -> tuple[str, bool
 def _files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"": path}
-    return {one.name: one for one in path.iterdir() if SAMPLE.fullmatch(one.name)}
+    return {one.name: one for one in path.iterdir() if SAMPLE.fullmatch(one.name) and one.is_file()}
 
 
 def _shows_the_same(one: Path, other: Path) -> bool:

@@ -93,8 +93,10 @@ def read_strokes(path: Path, pictures: Sequence[Path], shape: tuple[int, ...]) -
     """
     (layer, alpha), name = _layer(path), _shown(path)
     if alpha.min() == 255:
-        raise UsageError(f"the strokes {name} have no transparency and would hide the picture: save the layer alone")
-    layer = _at_model_size(f"the strokes {name}", layer, pictures, shape, Image.Resampling.BOX)
+        raise UsageError(
+            f"the strokes {name} have no transparent part and would hide the picture: save their layer alone"
+        )
+    layer = _at_model_size(f"the layer of strokes {name}", layer, pictures, shape, Image.Resampling.BOX)
     if not (kept := np.asarray(layer.getchannel("A"))).any():
         cut = " in the central part, which is what the model sees" if alpha.any() else ""
         raise UsageError(f"the strokes {name} are transparent all over{cut}")
@@ -119,10 +121,9 @@ def _at_model_size(
     if sizes == [layer.size]:
         box = policy.central_box(*layer.size, (height, width))
         return layer.resize((width, height), resample, box=box)
-    known = f"the picture's {format_shape(sizes[0])}" if len(sizes) == 1 else "the one size of all pictures"
+    theirs = f"the size of the picture, {format_shape(sizes[0])}" if len(sizes) == 1 else "the one size of all pictures"
     raise UsageError(
-        f"{what} has {format_shape(layer.size)} pixels (width x height), not {known} or the model's {width}x{height}: "
-        "draw it at one of these sizes"
+        f"{what} is {format_shape(layer.size)}: it must have {theirs}, or that of the model, {width}x{height}"
     )
 
 
@@ -131,7 +132,7 @@ def _read(path: Path, decode: Callable[[Path], T]) -> T:
         with quiet_pillow():
             return decode(path)
     except FileNotFoundError:
-        raise UsageError(f"there is no picture {_shown(path)}") from None
+        raise UsageError(f"{_shown(path)}: there is no such file") from None
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         raise UndiffuseError(f"cannot read the picture {_shown(path)}: {str(error) or type(error).__name__}") from error
 
