@@ -10,7 +10,7 @@ from undiffuse.names import shown
 KEPT = ("process", "denoiser", "objective", "network")
 """The sections of the base's configuration that a run starts from."""
 FREE = ("network.dropout", "network.inpaint")
-"""The settings of the network that leave the base's weights their places."""
+"""Settings of the network that may differ from the base's: its weights still fit."""
 
 
 def base_config(values: dict[str, Any]) -> Config | None:

@@ -1,7 +1,7 @@
 """Published samplers for y = H x_0 + n, as step rules: for comparison with the guidances of `undiffuse.guidance`.
 
 Each is its paper's algorithm for any process of the Gaussian family, n of one standard deviation r, with the paper's
-constants as defaults and every norm of one sample alone. None of them has the law p(x_0 | y), for normal x_0 neither.
+constants as defaults and every norm of one sample alone. None of them samples p(x_0 | y), not even for normal x_0.
 """
 
 import math
@@ -80,7 +80,7 @@ def dps(
 ) -> State:
     """DPS (Chung et al. 2023, algorithm 1): DDPM's step, less zeta / |y - H D| times the gradient of |y - H D|^2.
 
-    What is added depends on r not at all, and is about as long in every step: zeta = 1 is made for 1,000 steps.
+    The correction does not depend on r and is about as long in every step: zeta = 1 is meant for 1,000 steps.
     """
     prediction, pull = differentiated(denoise, state.x, state.t)
     after = ancestral(state, s, known(prediction), process, draw)
