@@ -127,7 +127,7 @@ def test_a_density_says_one_of_one(whole: Path) -> None:
     """Step and draw, not steps and draws."""
     said = sentence(density(load(whole), n=2, bound=1, draws=1))
     assert "bound of 1 step," in said
-    assert "1 draw an image" in sentence(density(load(whole), n=2, bound=5, draws=1))
+    assert "1 draw per image" in sentence(density(load(whole), n=2, bound=5, draws=1))
 
 
 def test_pictures_of_any_size_fit_the_memory(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
