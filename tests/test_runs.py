@@ -296,7 +296,7 @@ def test_a_run_does_not_go_among_other_things(home: Path, there: str) -> None:
     """--out with something in it is refused and stays as it is; a log that the shell began to write is no hindrance."""
     (home / "run" / there).parent.mkdir(parents=True)
     (home / "run" / there).write_text("mine")
-    with pytest.raises(UsageError, match=r"run is no run.*it holds .*another --out"):
+    with pytest.raises(UsageError, match=r"run is not a run of undiffuse, but holds .*another --out"):
         train({**SMALL, "data.source": "pics"}, "run", report=ignore)
     with pytest.raises(UsageError, match=r"pics is no run.*another --out"):
         train({**SMALL, "data.source": "pics"}, "pics", report=ignore)
