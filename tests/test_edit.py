@@ -97,6 +97,16 @@ def test_inversion_as_another_class(command: Command, whole: Path, pictures: Pat
     assert (np.load(pictures / "x.npy")[0, ..., 0] != read(pictures / "a.png")).any()
 
 
+@pytest.mark.parametrize("words", [["edit", "MODEL", "a.png"], ["train-classifier", "emoji"]])
+def test_work_that_is_not_shared_is_not_done_twice(
+    command: Command, whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, words: list
+) -> None:
+    monkeypatch.chdir(pictures)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = command(*(whole if word == "MODEL" else word for word in words))
+    assert code == 2 and f"{words[0]} runs in one process" in err
+
+
 @pytest.mark.parametrize("path", ["slerp", "mean"])
 def test_an_interpolation_begins_and_ends_with_the_pictures(
     command: Command, whole: Path, pictures: Path, path: str

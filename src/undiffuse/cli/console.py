@@ -98,6 +98,12 @@ def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) 
     return values
 
 
+def alone(name: str) -> None:
+    """Raises UsageError in one of several processes of a torchrun, for a command that does not share its work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"undiffuse {name} runs in one process: start it without torchrun")
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on standard error."""
     if os.environ.get("RANK", "0") == "0" or code == 1:  # every process of a torchrun finds usage errors

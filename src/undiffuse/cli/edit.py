@@ -1,6 +1,5 @@
 """`undiffuse edit`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from undiffuse.cli.console import (
     GUIDE,
     INTERVAL,
     RESCALE,
+    alone,
     guidance_of,
     say,
 )
@@ -128,6 +128,7 @@ def edit(
     from undiffuse import output
     from undiffuse.generate import Recipe
 
+    alone("edit")
     _check_options(context)
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
@@ -241,8 +242,6 @@ def _check_options(context: typer.Context) -> None:
         raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
     if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):
         raise UsageError(f"{flags[edits[0]]} has one result for each image: leave -n out")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("undiffuse edit runs in one process: start it without torchrun")
 
 
 def _restore(

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import FORCE, say, table
+from undiffuse.cli.console import FORCE, alone, say, table
 from undiffuse.cli.early import check_source
 from undiffuse.progress import bar
 
@@ -35,6 +35,8 @@ def train_classifier(
       undiffuse train-classifier emoji --steps 500 --set training.batch_size=32
     """
     from undiffuse.config import make_config, parse_settings
+
+    alone("train-classifier")
 
     given = {
         "data.source": data,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from undiffuse.errors import UsageError
 from undiffuse.guidance import LinearMap, Observation, differentiated
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, float64_device
 from undiffuse.randomness import KeyedDraw
 from undiffuse.sampling import State, ancestral, ddim, trajectory
 from undiffuse.sampling.steps import PURE_NOISE
@@ -134,7 +134,9 @@ def ddrm(
     prediction = denoise(state.x, state.t)
     level, r = process.noise_level(s), noise_of(observation)
     u = level.sigma / level.alpha
-    x0, eps, z = (part.flatten(1).double() for part in (prediction.x0, prediction.eps, draw.normal(state.x)))
+    x0, eps, z = (
+        float64_device(part.flatten(1)).double() for part in (prediction.x0, prediction.eps, draw.normal(state.x))
+    )
     unseen = x0 + u * (math.sqrt(1 - eta**2) * eps + eta * z)
     mean, noise = x0 @ spectrum.right, z @ spectrum.right
     y = observation.y.double().flatten(1) @ spectrum.left / spectrum.values
@@ -201,7 +203,7 @@ def daps(
     between = u * torch.linspace(1, 0, evaluations + 1, dtype=torch.float64)[1:-1] ** 3
     grid = torch.tensor([state.t, *process.schedule.time(-2 * between.log()).tolist(), 0.0], dtype=torch.float64)
     *_, end = trajectory(denoise, process, grid, ddim, state.x, lambda k: draw)
-    m, z = end.x.flatten(1).double(), draw.fold(1).normal(end.x).flatten(1).double()
+    m, z = (float64_device(x.flatten(1)).double() for x in (end.x, draw.fold(1).normal(end.x)))
     precision = 1 / u**2 + (spectrum.values / tau) ** 2
     length = (1 / precision.max()).clamp(max=rate * (least + (1 - least) * state.t))
 
