@@ -298,7 +298,7 @@ def test_a_run_does_not_go_among_other_things(home: Path, there: str) -> None:
     (home / "run" / there).write_text("mine")
     with pytest.raises(UsageError, match=r"run is not a run of undiffuse, but holds .*another --out"):
         train({**SMALL, "data.source": "pics"}, "run", report=ignore)
-    with pytest.raises(UsageError, match=r"pics is no run.*another --out"):
+    with pytest.raises(UsageError, match=r"pics is not a run of undiffuse.*another --out"):
         train({**SMALL, "data.source": "pics"}, "pics", report=ignore)
     assert [path.read_text() for path in Path("run").rglob("*") if path.is_file()] == ["mine"]
     (home / "logs").mkdir()
