@@ -85,6 +85,17 @@ def likelihood(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
+def randomised(network: Any, size: float = 0.15) -> Any:
+    """The network with noise of this size added to its weights, so that conditions and inputs matter."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=random)
+    return network
+
+
 def ignore(line: str) -> None:
     """A report that goes nowhere."""
 

@@ -124,6 +124,10 @@ def test_a_restoration_says_how_well_it_fits(command: Command, whole: Path, pict
     code, out, _ = command("edit", whole, pictures / "small.png", *options)
     assert code == 0 and "residual" in out
     assert read(pictures / "out" / "000001.png").shape == (16, 16)
+    np.save(pictures / "small.npy", read(pictures / "small.png")[..., None])
+    options[-1] = pictures / "numbers"
+    assert command("edit", whole, pictures / "small.npy", *options)[0] == 0
+    np.testing.assert_array_equal(read(pictures / "numbers" / "000001.png"), read(pictures / "out" / "000001.png"))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,8 @@ def test_a_restoration_says_how_well_it_fits(command: Command, whole: Path, pict
         (["a.png", "--invert", "exact", "--sampler", "heun"], "--sampler has no effect on --invert"),
         (["a.png", "--restore", "blur:1", "--guidance", "2"], "--guidance has no effect on --restore"),
         (["a.png", "--restore", "blur:1", "--sampler", "ddpm-learned"], "has not learnt its variance"),
+        (["broken.npy", "--restore", "blur:1"], "broken.npy: not an array of numbers"),
+        (["archive.npy", "--restore", "blur:1"], "it is an .npz file"),
         (["a.png", "--switch", ".3"], "--switch has no effect on this edit"),
         (["a.png", "--class", "0", "--not", "1"], "--not needs a --guidance"),
         (["a.png", "--class", "0", "--class", "1", "--apg", "0"], "are for one class"),
@@ -162,6 +168,9 @@ def test_refusals(
     command: Command, whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, arguments: list, message: str
 ) -> None:
     monkeypatch.chdir(pictures)
+    Path("broken.npy").write_bytes(b"not NumPy's")
+    with Path("archive.npy").open("wb") as file:
+        np.savez(file, x=np.zeros(3))
     before = {path.name: path.read_bytes() for path in pictures.glob("*.png")}
     code, _, err = command("edit", whole, *arguments)
     assert code == 2

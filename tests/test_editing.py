@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import randomised
 from references import SCHEDULES, as64, gaussian_x0
 from torch import Tensor, nn
 
@@ -44,9 +45,7 @@ class Exact(nn.Module):
 @pytest.fixture(scope="module")
 def tiny_model(whole: Path) -> Model:
     model = load(whole)
-    random = torch.Generator().manual_seed(0)
-    for parameter in model.network.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+    randomised(model.network, 0.1)
     return model
 
 

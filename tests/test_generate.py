@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ignore
+from conftest import ignore, randomised
 
 from undiffuse.conditions import Labels
 from undiffuse.errors import UsageError
@@ -22,9 +22,7 @@ from undiffuse.training import train
 def model(whole: Path) -> Model:
     """The tiny model with random weights on top, so that classes and noise matter."""
     model = load(whole)
-    random = torch.Generator().manual_seed(0)
-    for parameter in model.network.parameters():
-        parameter += 0.15 * torch.randn(parameter.shape, generator=random)
+    randomised(model.network)
     return model
 
 

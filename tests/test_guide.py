@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, randomised
 from torch import Tensor, nn
 
 from undiffuse.classifier import Classifier
@@ -23,9 +23,7 @@ from undiffuse.model import Model, load
 def model(whole: Path) -> Model:
     """The tiny model with random weights on top, so that classes matter."""
     model = load(whole)
-    random = torch.Generator().manual_seed(0)
-    for parameter in model.network.parameters():
-        parameter += 0.15 * torch.randn(parameter.shape, generator=random)
+    randomised(model.network)
     return model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import randomised
 
 from undiffuse.conditions import Composition, Known, Labels, known_of_each, known_pixels, without_known
 from undiffuse.editing.rows import edit
@@ -20,28 +21,20 @@ from undiffuse.training import train
 from undiffuse.training.masks import draw_masks
 
 
-def randomised(network: torch.nn.Module) -> torch.nn.Module:
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
-    return network
-
-
 @pytest.fixture(scope="module")
 def painter(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The tiny model with network.inpaint, its weights random."""
     run = tmp_path_factory.mktemp("painter") / "run"
     train({**tiny, "network.inpaint": True, "training.steps": 2}, run)
     model = load(run)
-    randomised(model.network)
+    randomised(model.network, 0.1)
     return model
 
 
 def test_the_network_sees_what_is_known() -> None:
     """x, the known pixels and the mask are the channels of a plain U-Net; none known is zeros and ones."""
     options: dict[str, Any] = {"channels": (16, 16), "attention": (), "blocks": 1}
-    painting = randomised(InpaintingUNet(1, 1, **options))
+    painting = randomised(InpaintingUNet(1, 1, **options), 0.1)
     plain = UNet(3, 1, **options)
     plain.load_state_dict(painting.state_dict())
     x, log_snr = torch.randn(2, 1, 8, 8), torch.tensor([0.5, -2.0])

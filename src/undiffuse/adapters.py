@@ -28,7 +28,7 @@ KEY = "undiffuse-adapter"  # of the metadata
 
 
 def base_fingerprint(base: Model) -> str:
-    """Of the weights and the configuration of a base; time grids, which `undiffuse tune` may change, do not count."""
+    """Identifies a base by its weights and configuration, not by time grids, which `undiffuse tune` may change."""
     return replace(base, grids={}, guide=None).fingerprint
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Composition, Request
+from undiffuse.conditions import Request, parts_of
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -98,7 +98,7 @@ class Recipe:
         if SAMPLERS[self.sampler].evaluations == 2:  # Heun's trapezoids, from where it takes them
             level = noise_level(visited[:-1])
             visited = torch.cat([visited, visited[1:][level.sigma <= PURE_NOISE * level.alpha]])
-        parts = len(condition.parts) if isinstance(condition, Composition) else 1
+        parts = len(parts_of(condition))
         here = int(inside_interval(noise_level(visited), self.guidance.interval).sum())
         if parts > 1:
             return len(visited) * (parts + 1)

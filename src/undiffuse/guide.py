@@ -1,4 +1,4 @@
-"""What guides a model: from a model, a condition and the settings of guidance to the denoiser that sampling follows."""
+"""Guided models: from a model, a condition and the settings of guidance to the denoiser that sampling follows."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from undiffuse.classifier import CARD, Classifier, load_classifier
-from undiffuse.conditions import Composition, Condition, Known, Labels, Request, without_known
+from undiffuse.conditions import Composition, Condition, Known, Labels, Request, parts_of, without_known
 from undiffuse.errors import UsageError
 from undiffuse.guidance import (
     Guidance,
@@ -55,7 +55,7 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
 
     Raises UsageError for guidance that the model cannot have.
     """
-    process, parts = model.denoiser.process, condition.parts if isinstance(condition, Composition) else (condition,)
+    process, parts = model.denoiser.process, parts_of(condition)
     _check_effect(model, condition, guidance)
     by_class = isinstance(model.guide, Classifier) and model.data.takes is None
     if guidance.scale == 1 and len(parts) == 1 and not by_class:
@@ -77,7 +77,7 @@ def guided_denoiser(model: Model, condition: Request | None, guidance: Guidance)
 
 def _check_effect(model: Model, condition: Request | None, guidance: Guidance) -> None:
     """Raises UsageError for what would have no effect: a condition to avoid, and rules of differences, without any."""
-    several = isinstance(condition, Composition) and len(condition.parts) > 1
+    several = len(parts_of(condition)) > 1
     if isinstance(condition, Composition) and condition.negative is not None:
         if model.guide is not None:
             raise UsageError("--not has no effect with a --guide: leave one out")

@@ -183,8 +183,7 @@ class Model:
         if isinstance(condition, Known):
             if not self.config.network.inpaint:
                 raise UsageError(f"the model {self.name} takes no known pixels: fine-tune it with network.inpaint")
-            inner = None if condition.condition is None and self.data.takes is None else condition.condition
-            self.taken(inner, count)
+            self.taken(condition.condition, count)
             return condition.to(self.device)
         if condition is None and self.data.takes is not None:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Where a picture came from: the command, the model and the files that made it, carried by the file as text.
+"""Where a picture came from: the command, the model and the files that made it, stored in the file as text.
 
 Nothing in it depends on the clock or the folder, so the same command makes the same bytes. Imports no torch.
 """

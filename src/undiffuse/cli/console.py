@@ -11,7 +11,7 @@ import typer
 
 from undiffuse.cli import complete
 from undiffuse.errors import UsageError
-from undiffuse.registry import ENGINES
+from undiffuse.registry import ENGINES, GRIDS, SAMPLERS, THRESHOLDS
 
 if TYPE_CHECKING:
     from undiffuse.guidance import Guidance
@@ -22,6 +22,17 @@ ENGINE: str = typer.Option(
     help=f"auto, {', '.join(ENGINES)} [onnxruntime on a CPU if installed and worth it, else torch].",
     autocompletion=complete.engines,
 )
+SAMPLER: str = typer.Option(
+    "auto", help=f"auto (by the steps), {', '.join(SAMPLERS)}.", autocompletion=complete.samplers
+)
+ETA: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM.")
+GRID: str = typer.Option(
+    None, help=f"Spacing of the steps: {', '.join(GRIDS)} [the sampler's own].", autocompletion=complete.grids
+)
+THRESHOLD: str = typer.Option(
+    "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
+)
+NEGATIVE: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1.")
 GUIDANCE: float = typer.Option(
     1.0,
     help="Guidance by the class (or --guide): 0 ignores it, 1 is none, 2 to 4 gives clearer, less varied samples.",
@@ -96,6 +107,12 @@ def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) 
     if not count[0] <= len(values) <= count[1]:
         raise UsageError(f"{option} {text}: write {wanted}")
     return values
+
+
+def given(context: typer.Context) -> list[str]:
+    """The names of the parameters that were given, not left at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
 def alone(name: str) -> None:

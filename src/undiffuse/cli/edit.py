@@ -11,19 +11,26 @@ from undiffuse.cli.console import (
     APG,
     DEVICE,
     ENGINE,
+    ETA,
     FORCE,
+    GRID,
     GUIDANCE,
     GUIDE,
     INTERVAL,
+    NEGATIVE,
     RESCALE,
+    SAMPLER,
+    THRESHOLD,
     alone,
+    given,
     guidance_of,
     say,
 )
 from undiffuse.cli.recorded import recorded
-from undiffuse.errors import UsageError
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import cut
 from undiffuse.progress import bar
-from undiffuse.registry import GRIDS, RESTORERS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import RESTORERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,22 +94,18 @@ def edit(
     ),
     method: str = typer.Option("gaussian", help=f"For --restore: {', '.join(RESTORERS)}."),
     class_name: list[str] = typer.Option([], "--class", help="The class to edit towards [any]."),
-    negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
+    negative: str = NEGATIVE,
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
     guide: str = GUIDE,
     rescale: float = RESCALE,
     apg: str = APG,
     n: int = typer.Option(1, "-n", min=1, help="Number of variations of each image."),
-    sampler: str = typer.Option(
-        "auto", help=f"auto (by the steps), {', '.join(SAMPLERS)}.", autocompletion=complete.samplers
-    ),
+    sampler: str = SAMPLER,
     steps: int = typer.Option(20, min=1, help="Number of steps, all of them below the strength."),
-    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
-    grid: str = typer.Option(None, help=f"{', '.join(GRIDS)} [the sampler's own].", autocompletion=complete.grids),
-    threshold: str = typer.Option(
-        "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
-    ),
+    eta: float = ETA,
+    grid: str = GRID,
+    threshold: str = THRESHOLD,
     seed: int = typer.Option(0, help="Seed of the noise."),
     out: Path = typer.Option(
         None, "--out", "-o", help="A .png (a grid of several), a folder of .png, .npz or .npy [IMAGE-edited.png]."
@@ -182,8 +185,6 @@ def edit(
     any_class = loaded.unconditional(len(pictures))
     source = any_class if source_class is None else loaded.of_class(source_class, len(pictures))
     target = request(loaded, len(pictures), any_class, class_name, negative)
-    if to is not None and len(pictures) > 1:
-        raise UsageError("--to leads from one image to another: name one")
     overshoot = Overshoot()
     with bar("editing", count * steps * passes * resampling) as tick:
         if invert is not None:
@@ -220,28 +221,28 @@ def edit(
 def _check_options(context: typer.Context) -> None:
     """Raises UsageError for options that exclude each other, or have no effect on the edit that is asked for."""
     flags = {option.name: option.opts[0] for option in context.command.params}
-    given = [
-        name
-        for name in flags
-        if (source := context.get_parameter_source(name or "")) is not None and source.name != "DEFAULT"
-    ]
-    edits = [name for name in TECHNIQUES if name in given]
+    chosen = given(context)
+    edits = [name for name in TECHNIQUES if name in chosen]
     if len(edits) > 1:
         raise UsageError(f"{' and '.join(flags[name] for name in edits)} are different edits: choose one")
     used = {*ALWAYS, *(TECHNIQUES[edits[0]] if edits else SDEDIT), *edits}
-    for name in given:
-        if name not in used:
-            place = f"on --{edits[0].replace('restoration', 'restore')}" if edits else "on this edit"
-            raise UsageError(f"{flags[name]} has no effect {place}: leave it out")
-    masked = {"mask", "outpaint"} & {*given}
+    if unused := [flags[name] for name in chosen if name not in used]:
+        raise UsageError(f"{unused[0]} has no effect on {flags[edits[0]] if edits else 'this edit'}: leave it out")
+    masked = {"mask", "outpaint"} & {*chosen}
     if len(masked) > 1:
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
-    if "mask_threshold" in given and "mask" not in given:
+    if "mask_threshold" in chosen and "mask" not in chosen:
         raise UsageError("--mask-threshold makes a mask hard: name a --mask")
     if context.params["resampling"] > 1 and not masked:
         raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
     if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):
         raise UsageError(f"{flags[edits[0]]} has one result for each image: leave -n out")
+    if "to" in edits and len(context.params["images"]) > 1:
+        raise UsageError("--to leads from one image to another: name one")
+    if "restoration" in edits and len(context.params["images"]) > 1:
+        raise UsageError("--restore takes one image at a time")
+    if "restoration" in edits and len(context.params["class_name"]) > 1:
+        raise UsageError("--restore takes one --class at a time")
 
 
 def _restore(
@@ -260,23 +261,15 @@ def _restore(
     origin: "Provenance",
 ) -> None:
     """n restorations of one image."""
-    import numpy as np
-
     from undiffuse import output
     from undiffuse.data.single import read_pictures
     from undiffuse.editing.operators import parse
     from undiffuse.editing.restore import restore_picture
 
-    if len(images) > 1:
-        raise UsageError("--restore takes one image at a time")
-    if len(classes) > 1:
-        raise UsageError("--restore takes one --class at a time")
-    channels, *size = parse(spec, model.domain.shape, repaint).map.observed
+    degradation = parse(spec, model.domain.shape, repaint)
+    channels, *size = degradation.map.observed
     if images[0].suffix.lower() == ".npy":
-        try:
-            rows = np.load(images[0], allow_pickle=False)[None]
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{images[0]}: not an array of numbers ({str(error).splitlines()[0]:.100})") from None
+        rows = _read_numbers(images[0])[None]
     elif spec == "inpaint":
         rows = read_pictures(images, model.data.shape)
     elif len(size) == 2:
@@ -288,8 +281,7 @@ def _restore(
         restored = restore_picture(
             model,
             rows,
-            spec,
-            mask=repaint,
+            degradation,
             noise=noise,
             method=method,
             recipe=recipe,
@@ -299,3 +291,18 @@ def _restore(
         )
     say(output.write(out, model.domain, restored.rows, None, (), force, origin))
     say(restored.report())
+
+
+def _read_numbers(path: Path) -> "np.ndarray":
+    """The array of a .npy file. Raises UsageError for anything else."""
+    import numpy as np
+
+    from undiffuse.data.npy import Archive, open_npy
+
+    try:
+        found = open_npy(path)
+    except UndiffuseError as error:
+        raise UsageError(f"{path}: not an array of numbers ({cut(str(error), 100)})") from None
+    if isinstance(found, Archive):
+        raise UsageError(f"{path}: not an array of numbers (it is an .npz file)")
+    return np.array(found)

@@ -9,7 +9,19 @@ from typing import Any
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERVAL, guidance_of, numbers, say, table
+from undiffuse.cli.console import (
+    DEVICE,
+    ENGINE,
+    FORCE,
+    GUIDANCE,
+    GUIDE,
+    INTERVAL,
+    given,
+    guidance_of,
+    numbers,
+    say,
+    table,
+)
 from undiffuse.progress import bar
 from undiffuse.registry import DENSITIES, FEATURES, METRICS
 
@@ -153,9 +165,9 @@ def _refuse(context: typer.Context, metrics: str) -> None:
 
     kinds = {"samples": OF_SAMPLES, "bpd": OF_BOUND, "ode": OF_ODE}
     used = metrics if metrics in kinds else "samples"
+    chosen = given(context)
     for name in (name for kind, names in kinds.items() if kind != used for name in names):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if name in chosen:
             raise UsageError(f"--{name.replace('_', '-')} has no effect on --metrics {metrics}: leave it out")
 
 

@@ -19,7 +19,7 @@ EXPECTED = "undiffuse.expected"
 def recorded(
     context: typer.Context, model: "Model", seed: int, sources: Iterable[str | os.PathLike[str]] = ()
 ) -> "Provenance":
-    """Of what the command in `context` makes with `model` from the files `sources`; to be called before the work.
+    """The recipe of the command in `context`, with `model` and the files `sources`; to be called before the work.
 
     Raises UsageError for a missing source and, when the command is run again, for a model or source that has changed.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from undiffuse.provenance import Provenance
 
 COMMANDS = ("sample", "edit")
-"""What is run again: commands that write nothing but their --out."""
+"""The commands that are run again: they write nothing but their --out."""
 SAMPLE = re.compile(r"\d{6,}\.\w+")
 
 
@@ -96,7 +96,7 @@ def _context(file: Path, recorded: "Provenance", force: bool) -> typer.Context:
 
 
 def _made(context: typer.Context, folder: Path, recorded: "Provenance", suffix: str) -> Path:
-    """What the command makes, under a temporary name: a file, or a folder where no suffix is asked for."""
+    """Runs the command, and returns its output under a temporary name: a file, or a folder if there is no suffix."""
     import torch
 
     threads = recorded.machine.get("threads", "")

@@ -7,10 +7,25 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import APG, DEVICE, ENGINE, FORCE, GUIDANCE, GUIDE, INTERVAL, RESCALE, guidance_of, say
+from undiffuse.cli.console import (
+    APG,
+    DEVICE,
+    ENGINE,
+    ETA,
+    FORCE,
+    GRID,
+    GUIDANCE,
+    GUIDE,
+    INTERVAL,
+    NEGATIVE,
+    RESCALE,
+    SAMPLER,
+    THRESHOLD,
+    guidance_of,
+    say,
+)
 from undiffuse.cli.recorded import recorded
 from undiffuse.progress import bar
-from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 
 
 def sample(
@@ -19,25 +34,15 @@ def sample(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
     n: int = typer.Option(64, "-n", min=1, help="Number of samples."),
-    sampler: str = typer.Option(
-        "auto",
-        help=f"auto (by the steps), {', '.join(SAMPLERS)}.",
-        autocompletion=complete.samplers,
-    ),
+    sampler: str = SAMPLER,
     steps: int = typer.Option(20, min=1, help="Number of steps from noise to data."),
-    eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
-    grid: str = typer.Option(
-        None,
-        help=f"Spacing of the steps: {', '.join(GRIDS)} [the sampler's own].",
-        autocompletion=complete.grids,
-    ),
-    threshold: str = typer.Option(
-        "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
-    ),
+    eta: float = ETA,
+    grid: str = GRID,
+    threshold: str = THRESHOLD,
     class_name: list[str] = typer.Option(
         [], "--class", help="Sample one class (a name or a number); given twice, guidance composes both."
     ),
-    negative: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1."),
+    negative: str = NEGATIVE,
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
     guide: str = GUIDE,
@@ -74,7 +79,7 @@ def sample(
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
     output.check(out, n, force)
 
-    from undiffuse.conditions import Composition, Labels
+    from undiffuse.conditions import Labels, parts_of
     from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
     from undiffuse.guidance import Overshoot
@@ -92,8 +97,8 @@ def sample(
     with bar("sampling", mine * steps) as tick:
         images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)
     if images is not None:
-        single = condition.parts[0] if isinstance(condition, Composition) and len(condition.parts) == 1 else condition
-        labels = single.index.cpu().numpy() if isinstance(single, Labels) else None
+        first, *others = parts_of(condition)
+        labels = first.index.cpu().numpy() if isinstance(first, Labels) and not others else None
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin)
         say(f"{written} ({recipe.cost(loaded, condition)} evaluations of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:

@@ -4,7 +4,7 @@ None is only for a model that takes no condition; unconditional samples of other
 """
 
 from undiffuse.conditions.augmented import Augmented, augmented, separated
-from undiffuse.conditions.composition import Composition, Request
+from undiffuse.conditions.composition import Composition, Request, parts_of
 from undiffuse.conditions.condition import Condition, Encoders, check_given
 from undiffuse.conditions.known import Known, known_of_each, known_pixels, without_known
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
@@ -23,6 +23,7 @@ __all__ = [
     "known_of_each",
     "known_pixels",
     "label_encoder",
+    "parts_of",
     "separated",
     "without_known",
 ]

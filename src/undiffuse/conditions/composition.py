@@ -1,4 +1,4 @@
-"""Several conditions of the same samples at once, and what they are to be unlike."""
+"""Several conditions of the same samples at once, and one to avoid."""
 
 from dataclasses import dataclass
 
@@ -45,9 +45,14 @@ class Composition:
 
     @property
     def away(self) -> Condition:
-        """What guidance moves away from."""
+        """The condition that guidance moves away from."""
         return self.dropped() if self.negative is None else self.negative
 
 
 Request = Condition | Composition
-"""What samples may be asked to be."""
+"""A condition of samples, or several to compose."""
+
+
+def parts_of(request: Request | None) -> tuple[Condition | None, ...]:
+    """The conditions of a composition; of anything else, itself alone."""
+    return request.parts if isinstance(request, Composition) else (request,)

@@ -1,4 +1,4 @@
-"""What is known of a picture that is to be painted, handed to the network with its condition.
+"""The known pixels of a picture to be painted, passed to the network with its condition.
 
 A model with `network.inpaint` takes the known pixels and their mask as input channels beside x_t (GLIDE, Nichol et al.
 2022, section 4.4). A network that is given none takes nothing to be known, which is how samples are drawn.

@@ -41,6 +41,10 @@ class Spectrum:
         there = values > torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
         return cls(left[:, there], values[there], right[there].T)
 
+    def replaced(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x (B, D) with the coordinates `seen` (B, K) where H sees it."""
+        return x + (seen - x @ self.right) @ self.right.T
+
     def solve(self, misfit: Tensor, ridge: Tensor | float) -> Tensor:
         """H^T (H H^T + ridge I)^-1 misfit: float64 (B, M) -> (B, D)."""
         return (misfit @ self.left * (self.values / (self.values**2 + ridge))) @ self.right.T
@@ -144,8 +148,7 @@ def ddrm(
     noisier = mean + u * (math.sqrt(1 - eta**2) * (y - mean) / own + eta * noise)
     clearer = (1 - eta_b) * mean + eta_b * y + (u**2 - (eta_b * own) ** 2).clamp(min=0).sqrt() * noise
     seen = torch.where(u < own, noisier, clearer)
-    x = unseen + (seen - unseen @ spectrum.right) @ spectrum.right.T
-    return State((level.alpha * x).view_as(state.x).to(state.x), s, prediction.x0)
+    return State((level.alpha * spectrum.replaced(unseen, seen)).view_as(state.x).to(state.x), s, prediction.x0)
 
 
 def diffpir(
@@ -216,7 +219,7 @@ def daps(
     y = observation.y.double().flatten(1) @ spectrum.left
     seen = chain(at, (at / u**2 + spectrum.values * y / tau**2) / precision, precision, z @ spectrum.right)
     unseen = chain(m, m, 1 / u**2, z)
-    x0 = (unseen + (seen - unseen @ spectrum.right) @ spectrum.right.T).view_as(state.x).to(state.x)
+    x0 = spectrum.replaced(unseen, seen).view_as(state.x).to(state.x)
     if s == 0:
         return State(x0, s, x0)
     return State(at_s.alpha * x0 + at_s.sigma * draw.normal(state.x), s, x0)

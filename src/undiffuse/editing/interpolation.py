@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.editing.inversion import NoiseMaps
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, float64_device
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand, float64_device
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -29,7 +29,7 @@ def mean_path(
     Denoised from there, the noise that the mean of two pictures lacks is filled in. a, b and `noise`: (1, ...); the
     result (len(shares), ...).
     """
-    weights = torch.tensor(shares, dtype=a.dtype, device=a.device).view(-1, *[1] * (a.ndim - 1))
+    weights = expand(torch.tensor(shares, dtype=torch.float64), a)
     level = process.noise_level(t)
     return level.alpha * ((1 - weights) * a + weights * b) + level.sigma * noise
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undiffuse.process import Denoise, GaussianProcess, float64_device
+from undiffuse.process import Denoise, GaussianProcess, float64_device, per_sample
 from undiffuse.randomness import Draw, Given
 from undiffuse.sampling import State, Step, ancestral
 
@@ -28,8 +28,8 @@ class Inverted:
 
     Attributes:
         x: x at the first time of the grid, (B, ...).
-        error: per sample, float64 (B,): the root mean square by which the worst step but the last misses its end, over
-            that of x.
+        error: per sample, float64 (B,): the largest root mean square by which a step, the last excepted, misses its
+            end, over that of x.
         remainder: x_0 less the end of the trajectory from x, (B, ...).
     """
 
@@ -96,7 +96,7 @@ def _solved(
     for _ in range(most):
         step = update(x, t) - x
         missed = (_size(step) / _size(x).clamp(min=1e-30)).cpu()
-        best, least = torch.where(_column(missed < least, x), x, best), torch.minimum(least, missed)
+        best, least = torch.where(per_sample(missed < least, x), x, best), torch.minimum(least, missed)
         progress = [*progress, least.max().item()][-PATIENCE:]
         if progress[-1] <= tolerance or (len(progress) == PATIENCE and progress[-1] > 0.5 * progress[0]):
             break
@@ -147,10 +147,6 @@ def _size(x: Tensor) -> Tensor:
 
 def _exact(x: Tensor) -> Tensor:
     return float64_device(x).double()
-
-
-def _column(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.to(like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

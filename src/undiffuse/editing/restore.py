@@ -16,7 +16,7 @@ from undiffuse.conditions import Condition
 from undiffuse.config import DataConfig
 from undiffuse.editing.baselines import Spectrum
 from undiffuse.editing.maps import Masked
-from undiffuse.editing.operators import parse
+from undiffuse.editing.operators import Degradation, parse
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.guidance import Covariance, Guidance, LinearMap, Observation
@@ -106,7 +106,7 @@ def restore(
             its steps, grid and seed.
         condition: as `undiffuse.states` takes it; None: unconditional.
         covariance: of the data, for "gaussian"; None: `data_covariance`.
-        tick: told, after every step, how many samples took it.
+        tick: called after every step with the number of samples.
 
     Raises UsageError for a method that there is not, that needs another engine, or whose samples are not finite;
     ValueError for y or a map of another shape.
@@ -160,7 +160,7 @@ def restore(
 def restore_picture(
     model: Model,
     rows: np.ndarray,
-    spec: str,
+    spec: str | Degradation,
     *,
     mask: np.ndarray | None = None,
     noise: float = 0.0,
@@ -175,14 +175,14 @@ def restore_picture(
 
     Args:
         rows: one observation, (1, ...) as `Degradation.encode` takes it.
-        spec, mask: as `undiffuse.editing.operators.parse` takes them.
+        spec, mask: as `undiffuse.editing.operators.parse` takes them; or `spec` is what that returned.
         noise: of what was observed, as a standard deviation in the scale of x_0. That of rounding is added to it.
 
     Without noise the known pixels of `inpaint` keep their bytes. Raises UsageError as `parse`, `encode` and `restore`.
     """
     if not (noise >= 0 and math.isfinite(noise)):
         raise UsageError(f"noise = {noise:g} is a standard deviation: 0 or more, in the scale of x_0 (from -1 to 1)")
-    degradation = parse(spec, model.domain.shape, mask)
+    degradation = spec if isinstance(spec, Degradation) else parse(spec, model.domain.shape, mask)
     y = degradation.encode(rows)
     rounding = degradation.step / math.sqrt(12) if rows.dtype == np.uint8 else 0.0
     restored = restore(

@@ -249,9 +249,9 @@ def _unclipped(recipe: Recipe) -> Recipe:
 
 def _check(found: Inverted) -> None:
     """Warns of an inversion that has not converged."""
-    if (worst := found.error.max().item()) > INEXACT:
+    if (error := found.error.max().item()) > INEXACT:
         warnings.warn(
-            f"the inversion did not converge: its steps miss by up to {worst:.1e}; take more steps, or friendly noise",
+            f"the inversion did not converge: its steps miss by up to {error:.1e}; take more steps, or friendly noise",
             stacklevel=3,
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UsageError
-from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time
+from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, per_sample
 
 Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]
 """(x_t, t) -> the prediction to move towards, and the one to move away from."""
@@ -160,7 +160,7 @@ def within(inside: Denoise, outside: Denoise, process: GaussianProcess, interval
         if here.ndim == 0:
             return (inside if here else outside)(x_t, t)
         x0 = outside(x_t, t).x0
-        chosen = here.to(x_t.device).view(-1, *[1] * (x_t.ndim - 1))
+        chosen = per_sample(here, x_t)
         prediction: Prediction = inside(x_t, t)
         return prediction.with_x0(torch.where(chosen, prediction.x0, x0), x_t, level)
 
@@ -216,7 +216,7 @@ class Guidance:
 
 def _over_samples(x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     """A statistic of each sample, (B, 1, ..., 1)."""
-    return function(x.flatten(1), 1).view(-1, *[1] * (x.ndim - 1))
+    return per_sample(function(x.flatten(1), 1), x)
 
 
 def _root_mean_square(x: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from undiffuse.errors import UsageError
 from undiffuse.guidance.observations import Observation
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand, per_sample
 
 
 def moment_matching(
@@ -88,10 +88,6 @@ def conjugate_gradients(
         misfit: (B, M), float64.
         start: zeros (B, *shape), float64.
     """
-
-    def each(value: Tensor) -> Tensor:
-        return value.view(-1, *[1] * (start.ndim - 1))
-
     residual, direction, w = misfit, misfit, torch.zeros_like(misfit)
     change, best = start, start
     square = whole = least = misfit.square().sum(1)
@@ -104,9 +100,9 @@ def conjugate_gradients(
         curvature = (direction * product).sum(1)
         active = active & (curvature > 0)
         length = torch.where(active, square / curvature, 0)
-        w, change = w + length[:, None] * direction, change + each(length) * step
+        w, change = w + length[:, None] * direction, change + per_sample(length, start) * step
         left = (misfit - observe(change) - variance * w).square().sum(1)
-        best = torch.where(each(left < least), change, best)
+        best = torch.where(per_sample(left < least, start), change, best)
         least = torch.minimum(left, least)
         before.append(torch.nn.functional.normalize(residual, dim=1))
         residual = residual - length[:, None] * product

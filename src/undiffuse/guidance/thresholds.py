@@ -2,7 +2,7 @@
 
 import torch
 
-from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, per_sample
 
 
 def clip(denoise: Denoise, process: GaussianProcess, low: float = -1.0, high: float = 1.0) -> Denoise:
@@ -21,7 +21,7 @@ def dynamic_threshold(denoise: Denoise, process: GaussianProcess, quantile: floa
     def thresholded(x_t: torch.Tensor, t: Time) -> Prediction:
         prediction = denoise(x_t, t)
         m = torch.quantile(prediction.x0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1).to(x_t.dtype)
-        m = m.view(-1, *[1] * (x_t.ndim - 1))
+        m = per_sample(m, x_t)
         return prediction.with_x0(prediction.x0.clamp(-m, m) / m, x_t, process.noise_level(t))
 
     return thresholded

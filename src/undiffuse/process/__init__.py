@@ -3,7 +3,7 @@
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.laws import Categorical, Law, Normal, expand
+from undiffuse.process.laws import Categorical, Law, Normal, expand, per_sample
 from undiffuse.process.log_snr import LogSNR
 from undiffuse.process.prediction import Denoise, Prediction
 from undiffuse.process.process import Process
@@ -35,6 +35,7 @@ __all__ = [
     "float64",
     "float64_device",
     "linear",
+    "per_sample",
     "quadratic",
     "scaled_linear",
     "sigmoid",

@@ -24,6 +24,11 @@ class Law(Protocol):
         """The log-probability, or log-density, of every element of x, in nats: (B, ...)."""
 
 
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """One value for each sample, (B,), of any dtype, as (B, 1, ..., 1), on the device of `like` (B, ...)."""
+    return value.to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """A coefficient shaped to multiply `like`: one per sample becomes (B, 1, ..., 1), any other keeps its shape.
 
@@ -32,7 +37,7 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     if value.ndim == 0:
         return value
     value = value.to(device=like.device, dtype=like.dtype)
-    return value.view(-1, *[1] * (like.ndim - 1)) if value.ndim == 1 else value
+    return per_sample(value, like) if value.ndim == 1 else value
 
 
 @dataclass(frozen=True)
