@@ -62,6 +62,8 @@ def build(
         facts = {
             "classes": () if labels is None else content.classes,
             "names": [content.names[index] for index in kept] if content.names else [],
+            "captions": [content.captions[index] for index in kept] if content.captions else [],
+            "attributes": {key: [values[index] for index in kept] for key, values in content.attributes.items()},
             "licence": content.licence,
             "skipped": skipped,
             "remarks": remarks,

@@ -1,6 +1,7 @@
 """A data set as the rest of the package sees it: its rows, mostly pictures, and what is known about them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ class ImageSet:
     labels       int64 (N,), each an index into `classes`; None when unlabelled
     classes      class names, () when unlabelled
     names        one name per image, () when there are none
+    captions     one sentence or more that describe each image, () for an image without any; () when none has one
+    attributes   what is known exactly of each image: attribute -> one value per image
     licence      as stated by the publisher, else "not stated"
-    fingerprint  sha256 over images, labels and classes, as in model cards and reference statistics
+    fingerprint  sha256 over images, labels, classes and captions, as in model cards and reference statistics
     skipped      how many unreadable images `skip_corrupt` left out
     domain       the kind of rows: a name in undiffuse.domains.DOMAINS
     """
@@ -36,6 +39,8 @@ class ImageSet:
     fingerprint: str
     skipped: int = 0
     domain: str = "pictures"
+    captions: tuple[tuple[str, ...], ...] = ()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

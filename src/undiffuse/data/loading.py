@@ -79,6 +79,8 @@ def load(
         labels=stored.labels,
         classes=stored.classes,
         names=stored.names,
+        captions=stored.captions,
+        attributes=stored.attributes,
         licence=stored.licence,
         fingerprint=stored.fingerprint,
         skipped=stored.skipped,

@@ -1,6 +1,6 @@
 """What every reader (folder, arrays, IDX, hub, built-in) returns: a Source, opened as Content when needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Content:
     labels are -1 where an image has none; a split with such images is unlabelled.
     test marks the images of the test split, bool (count,); None lets `splits.held_out` choose them.
     remarks are for the user, such as which parts of the source are not used: logged whenever it is loaded.
+    captions and attributes are as in ImageSet, for all images.
     keep_size: unless a size is requested, images stay as they are (arrays); else `policy.default_size` decides.
     """
 
@@ -38,6 +39,8 @@ class Content:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     test: np.ndarray | None = None
     keep_size: bool = False
     licence: str = NOT_STATED

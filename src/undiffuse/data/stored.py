@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 2
+FORMAT = 3
 HASH_CHUNK = 1 << 24
 
 
@@ -20,6 +21,8 @@ class Stored:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     names: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    attributes: dict[str, tuple[str, ...]]
     licence: str
     fingerprint: str
     skipped: int
@@ -35,7 +38,7 @@ def finish(folder: Path, labels: np.ndarray | None, facts: dict[str, Any]) -> No
         **facts,
         "shape": images.shape,
         "labelled": labels is not None,
-        "fingerprint": fingerprint(images, labels, facts["classes"]),
+        "fingerprint": fingerprint(images, labels, facts["classes"], facts["captions"]),
     }
     (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -55,6 +58,8 @@ def read(folder: Path) -> Stored | None:
             labels=labels,
             classes=tuple(meta["classes"]),
             names=tuple(meta["names"]),
+            captions=tuple(map(tuple, meta["captions"])),
+            attributes={key: tuple(values) for key, values in meta["attributes"].items()},
             licence=meta["licence"],
             fingerprint=meta["fingerprint"],
             skipped=meta["skipped"],
@@ -64,12 +69,19 @@ def read(folder: Path) -> Stored | None:
         return None
 
 
-def fingerprint(images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> str:
-    """sha256 over shape, pixels, labels and class names, hexadecimal; the same on every machine."""
+def fingerprint(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    classes: tuple[str, ...],
+    captions: Sequence[Sequence[str]] = (),
+) -> str:
+    """sha256 over shape, pixels, labels, class names and captions, hexadecimal; the same on every machine."""
     digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
     flat = images.reshape(-1)
     for start in range(0, len(flat), HASH_CHUNK):
         digest.update(flat[start : start + HASH_CHUNK].tobytes())
     if labels is not None:
         digest.update(labels.astype("<i8").tobytes())
+    if captions:
+        digest.update(json.dumps(captions, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
