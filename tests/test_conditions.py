@@ -93,42 +93,42 @@ class VectorEncoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Several:
+class Pair:
     """Labels and vectors of the same samples."""
 
     labels: Labels
     vectors: Vectors
-    kind: ClassVar[str] = "several"
+    kind: ClassVar[str] = "pair"
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Rows) -> "Several":
-        return Several(self.labels[rows], self.vectors[rows])
+    def __getitem__(self, rows: Rows) -> "Pair":
+        return Pair(self.labels[rows], self.vectors[rows])
 
-    def joined(self, *others: "Several") -> "Several":
+    def joined(self, *others: "Pair") -> "Pair":
         labels, vectors = [one.labels for one in others], [one.vectors for one in others]
-        return Several(self.labels.joined(*labels), self.vectors.joined(*vectors))
+        return Pair(self.labels.joined(*labels), self.vectors.joined(*vectors))
 
-    def to(self, device: torch.device | str) -> "Several":
-        return Several(self.labels.to(device), self.vectors.to(device))
+    def to(self, device: torch.device | str) -> "Pair":
+        return Pair(self.labels.to(device), self.vectors.to(device))
 
-    def dropped(self, where: Tensor | None = None) -> "Several":
-        return Several(self.labels.dropped(where), self.vectors.dropped(where))
+    def dropped(self, where: Tensor | None = None) -> "Pair":
+        return Pair(self.labels.dropped(where), self.vectors.dropped(where))
 
     def facts(self) -> dict[str, Any]:
         return {"labels": self.labels.facts(), "vectors": self.vectors.facts()}
 
     @classmethod
     def encoders(cls, facts: dict[str, Any]) -> Encoders:
-        return {"both": partial(SeveralEncoder, facts)}
+        return {"both": partial(PairEncoder, facts)}
 
     @classmethod
-    def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Several":
+    def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Pair":
         return cls(Labels.for_samples(facts["labels"], numbers), Vectors.for_samples(facts["vectors"], numbers))
 
 
-class SeveralEncoder(nn.Module):
+class PairEncoder(nn.Module):
     """The sum of what the parts' encoders say."""
 
     def __init__(self, facts: dict[str, Any], width: int):
@@ -136,7 +136,7 @@ class SeveralEncoder(nn.Module):
         self.label = Labels.encoders(facts["labels"])["label"](width)
         self.vector = Vectors.encoders(facts["vectors"])["vector"](width)
 
-    def forward(self, condition: Several) -> Tensor:
+    def forward(self, condition: Pair) -> Tensor:
         return self.label(condition.labels) + self.vector(condition.vectors)
 
 
@@ -151,7 +151,7 @@ class Measured(ImageSet):
         return self.known
 
 
-KINDS = {"vectors": Vectors, "several": Several}
+KINDS = {"vectors": Vectors, "pair": Pair}
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +167,8 @@ def data_of(kind: str, count: int = 24) -> Measured:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
     vectors = Vectors(torch.from_numpy(rng.normal(2, 3, (count, 5))).float(), torch.ones(count, dtype=torch.bool))
-    known = {"vectors": vectors, "several": Several(Labels(torch.arange(count) % 3, 3), vectors)}[kind]
-    return Measured("made", "train", images, None, (), (), "", "", 0, "pictures", known)
+    known = {"vectors": vectors, "pair": Pair(Labels(torch.arange(count) % 3, 3), vectors)}[kind]
+    return Measured("made", "train", images, None, (), (), "", "", 0, known=known)
 
 
 def config_of(**settings: Any) -> Config:
@@ -252,10 +252,10 @@ def test_batches_drop_the_rows_that_labels_drop(kind: str) -> None:
         assert isinstance(labels, Labels) and condition is not None
         expected = stream(config.training.seed, Purpose.CONDITION, step).random(64)[8:40] < 0.4
         assert ((labels.index == 3).numpy() == expected).all()
-        vectors = condition.vectors if isinstance(condition, Several) else condition
+        vectors = condition.vectors if isinstance(condition, Pair) else condition
         assert isinstance(vectors, Vectors)
         assert (vectors.known.numpy() != expected).all() and 0 < expected.sum() < 32
-        if isinstance(condition, Several):
+        if isinstance(condition, Pair):
             assert torch.equal(condition.labels.index, labels.index)
     unconditional = config_of(training__conditional=False)
     assert make_batch(unconditional, data, 0, slice(None)).condition is None
@@ -267,7 +267,7 @@ def test_a_condition_from_outside_goes_all_the_way(kind: str, tmp_path: Path) ->
     config, data = config_of(), data_of(kind)
     facts = facts_of(data)
     learner, accelerator = learner_of(config, facts), Accelerator(cpu=True)
-    name = {"vectors": "conditioning.vector.layer.weight", "several": "conditioning.both.vector.layer.weight"}[kind]
+    name = {"vectors": "conditioning.vector.layer.weight", "pair": "conditioning.both.vector.layer.weight"}[kind]
     start = dict(learner.network.named_parameters())[name].detach().clone()
     for _ in itertools.islice(training_steps(config, data, learner, accelerator), 6):
         pass

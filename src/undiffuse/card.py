@@ -21,6 +21,7 @@ from undiffuse.names import cut, did_you_mean, fault, listed, shown
 from undiffuse.registry import BUILT_IN, built_in
 
 FORMAT = 1
+SENTENCES = "sentences"
 LARGEST_SIDE = 16_384  # pixels
 MOST_NUMBERS = 2**28  # in one image: a gigabyte of float32
 
@@ -53,7 +54,8 @@ class DataFacts:
     """The facts about the training data that a model needs: `domain` is its kind (undiffuse.domains.DOMAINS; older
     folders lack it), `shape` that of a stored row, (H, W, C) for pictures, `class_share` the class frequencies.
 
-    `condition` is for a model whose condition is of another kind than labels; `classes` are the labels.
+    `condition` is for a model whose condition is of another kind than labels; `classes` are the labels. With both, the
+    condition is sentences.
 
     A class of share 0 had no training data; it is kept so that labels mean the same as in the data.
     Raises ValueError for facts that contradict each other.
@@ -82,13 +84,18 @@ class DataFacts:
             raise ValueError(f"there are {len(self.classes)} classes and {len(self.class_share)} shares of classes")
         if self.classes and abs(sum(self.class_share) - 1) > 1e-6:
             raise ValueError(f"class_share sums to {sum(self.class_share):g}, not 1")
-        if self.classes and self.condition:
+        if self.classes and self.condition and self.condition.kind != SENTENCES:
             raise ValueError(f"there are both classes and a condition, {shown(self.condition.kind)}")
 
     @property
     def takes(self) -> ConditionFacts | None:
-        """The condition that a model of this data takes, or None."""
-        return label_facts(self.class_share) if self.classes else self.condition
+        """The condition that a model of this data takes, or None; with classes and sentences, both."""
+        if not self.classes:
+            return self.condition
+        labels = label_facts(self.class_share)
+        if self.condition is None:
+            return labels
+        return ConditionFacts("several", {"label": asdict(labels), "sentence": asdict(self.condition)})
 
     def to_json(self) -> dict[str, Any]:
         """The facts as in model.json: without `condition` if it is None."""

@@ -34,6 +34,7 @@ from undiffuse.registry import (
     PRESETS,
     SCHEDULES,
     TARGETS,
+    TEXTS,
     TIME_SAMPLERS,
     WEIGHTINGS,
     Registry,
@@ -85,10 +86,11 @@ if TYPE_CHECKING:
     TimesName = str
     DrawName = str
     NetworkName = str
+    TextName = str
 else:
     ScheduleName, TargetName, LossName = _choice(SCHEDULES), _choice(TARGETS, CATEGORICAL), _choice(LOSSES)
     WeightingName, TimesName, DrawName = _choice(WEIGHTINGS), _choice(TIME_SAMPLERS), _choice(DRAWS)
-    NetworkName = _choice(NETWORKS)
+    NetworkName, TextName = _choice(NETWORKS), _choice(TEXTS)
 
 
 class _Section(BaseModel):
@@ -214,11 +216,13 @@ class NetworkConfig(_Section):
         False, description="input what is known of a picture, with its mask; trained with random masks"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
+    text: TextName = Field("words", description="captions as words learnt with the network, or by a frozen encoder")
+    tokens: int = Field(16, ge=1, le=256, description="most words, or word pieces, of a caption")
     options: dict[OptionName, Option] = Field(
         {}, max_length=64, description="for kind=unet2d, by diffusers' names, such as norm_num_groups"
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("inpaint",)
+    _added: ClassVar[tuple[str, ...]] = ("inpaint", "text", "tokens")
 
 
 class TrainingConfig(_Section):
@@ -238,8 +242,13 @@ class TrainingConfig(_Section):
     clip: float = Field(1.0, gt=0, le=1e20, description="largest norm of the gradient")
     accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     ema: float = Field(0.05, gt=0, lt=0.28, description="width of the weight average, relative to the run's length")
-    conditional: bool = Field(True, description="condition on classes if the data has them")
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped, for unconditional use")
+    conditional: bool = Field(True, description="condition on classes and captions if the data has them")
+    condition: Literal["all", "labels", "sentences"] = Field(
+        "all", description="what of the data to condition on: classes, captions or both"
+    )
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of labels and captions dropped, for unconditional use"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32"
     )
@@ -255,7 +264,7 @@ class TrainingConfig(_Section):
     keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
     preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
 
-    _added: ClassVar[tuple[str, ...]] = ("base", "lora", "lora_alpha")
+    _added: ClassVar[tuple[str, ...]] = ("condition", "base", "lora", "lora_alpha")
 
     @property
     def lora_scale(self) -> float:

@@ -1,6 +1,7 @@
 """Guided models: from a model, a condition and the settings of guidance to the denoiser that sampling follows."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import cast
@@ -119,15 +120,15 @@ def _free(model: Model, condition: Request | None, guidance: Guidance) -> tuple[
             "name a --guide, or leave --guidance out"
         )
     denoiser, process = model.denoiser, model.denoiser.process
-    parts = condition.parts if isinstance(condition, Composition) else (condition,)
-    away = condition.away if isinstance(condition, Composition) else condition.dropped()
+    asked = condition if isinstance(condition, Composition) else Composition((condition,))
+    parts, away = asked.parts, asked.away
     if len(parts) == 1:
         if guidance.scale == 0:
             return denoiser.bind(away), denoiser.bind(parts[0])
         pair = with_and_without(denoiser, parts[0], away)
         return guided(pair, process, guidance.rule), denoiser.bind(parts[0])
-    scaled = composed(denoiser, process, parts, away, [guidance.scale] * len(parts))
-    return scaled, composed(denoiser, process, parts, away, [1.0] * len(parts))
+    scaled, plain = (composed(denoiser, process, parts, away, asked.scales(w)) for w in (guidance.scale, 1.0))
+    return scaled, plain
 
 
 def request(
@@ -136,15 +137,51 @@ def request(
     default: Condition | None,
     classes: Sequence[str | int] = (),
     negative: str | int | None = None,
+    prompts: Sequence[str] = (),
 ) -> Request | None:
-    """What `count` samples are asked to be: of all of `classes` (where there are none, `default`), unlike `negative`.
+    """What `count` samples are asked to be: of all of `classes`, or as all of `prompts` say (where there are neither,
+    `default`), unlike `negative`, a class or a prompt.
 
-    Raises UsageError for a class that the model lacks.
+    A prompt may end in its weight among several, as in "red hair:1.5". One class goes with all prompts. Raises
+    UsageError for a class that the model lacks, and for prompts as `Model.of_prompt`.
     """
-    namer = model.guide if isinstance(model.guide, Classifier) and not model.data.classes else model
-    parts: list[Condition | None] = [namer.of_class(name, count) for name in classes]
+    away = None if negative is None else _to_avoid(model, negative, count)
+    parts: list[Condition | None]
+    weights: list[float] = []
+    if prompts:
+        if len(classes) > 1:
+            raise UsageError("prompts go with one --class: leave the others out, or write them in the prompts")
+        sentences, weights = zip(*map(weighted, prompts), strict=True)  # type: ignore[assignment]
+        if len(prompts) == 1 and weights != (1.0,):
+            raise UsageError("the weight of a prompt is relative to others: for one prompt use --guidance")
+        parts = [model.of_prompt(sentence, count, *classes) for sentence in sentences]
+    else:
+        namer = model.guide if isinstance(model.guide, Classifier) and not model.data.classes else model
+        parts = [namer.of_class(name, count) for name in classes]
     parts = parts or [default]
-    away = None if negative is None else model.of_class(negative, count)
     if len(parts) == 1 and away is None:
         return parts[0]
-    return Composition(tuple(part for part in parts if part is not None), away)
+    return Composition(tuple(part for part in parts if part is not None), away, tuple(weights))
+
+
+def weighted(prompt: str) -> tuple[str, float]:
+    """ "red hair:1.5" -> ("red hair", 1.5); without a number at its end, weight 1."""
+    sentence, colon, number = prompt.rpartition(":")
+    try:
+        weight = float(number)
+    except ValueError:
+        return prompt, 1.0
+    if not colon or not math.isfinite(weight):
+        return prompt, 1.0
+    return sentence, weight
+
+
+def _to_avoid(model: Model, negative: str | int, count: int) -> Condition:
+    if not model.data.classes:
+        return model.of_prompt(str(negative), count)
+    try:
+        return model.of_class(negative, count)
+    except UsageError:
+        if model.data.condition is None:
+            raise
+        return model.of_prompt(str(negative), count)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,14 +35,15 @@ from undiffuse.card import (
     recorded_source,
 )
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Condition, Known, Labels, Request
+from undiffuse.conditions import Condition, Known, Labels, Request, Sentences, Several
+from undiffuse.conditions.sentences import text_of
 from undiffuse.config import Config, DataConfig, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.domains import Domain, domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
-from undiffuse.names import choose, cut, listed
+from undiffuse.names import choose, cut, listed, shown
 from undiffuse.registry import CATEGORICAL, CONDITIONS, FIRST_CATEGORICAL
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.weights import read_weights, sha256_of_weights
@@ -170,10 +172,41 @@ class Model:
         condition = self.condition(range(count))
         return None if condition is None else condition.dropped()
 
-    def of_class(self, name: str | int, count: int) -> Labels:
+    def of_class(self, name: str | int, count: int) -> Condition:
         """The condition of `count` samples of the class `name`. Raises UsageError as `label` does."""
         label = self.label(name)
-        return Labels(torch.full((count,), label, device=self.device), len(self.data.classes))
+        return self._asked("label", Labels(torch.full((count,), label, device=self.device), len(self.data.classes)))
+
+    def of_prompt(self, prompt: str, count: int, class_name: str | int | None = None) -> Condition:
+        """The condition of `count` samples that a sentence describes, of a class if one is given.
+
+        Warns of words that the model has not learnt. Raises UsageError if it has learnt none of them, if there are too
+        many, and for a model without captions.
+        """
+        takes = self.data.takes
+        facts = {} if takes is None else takes.facts.get("sentence", {}).get("facts") or takes.facts
+        if "text" not in facts:
+            raise UsageError(f"the model {self.name} was trained without captions, so it takes no prompt")
+        text = text_of(facts)
+        size, unknown = text.size(prompt), text.unknown(prompt)
+        if size > text.length:
+            raise UsageError(f"the prompt has {size} words, and {self.name} reads {text.length}: shorten it")
+        if len(unknown) == size:
+            raise UsageError(f"the model {self.name} has learnt no word of the prompt {shown(prompt)}")
+        if unknown:
+            warnings.warn(f"the model {self.name} has never learnt: {listed(unknown)}", stacklevel=2)
+        found = self._asked("sentence", Sentences.of([prompt] * count, text).to(self.device))
+        if class_name is not None:
+            of_class = self.of_class(class_name, count)
+            if not isinstance(found, Several) or not isinstance(of_class, Several):
+                raise UsageError(f"the model {self.name} takes either a prompt or a class")
+            found = Several({**found.parts, "label": of_class.parts["label"]})
+        return found
+
+    def _asked(self, name: str, part: Condition) -> Condition:
+        """`part` as the model's condition: with its other parts unconditional, if it takes several."""
+        whole = self.unconditional(len(part))
+        return Several({**whole.parts, name: part}) if isinstance(whole, Several) else part
 
     def taken(self, condition: Request | None, count: int) -> Request | None:
         """`condition`, checked to be for `count` samples, on the model's device.

@@ -272,8 +272,19 @@ DOMAINS: Registry[Any] = Registry(
     {"pictures": "undiffuse.domains.pictures:Pictures", "points": "undiffuse.domains.points:Points"},
 )
 """Kinds of data (`undiffuse.domains.Domain`)."""
-CONDITIONS: Registry[Any] = Registry("condition", {"labels": "undiffuse.conditions.labels:Labels"})
+CONDITIONS: Registry[Any] = Registry(
+    "condition",
+    {
+        "labels": "undiffuse.conditions.labels:Labels",
+        "sentences": "undiffuse.conditions.sentences:Sentences",
+        "several": "undiffuse.conditions.several:Several",
+    },
+)
 """Kinds of condition (`undiffuse.conditions.Condition`)."""
+TEXTS: Registry[Any] = Registry(
+    "text", {"words": "undiffuse.text.words:Words", "minilm": "undiffuse.text.minilm:MiniLM"}
+)
+"""What turns captions into tokens (`undiffuse.text.text.Text`)."""
 BUILT_IN = Path(__file__).parent / "models"
 PRESETS: Registry[Path] = Registry(
     "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}

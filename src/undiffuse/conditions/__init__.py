@@ -8,9 +8,12 @@ from undiffuse.conditions.composition import Composition, Request, parts_of
 from undiffuse.conditions.condition import Condition, Encoders, check_given
 from undiffuse.conditions.known import Known, known_of_each, known_pixels, without_known
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
+from undiffuse.conditions.sentences import Captions, Sentences, drawn
+from undiffuse.conditions.several import Several, part_for
 
 __all__ = [
     "Augmented",
+    "Captions",
     "Composition",
     "Condition",
     "Encoders",
@@ -18,11 +21,15 @@ __all__ = [
     "LabelEncoder",
     "Labels",
     "Request",
+    "Sentences",
+    "Several",
     "augmented",
     "check_given",
+    "drawn",
     "known_of_each",
     "known_pixels",
     "label_encoder",
+    "part_for",
     "parts_of",
     "separated",
     "without_known",

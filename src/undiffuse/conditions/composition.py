@@ -16,14 +16,18 @@ class Composition:
     Attributes:
         parts: one or more, of the same samples.
         negative: the condition to move away from, instead of the unconditional one.
+        weights: of the parts, relative to the scale of guidance; () for 1 each.
     """
 
     parts: tuple[Condition, ...]
     negative: Condition | None = None
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts or len({len(part) for part in (*self.parts, self.away)}) != 1:
             raise ValueError("a composition needs one condition or more, all of the same number of samples")
+        if len(self.weights) not in (0, len(self.parts)):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.parts)} conditions")
 
     def __len__(self) -> int:
         """B."""
@@ -32,16 +36,20 @@ class Composition:
     def __getitem__(self, rows: Rows) -> "Composition":
         """The composition for these rows."""
         negative = None if self.negative is None else self.negative[rows]
-        return Composition(tuple(part[rows] for part in self.parts), negative)
+        return Composition(tuple(part[rows] for part in self.parts), negative, self.weights)
 
     def to(self, device: torch.device) -> "Composition":
         """The same on `device`."""
         negative = None if self.negative is None else self.negative.to(device)
-        return Composition(tuple(part.to(device) for part in self.parts), negative)
+        return Composition(tuple(part.to(device) for part in self.parts), negative, self.weights)
 
     def dropped(self) -> Condition:
         """The unconditional condition of the same samples."""
         return self.parts[0].dropped()
+
+    def scales(self, scale: float) -> list[float]:
+        """The scale of each part."""
+        return [scale * weight for weight in self.weights or [1.0] * len(self.parts)]
 
     @property
     def away(self) -> Condition:

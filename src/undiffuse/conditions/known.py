@@ -66,7 +66,7 @@ def known_of_each(request: Request | None, x0: Tensor, repaint: Tensor) -> Reque
     """`known_pixels` of a condition, or of each in a composition."""
     if isinstance(request, Composition):
         negative = None if request.negative is None else known_pixels(request.negative, x0, repaint)
-        return Composition(tuple(known_pixels(part, x0, repaint) for part in request.parts), negative)
+        return Composition(tuple(known_pixels(part, x0, repaint) for part in request.parts), negative, request.weights)
     return known_pixels(request, x0, repaint)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from undiffuse.errors import UsageError
 
 if TYPE_CHECKING:
-    from undiffuse.conditions import Condition
+    from undiffuse.conditions import Captions, Condition
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class ImageSet:
     domain: str = "pictures"
     captions: tuple[tuple[str, ...], ...] = ()
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _described: "dict[tuple[str, int], Captions]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @cached_property
     def condition(self) -> "Condition | None":
-        """The condition, one row per image: its label; None without classes."""
+        """The class of each image; None without classes. A subclass may have another condition."""
         import torch  # not needed for reading data
 
         from undiffuse.conditions import Labels
@@ -55,6 +56,21 @@ class ImageSet:
         if self.labels is None or not self.classes:
             return None
         return Labels(torch.tensor(self.labels, dtype=torch.int64), len(self.classes))
+
+    def described(self, text: str, length: int) -> "Captions | None":
+        """The captions as a condition: tokens by `text`, a name in undiffuse.registry.TEXTS, at most `length` each.
+
+        Made once. None without captions.
+        """
+        from undiffuse.conditions import Captions
+        from undiffuse.registry import TEXTS
+
+        if not any(self.captions):
+            return None
+        if (text, length) not in self._described:
+            made = TEXTS.find(text).learnt([one for captions in self.captions for one in captions], length)
+            self._described[text, length] = Captions.of(self.captions, made)
+        return self._described[text, length]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -45,7 +45,8 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
 
 def onnx_takes(model: Model) -> bool:
     """Whether the model's condition can be an input of the file: it must be labels or nothing."""
-    return (bool(model.data.classes) or model.data.takes is None) and not model.config.network.inpaint
+    takes = model.data.takes
+    return (takes is None or takes.kind == Labels.kind) and not model.config.network.inpaint
 
 
 class Plain(nn.Module):

@@ -70,7 +70,7 @@ class PixelUNet(UNet):
             self.head = nn.Sequential(norm(head), nn.SiLU(), zero_(nn.Conv2d(head, made, 1)))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
-        conditioning = self.conditioning(log_snr, condition)
+        conditioning, context = self.conditioning.attended(log_snr, condition)
         seen = [x, *(wave(frequency * x) for frequency in self.fourier for wave in (torch.sin, torch.cos))]
         if self.values:
             with torch.autocast(x.device.type, enabled=False):
@@ -78,7 +78,7 @@ class PixelUNet(UNet):
                 seen.append(self.values.embedded(p))
                 histogram = self.values.histogram(p)
             conditioning = conditioning + self.values.to_conditioning(histogram)
-        h = self._at_full_resolution(self.body(torch.cat(seen, 1), conditioning))
+        h = self._at_full_resolution(self.body(torch.cat(seen, 1), conditioning, context))
         logits = self.inputs * self.values.count if self.values else 0
         first, rest, last, filters = h.split(
             [self.inputs, self.outputs - self.inputs - logits, logits, h.shape[1] - self.outputs], 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.conditions import Condition, Encoders
-from undiffuse.networks.embedding import Conditioning, zero_
+from undiffuse.networks.embedding import Conditioning, Context, zero_
 
 Resample = Literal["down", "up"] | None
 FEW_TOKENS = 256
@@ -112,16 +112,35 @@ class Attention(nn.Module):
         return x + self.out(h.reshape(x.shape))
 
 
-class Stage(nn.Module):
-    """A residual block, optionally followed by attention."""
+class CrossAttention(nn.Module):
+    """Multi-head attention of the positions of (B, C, ...) to the tokens of a `Context`, with a residual."""
 
-    def __init__(self, block: ResidualBlock, attention: Attention | None):
+    def __init__(self, channels: int, context: int, head_width: int = 64, dims: int = 2):
         super().__init__()
-        self.block, self.attention = block, attention
+        self.heads, conv = parts(channels, head_width), CONVOLUTION[dims]
+        self.norm, self.q = norm(channels), conv(channels, channels, 1)
+        self.kv = nn.Linear(context, 2 * channels)
+        self.out = zero_(conv(channels, channels, 1))
 
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1))
+        k, v = self.kv(context.tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (k * q.shape[2] ** -0.5) @ q  # (B, heads, T, positions)
+        weights = scores.masked_fill(~context.present[:, None, :, None], -torch.inf).softmax(2)
+        return x + self.out((v.mT @ weights).reshape(x.shape))
+
+
+class Stage(nn.Module):
+    """A residual block, optionally followed by attention, and by attention to a context."""
+
+    def __init__(self, block: ResidualBlock, attention: Attention | None, cross: CrossAttention | None = None):
+        super().__init__()
+        self.block, self.attention, self.cross = block, attention, cross
+
+    def forward(self, x: Tensor, conditioning: Tensor, context: Context | None = None) -> Tensor:
         x = self.block(x, conditioning)
-        return x if self.attention is None else self.attention(x)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.cross is None or context is None else self.cross(x, context)
 
 
 class UNet(nn.Module):
@@ -133,7 +152,8 @@ class UNet(nn.Module):
         patch: side of the patches that the stem folds into channels; every side must be a multiple of it.
         channels: the width at each resolution, which halves from one to the next.
         blocks: residual blocks per resolution, on the way down and on the way up.
-        attention: the resolutions with attention after each block (0 is the first).
+        attention: the resolutions with attention after each block (0 is the first), to the tokens of the condition,
+            if it has any, as well.
         encoders: for its condition; None: it takes none.
         augmentation: how many augmentation labels a training picture has; 0 for none.
     """
@@ -161,7 +181,11 @@ class UNet(nn.Module):
         def stage(index: int, before: int, resample: Resample = None) -> Stage:
             here = channels[index]
             block = ResidualBlock(before, here, width, dropout, resample, dims)
-            return Stage(block, Attention(here, dims=dims) if index in attention else None)
+            if index not in attention:
+                return Stage(block, None)
+            context = self.conditioning.context
+            cross = CrossAttention(here, context, dims=dims) if context else None
+            return Stage(block, Attention(here, dims=dims), cross)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         now, last = channels[0], len(channels) - 1
@@ -179,21 +203,21 @@ class UNet(nn.Module):
         self.out = zero_(conv(now, outputs * patch**dims, 3, padding=1))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
-        return self.body(x, self.conditioning(log_snr, condition))
+        return self.body(x, *self.conditioning.attended(log_snr, condition))
 
-    def body(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """The U itself, for a conditioning vector (B, width)."""
+    def body(self, x: Tensor, conditioning: Tensor, context: Context | None = None) -> Tensor:
+        """The U itself, for a conditioning vector (B, width) and tokens to attend to."""
         h = self.stem(fold(x, self.patch))
         skips = []
         for down in self.down:
-            h = down(h, conditioning)
+            h = down(h, conditioning, context)
             skips.append(h)
-        h = self.middle(h, conditioning)
+        h = self.middle(h, conditioning, context)
         for up in self.up:
             if isinstance(up, ResidualBlock):
                 h = up(h, conditioning, skips[-1].shape[2:])
             else:
-                h = up(torch.cat([h, skips.pop()], 1), conditioning)
+                h = up(torch.cat([h, skips.pop()], 1), conditioning, context)
         return unfold(self.out(functional.silu(self.norm(h))), self.patch)
 
     def matrices(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Condition, augmented, known_pixels
+from undiffuse.conditions import Captions, Condition, Labels, Several, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import sent
@@ -79,6 +79,36 @@ def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     return items
 
 
+def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Captions]":
+    """What of the data a run conditions on, by the name of its encoder."""
+    training, network = config.training, config.network
+    found: dict[str, Condition | Captions] = {}
+    if not training.conditional:
+        return found
+    if training.condition != "sentences" and data.condition is not None:
+        found["label" if isinstance(data.condition, Labels) else data.condition.kind] = data.condition
+    if training.condition != "labels" and (captions := data.described(network.text, network.tokens)) is not None:
+        found["sentence"] = captions
+    return found
+
+
+def _condition(
+    config: Config, data: ImageSet, items: np.ndarray, draw: np.random.Generator, positions: slice
+) -> Condition | None:
+    """The condition of `items`, dropped at random: all of it, and of several parts also each alone."""
+    parts, (size, share) = conditions_of(config, data), (config.training.batch_size, config.training.label_dropout)
+    if not parts:
+        return None
+    dropped = torch.from_numpy(draw.random(size)[positions] < share)
+    found = {name: drawn(part, items, draw.random(size)[positions]) for name, part in parts.items()}
+    if len(found) == 1:
+        return next(iter(found.values())).dropped(dropped)
+    for name, part in found.items():
+        alone = torch.from_numpy(draw.random(size)[positions] < share)
+        found[name] = part.dropped(dropped | alone)
+    return Several(found)
+
+
 def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> Batch:
     """The items at `positions` of the global batch of `step`."""
     training = config.training
@@ -87,10 +117,7 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     domain = domain_of(data)
     draw = BatchDraw(stream(seed, Purpose.AUGMENT, step), size, positions)
     rows = domain.augment(np.asarray(data.images[items]), config.data, draw)
-    condition = data.condition if training.conditional else None
-    if condition is not None:
-        dropped = stream(seed, Purpose.CONDITION, step).random(size)[positions] < training.label_dropout
-        condition = condition[items].dropped(torch.from_numpy(dropped))
+    condition = _condition(config, data, items, stream(seed, Purpose.CONDITION, step), positions)
     if config.data.augment:
         moves = draw_moves(config.data.augment, draw)
         rows, condition = moved(rows, moves), augmented(condition, torch.from_numpy(moves.labels))

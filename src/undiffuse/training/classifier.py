@@ -43,7 +43,13 @@ from undiffuse.training.muon import make_optimizer
 from undiffuse.training.settings import decided
 from undiffuse.training.statistics import data_facts
 
-USUAL = {"training.label_dropout": 0.0, "training.precision": "fp32", "network.blocks": 2, "network.attention": ()}
+USUAL = {
+    "training.condition": "labels",
+    "training.label_dropout": 0.0,
+    "training.precision": "fp32",
+    "network.blocks": 2,
+    "network.attention": (),
+}
 MINUTES = 3.0
 KEYS = {
     "data": "source size channels flip shift skip_corrupt",

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from undiffuse.card import ConditionFacts, DataFacts
-from undiffuse.conditions import Labels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.discretised import VALUES
 from undiffuse.domains import domain_of
+from undiffuse.training.batches import conditions_of
 
 
 def root_mean_square(images: ImageSet) -> float:
@@ -25,11 +25,11 @@ def log_value_prior(images: ImageSet) -> torch.Tensor:
 
 def data_facts(config: Config, data: ImageSet) -> DataFacts:
     """What a model folder says about the data, and about the condition."""
-    condition = data.condition if config.training.conditional else None
-    takes = None if condition is None else ConditionFacts(condition.kind, condition.facts())
+    parts = conditions_of(config, data)
     share: tuple[float, ...] = ()
-    if takes is not None and takes.kind == Labels.kind:  # format 1 has fields of its own for labels
-        share, takes = tuple(takes.facts["share"]), None
+    if (labels := parts.pop("label", None)) is not None:  # format 1 has fields of its own for labels
+        share = tuple(labels.facts()["share"])
+    takes = next((ConditionFacts(part.kind, part.facts()) for part in parts.values()), None)
     return DataFacts(
         config.data.source,
         data.shape,

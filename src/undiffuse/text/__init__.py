@@ -1,0 +1,1 @@
+"""Sentences as numbers: the words a data set knows, and a frozen sentence encoder."""
