@@ -32,10 +32,17 @@ GRID: str = typer.Option(
 THRESHOLD: str = typer.Option(
     "clip", help=f"For predicted images: {', '.join(THRESHOLDS)}.", autocompletion=complete.thresholds
 )
-NEGATIVE: str = typer.Option(None, "--not", help="The class to move away from, with --guidance above 1.")
+PROMPT: list[str] = typer.Option(
+    [],
+    "--prompt",
+    "-p",
+    help='What to draw, in words; several are composed, each with a weight if it ends in ":WEIGHT".',
+)
+NEGATIVE: str = typer.Option(None, "--not", help="The class, or the words, to move away from.")
 GUIDANCE: float = typer.Option(
-    1.0,
-    help="Guidance by the class (or --guide): 0 ignores it, 1 is none, 2 to 4 gives clearer, less varied samples.",
+    None,
+    help="Guidance by the class, the prompt or --guide: 0 ignores it, 1 is none, 2 to 4 gives clearer, less varied "
+    "samples [2 with a prompt, else 1].",
 )
 INTERVAL: str = typer.Option(
     None, "--guidance-interval", help="Guide only at noise levels sigma/alpha from LOW,HIGH, such as .19,1.61."
@@ -49,6 +56,8 @@ RESCALE: float = typer.Option(
 APG: str = typer.Option(
     None, help="Adaptive projected guidance: ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5 [plain guidance]."
 )
+PROMPTED = 2.0
+"""The scale of guidance with a prompt, unless one is given."""
 FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
 
 
@@ -87,12 +96,15 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def guidance_of(scale: float, interval: str | None, rescale: float = 0.0, apg: str | None = None) -> "Guidance":
+def guidance_of(
+    scale: float | None, interval: str | None, rescale: float = 0.0, apg: str | None = None, prompted: bool = False
+) -> "Guidance":
     """The settings of guidance, from options as typed. Raises UsageError for invalid ones."""
     from undiffuse.guidance import Guidance
 
     levels = _floats("--guidance-interval", interval, (2, 2), "two noise levels, such as .19,1.61")
     projection = _floats("--apg", apg, (1, 3), "ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5")
+    scale = (PROMPTED if prompted else 1.0) if scale is None else scale
     return Guidance(scale, (levels[0], levels[1]) if levels else None, rescale, *projection)
 
 

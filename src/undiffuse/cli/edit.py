@@ -18,6 +18,7 @@ from undiffuse.cli.console import (
     GUIDE,
     INTERVAL,
     NEGATIVE,
+    PROMPT,
     RESCALE,
     SAMPLER,
     THRESHOLD,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from undiffuse.provenance import Provenance
 
 ALWAYS = ("model", "images", "n", "steps", "seed", "out", "device", "engine", "force")
-GUIDED = ("class_name", "negative", "guidance", "guidance_interval", "guide", "rescale", "apg")
+GUIDED = ("class_name", "prompt", "negative", "guidance", "guidance_interval", "guide", "rescale", "apg")
 SAMPLED = ("sampler", "eta", "grid", "threshold")
 SDEDIT = (
     *("strength", "mask", "mask_threshold", "strokes", "outpaint", "resampling", "passes", "batch_size"),
@@ -48,10 +49,10 @@ SDEDIT = (
     *SAMPLED,
 )
 TECHNIQUES: dict[str, tuple[str, ...]] = {
-    "invert": ("source_class", "strength", "grid", *GUIDED),
-    "to": ("frames", "path", "strength", "source_class", "grid"),
-    "style": ("switch", "source_class", "grid"),
-    "restoration": ("noise", "method", "mask", "mask_threshold", "class_name", *SAMPLED),
+    "invert": ("source_class", "source_prompt", "strength", "grid", *GUIDED),
+    "to": ("frames", "path", "strength", "source_class", "source_prompt", "grid"),
+    "style": ("switch", "source_class", "source_prompt", "grid"),
+    "restoration": ("noise", "method", "mask", "mask_threshold", "class_name", "prompt", *SAMPLED),
 }
 """The options of the edits that are not SDEdit; those of SDEdit stand above."""
 
@@ -78,6 +79,9 @@ def edit(
     source_class: str = typer.Option(
         None, "--from-class", help="The class that the images are of [any], for --invert, --to and --style."
     ),
+    source_prompt: str = typer.Option(
+        None, "--from-prompt", help="What the images show, in words, for --invert, --to and --style."
+    ),
     to: Path = typer.Option(None, help="Interpolate from the image to this one."),
     frames: int = typer.Option(9, min=2, help="Number of pictures of an interpolation, including its ends."),
     path: str = typer.Option("slerp", help="For an interpolation: slerp (of the noise) or mean (of the pictures)."),
@@ -94,6 +98,7 @@ def edit(
     ),
     method: str = typer.Option("gaussian", help=f"For --restore: {', '.join(RESTORERS)}."),
     class_name: list[str] = typer.Option([], "--class", help="The class to edit towards [any]."),
+    prompt: list[str] = PROMPT,
     negative: str = NEGATIVE,
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
@@ -125,6 +130,7 @@ def edit(
       undiffuse edit fashion-mnist scribble.png --class Sneaker --strength .7
       undiffuse edit fashion-mnist shirt.png --mask sleeve.png --class Pullover --resampling 5
       undiffuse edit fashion-mnist coat.png --invert exact --from-class Coat --class Dress
+      undiffuse edit avatars face.png --prompt "a man with red hair" --strength .6
       undiffuse edit fashion-mnist a.png --to b.png --frames 9
       undiffuse edit fashion-mnist tiny.png --restore superres:4 -n 8
     """
@@ -133,7 +139,7 @@ def edit(
 
     alone("edit")
     _check_options(context)
-    settings = guidance_of(guidance, guidance_interval, rescale, apg)
+    settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
     out = out or output.fresh(Path(f"{Path(output.name_of(images[0])).stem}-edited.png"))
@@ -167,6 +173,7 @@ def edit(
             recipe,
             n,
             class_name,
+            prompt,
             out,
             force,
             repaint=repaint,
@@ -184,7 +191,9 @@ def edit(
         strength = 1.0 if repaint is not None or invert is not None else 0.6
     any_class = loaded.unconditional(len(pictures))
     source = any_class if source_class is None else loaded.of_class(source_class, len(pictures))
-    target = request(loaded, len(pictures), any_class, class_name, negative)
+    if source_prompt is not None:
+        source = loaded.of_prompt(source_prompt, len(pictures))
+    target = request(loaded, len(pictures), any_class, class_name, negative, prompt)
     overshoot = Overshoot()
     with bar("editing", count * steps * passes * resampling) as tick:
         if invert is not None:
@@ -214,7 +223,7 @@ def edit(
                 overshoot=overshoot,
             )
     say(output.write(out, loaded.domain, edited, None, (), force, origin))
-    if guidance != 1 and not (invert or to or style):
+    if settings.scale != 1 and not (invert or to or style):
         say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")
 
 
@@ -241,8 +250,9 @@ def _check_options(context: typer.Context) -> None:
         raise UsageError("--to leads from one image to another: name one")
     if "restoration" in edits and len(context.params["images"]) > 1:
         raise UsageError("--restore takes one image at a time")
-    if "restoration" in edits and len(context.params["class_name"]) > 1:
-        raise UsageError("--restore takes one --class at a time")
+    for name in ("class_name", "prompt"):
+        if "restoration" in edits and len(context.params[name]) > 1:
+            raise UsageError(f"--restore takes one {flags[name]} at a time")
 
 
 def _restore(
@@ -252,6 +262,7 @@ def _restore(
     recipe: "Recipe",
     n: int,
     classes: Sequence[str],
+    prompts: Sequence[str],
     out: Path,
     force: bool,
     *,
@@ -277,6 +288,8 @@ def _restore(
     else:
         raise UsageError(f"--restore {spec} observes {channels} numbers, not a picture: give them as .npy")
     condition = model.of_class(classes[0], n) if classes else None
+    if prompts:
+        condition = model.of_prompt(prompts[0], n, *classes)
     with bar("restoring", n * recipe.steps) as tick:
         restored = restore_picture(
             model,

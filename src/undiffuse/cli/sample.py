@@ -18,6 +18,7 @@ from undiffuse.cli.console import (
     GUIDE,
     INTERVAL,
     NEGATIVE,
+    PROMPT,
     RESCALE,
     SAMPLER,
     THRESHOLD,
@@ -42,6 +43,7 @@ def sample(
     class_name: list[str] = typer.Option(
         [], "--class", help="Sample one class (a name or a number); given twice, guidance composes both."
     ),
+    prompt: list[str] = PROMPT,
     negative: str = NEGATIVE,
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
@@ -68,13 +70,14 @@ def sample(
       undiffuse sample runs/emoji -n 64 --sampler ddim --steps 20 --eta 0 --seed 0 --out grid.png
       undiffuse sample fashion-mnist --class Sneaker -n 16 --out sneakers/
       undiffuse sample fashion-mnist --class Bag --guidance 2 --guidance-interval .19,1.61
+      undiffuse sample avatars --prompt "a woman with blue hair and glasses" -n 16
       undiffuse sample fashion-mnist -n 2000 --out samples.npz
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
     """
     from undiffuse import output
     from undiffuse.generate import Recipe
 
-    settings = guidance_of(guidance, guidance_interval, rescale, apg)
+    settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
     output.check(out, n, force)
@@ -91,7 +94,7 @@ def sample(
         loaded = with_guide(loaded, guide)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
-    condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative), Overshoot()
+    condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative, prompt), Overshoot()
     origin = recorded(context, loaded, seed)
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
     with bar("sampling", mine * steps) as tick:
