@@ -16,6 +16,8 @@ WIDTH, HEADS, LAYERS = 128, 4, 2
 class Layer(nn.Module):
     """A transformer layer over tokens (B, T, width), of which only those in `present`, bool (B, T), are attended to."""
 
+    attends_to_tokens = True
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads

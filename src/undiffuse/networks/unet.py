@@ -51,6 +51,12 @@ def convolution_weights(module: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in module.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d))]
 
 
+def attending_weights(module: nn.Module) -> list[Tensor]:
+    """The weights of all linear layers of `module` that belong to attention over tokens."""
+    attending = [part for part in module.modules() if getattr(part, "attends_to_tokens", False)]
+    return [layer.weight for part in attending for layer in part.modules() if isinstance(layer, nn.Linear)]
+
+
 def norm(channels: int) -> nn.GroupNorm:
     """Groups of 16 channels or somewhat more."""
     return nn.GroupNorm(parts(channels, 16), channels)
@@ -114,6 +120,8 @@ class Attention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Multi-head attention of the positions of (B, C, ...) to the tokens of a `Context`, with a residual."""
+
+    attends_to_tokens = True
 
     def __init__(self, channels: int, context: int, head_width: int = 64, dims: int = 2):
         super().__init__()
@@ -221,5 +229,5 @@ class UNet(nn.Module):
         return unfold(self.out(functional.silu(self.norm(h))), self.patch)
 
     def matrices(self) -> list[Tensor]:
-        """The weights for Muon: those of all convolutions."""
-        return convolution_weights(self)
+        """The weights for Muon: those of all convolutions, and what turns sentences into keys and values."""
+        return [*convolution_weights(self), *attending_weights(self)]
