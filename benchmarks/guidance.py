@@ -5,11 +5,12 @@
 Scale 1 is the model with its class and no guidance, 0 the model without. The samples' classes come in the data's
 proportions and are the same for every row. "recognised" is what the classifier of `undiffuse evaluate` says, which has
 never seen noise and is not the one that guides. What OUT.json holds already is not
-measured again. Prints a table in Markdown, writes OUT.json and a figure.
+measured again. Prints a table in Markdown, writes OUT.json and a figure. A machine with a GPU may draw (`--draw
+SAMPLES.npz`) what another measures (`--samples SAMPLES.npz`).
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from undiffuse.progress import bar
 
 METRICS = {"precision": "precision", "recall": "recall", "recognised": "recognised", "frechet": "Frechet distance"}
 GROUPS = ("frechet", "manifold", "classes")
-BATCH = 100
+BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,26 @@ def draw(contender: Contender, recipe: Recipe, n: int) -> np.ndarray:
     return np.concatenate(list(generate(model, recipe, range(n), model.condition(range(n)), batch_size=BATCH)))
 
 
-def measured(made: Bench, contender: Contender, recipe: Recipe, n: int) -> dict[str, Any]:
-    """The metrics of n samples, each with its interval."""
-    images, labels = draw(contender, recipe, n), contender.model.condition(range(n))
+def key(contender: Contender, seed: int) -> str:
+    """The name of samples in a file."""
+    return f"{contender.name}, {contender.scale:g}, {seed}"
+
+
+def measured(made: Bench, contender: Contender, images: np.ndarray) -> dict[str, Any]:
+    """The metrics of samples, each with its interval."""
+    labels = contender.model.condition(range(len(images)))
     assert isinstance(labels, Labels)
     found = evaluate_images(made, contender.name, images, labels.index.numpy()).values
     return {key: {"value": found[key].value, "interval": [found[key].low, found[key].high]} for key in METRICS}
 
 
 def measure_all(
-    found: dict[str, Any], asked: Sequence[Contender], recipe: Recipe, n: int, seeds: list[int]
+    found: dict[str, Any],
+    asked: Sequence[Contender],
+    recipe: Recipe,
+    n: int,
+    seeds: list[int],
+    drawn: Mapping[str, np.ndarray],
 ) -> Iterator[None]:
     """Puts what is missing into `found["rows"]`, by name, scale and seed; yields after each."""
     model = asked[0].model
@@ -89,7 +100,9 @@ def measure_all(
         of_seeds = found["rows"].setdefault(contender.name, {}).setdefault(f"{contender.scale:g}", {})
         for seed in seeds:
             if str(seed) not in of_seeds:
-                of_seeds[str(seed)] = measured(made, contender, replace(recipe, seed=seed), n)
+                images = drawn.get(key(contender, seed))
+                images = draw(contender, replace(recipe, seed=seed), n) if images is None else images[:n]
+                of_seeds[str(seed)] = measured(made, contender, images)
                 yield
 
 
@@ -139,11 +152,22 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--figure", type=Path, help="[OUT.png]")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--draw", type=Path, help="only draw the samples, into this .npz")
+    parser.add_argument("--samples", type=Path, help="measure the samples in this .npz; draw what it lacks")
     parser.add_argument("--pictures", type=Path, help="draw ten samples of each row there, too")
     options = parser.parse_args()
-    model, recipe = load(options.model, "cpu"), Recipe(steps=options.steps)
-    classifier = load_classifier(options.classifier, "cpu") if options.classifier else None
-    weaker = load(options.weaker, "cpu") if options.weaker else None
+    model, recipe = load(options.model, options.device), Recipe(steps=options.steps)
+    classifier = load_classifier(options.classifier, options.device) if options.classifier else None
+    weaker = load(options.weaker, options.device) if options.weaker else None
+    scales, seeds = [float(s) for s in options.scales.split(",")], [int(s) for s in options.seeds.split(",")]
+    intervals = [(float(low), float(high)) for low, high in (x.split("-") for x in options.intervals.split(",") if x)]
+    asked = contenders(model, classifier, weaker, scales, intervals)
+    if options.draw:
+        wanted = [(one, seed) for one in asked for seed in seeds]
+        made = {key(one, seed): draw(one, replace(recipe, seed=seed), options.n) for one, seed in wanted}
+        np.savez_compressed(options.draw, **made)  # type: ignore[arg-type]
+        return
     about = {
         "model": options.model,
         "n": options.n,
@@ -154,10 +178,8 @@ def main() -> None:
     found = read_json(options.out) if options.out.exists() else {**about, "rows": {}, "conditions": conditions()}
     if any(found[key] != value for key, value in about.items()):
         parser.error(f"{options.out} is of another model, guide, sampler or number of samples: choose another")
-    scales, seeds = [float(s) for s in options.scales.split(",")], [int(s) for s in options.seeds.split(",")]
-    intervals = [(float(low), float(high)) for low, high in (x.split("-") for x in options.intervals.split(","))]
-    asked = contenders(model, classifier, weaker, scales, intervals)
-    for _ in measure_all(found, asked, recipe, options.n, seeds):
+    drawn = dict(np.load(options.samples)) if options.samples else {}
+    for _ in measure_all(found, asked, recipe, options.n, seeds, drawn):
         write_json(options.out, found)
     print(markdown(found["rows"]))
     curves(panels(found["rows"]), options.figure or options.out.with_suffix(".png"))
