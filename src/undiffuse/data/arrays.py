@@ -1,9 +1,11 @@
 """A user's own arrays: .npz and .npy files. Nothing is unpickled, and no layout or value range is guessed."""
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.remarks import some
 from undiffuse.data.source import Content, Header, Source
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import cut, shown
 
 # Usual names of arrays, the least ambiguous first; case is ignored.
 WORDS = {
@@ -20,6 +23,8 @@ WORDS = {
     "labels": ("labels", "label", "y", "targets", "target", "class", "arr_1"),
     "classes": ("classes", "class_names", "label_names"),
     "names": ("names",),
+    "captions": ("captions", "caption", "texts", "text", "sentences", "prompts"),
+    "attributes": ("attributes",),
 }
 
 
@@ -32,7 +37,10 @@ class Meaning(NamedTuple):
 
 
 def open_arrays(path: Path) -> Source:
-    """Source over a .npy (images) or .npz file: images, and where present labels, classes and names.
+    """Source over a .npy (images) or .npz file: images, and where present labels, classes, names, captions, attributes.
+
+    Names, captions and attributes are those of all images, the training ones first. Captions are an array of strings,
+    (N,) or (N, K), or a JSON list in bytes with a sentence or a list of them for each image; attributes a JSON table.
 
     Its own splits are x_train (or x) with x_test (else x_val), and likewise for the other words for images; the split
     may come before or after the word.
@@ -66,11 +74,14 @@ def _content(path: Path) -> Content:
         named = labels.class_names(f"{path}: {given}", arrays.read(given)) if given else None
         used += [given] if given else []
         found, classes = labels.indices(f"{path}: {' and '.join(labelled)}", parts, named)
-    names = _names(path, arrays, sum(map(len, views)))
-    used += [_first(arrays.names, "names", "") or ""] if names else []
+    count = sum(map(len, views))
+    names, captions, attributes = _names(path, arrays, count), *described(path, arrays, count)
+    for sort, value in (("names", names), ("captions", captions), ("attributes", attributes)):
+        used += [_first(arrays.names, sort, "") or ""] if value else []
     if unused := [_described(arrays, name) for name in arrays.names if name not in used]:
         remarks.append(f"arrays not used: {some(unused)}")
-    return _of(views, remarks, found, classes, names)
+    whole = _of(views, remarks, found, classes, names)
+    return replace(whole, captions=captions, attributes=attributes)
 
 
 def _of(
@@ -151,6 +162,45 @@ def _names(path: Path, arrays: Archive, count: int) -> tuple[str, ...]:
             f"{path}: {len(names) if names.ndim else 1} names for {count} images (those of classes go in `classes`)"
         )
     return tuple(map(str, labels.texts(f"{path}: {name}", names) if names.dtype.kind == "S" else names))
+
+
+def described(
+    path: Path, arrays: Archive, count: int
+) -> tuple[tuple[tuple[str, ...], ...], dict[str, tuple[str, ...]]]:
+    """The captions and attributes of `count` images; () and {} where there are none."""
+    captions: list[Any] = []
+    if name := _first(arrays.names, "captions", ""):
+        found = arrays.read(name)
+        rows = _json(path, name, found) if found.dtype == np.uint8 else _texts(f"{path}: {name}", found)
+        captions = [[row] if isinstance(row, str) else row for row in rows]
+        if len(captions) != count:
+            raise UsageError(f"{path}: {len(captions):,} captions for {count:,} images")
+    attributes: dict[str, Any] = {}
+    if name := _first(arrays.names, "attributes", ""):
+        attributes = _json(path, name, arrays.read(name))
+        if not isinstance(attributes, dict) or any(len(column) != count for column in attributes.values()):
+            raise UsageError(f"{path}: {name} should hold one value per image for each attribute")
+    for row in (*captions, *attributes.values()):
+        if not isinstance(row, list) or not all(isinstance(one, str) for one in row):
+            raise UsageError(f"{path}: captions and attributes must be text, not {shown(row)}")
+    cleaned = tuple(tuple(" ".join(one.split()) for one in row if one.strip()) for row in captions)
+    return cleaned if any(cleaned) else (), {key: tuple(column) for key, column in attributes.items()}
+
+
+def _texts(where: str, found: np.ndarray) -> list[Any]:
+    """An array of strings, or of bytes in UTF-8, as lists. Raises UsageError for another kind or shape."""
+    found = labels.texts(where, found) if found.dtype.kind == "S" else found
+    if found.dtype.kind != "U" or found.ndim not in (1, 2):
+        raise UsageError(f"{where} are {found.dtype} of shape {found.shape}, expected strings, (N,) or (N, K)")
+    rows: list[Any] = found.tolist()
+    return rows
+
+
+def _json(path: Path, name: str, found: np.ndarray) -> Any:
+    try:
+        return json.loads(found.astype(np.uint8).tobytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: {name} is not JSON: {cut(str(error))}") from None
 
 
 def _described(arrays: Archive, name: str) -> str:

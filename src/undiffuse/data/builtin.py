@@ -1,19 +1,38 @@
-"""The two small data sets that need no download: emoji (inside the package) and digits (inside scikit-learn)."""
+"""The small data sets that need no download: avatars and emoji (in the package), and digits (in scikit-learn)."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from undiffuse.data import avatars
+from undiffuse.data.arrays import open_arrays
+from undiffuse.data.avatar_captions import captions_of
 from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.source import Content, Source, from_arrays
 from undiffuse.errors import UndiffuseError
 
+AVATARS = Path(__file__).parent / "assets" / "avatars.npz"
 EMOJI = Path(__file__).parent / "assets" / "emoji.npz"
 EMOJI_LICENCE = "SIL OFL 1.1 (Noto Emoji, Google)"
 DIGITS_LICENCE = "CC BY 4.0 (UCI, E. Alpaydin and C. Kaynak)"
 DIGITS_COMMAND = "pip install scikit-learn"
 DIGITS_FULL_SCALE = 16
+
+
+def open_avatars() -> Source:
+    """Source over the embedded avatars: RGB 32x32 on white, with attributes, and captions made from them."""
+
+    def opened() -> Content:
+        content = open_arrays(AVATARS).open()
+        return replace(content, captions=captions_of(content.attributes), licence=avatars.LICENCE)
+
+    facts = AVATARS.stat()
+    return Source(
+        ["avatars", captions_of(avatars.columns([avatars.avatar(0, 0)]), each=100), facts.st_size, facts.st_mtime_ns],
+        opened,
+    )
 
 
 def open_emoji() -> Source:
@@ -22,16 +41,18 @@ def open_emoji() -> Source:
     def opened() -> Content:
         arrays = open_npy(EMOJI)
         assert isinstance(arrays, Archive)  # .npz files are
-        return from_arrays(
+        names = tuple(map(str, arrays.read("names")))
+        content = from_arrays(
             arrays.read("images"),
             arrays.read("labels").astype(np.int64),
             tuple(map(str, arrays.read("classes"))),
-            tuple(map(str, arrays.read("names"))),
+            names,
             licence=EMOJI_LICENCE,
         )
+        return replace(content, captions=tuple((name,) for name in names))
 
     facts = EMOJI.stat()
-    return Source(["emoji", facts.st_size, facts.st_mtime_ns], opened)
+    return Source(["emoji with captions", facts.st_size, facts.st_mtime_ns], opened)
 
 
 def has_digits() -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from undiffuse.data import builtin, known
+from undiffuse.data import avatars, builtin, known
 from undiffuse.data.source import Source
 
 
@@ -21,6 +21,7 @@ class Entry:
 
 
 OPENERS: dict[str, Callable[[], Source]] = {
+    "avatars": builtin.open_avatars,
     "emoji": builtin.open_emoji,
     "digits": builtin.open_digits,
     "fashion-mnist": lambda: known.open_known(known.FASHION_MNIST),
@@ -32,6 +33,15 @@ def catalogue() -> list[Entry]:
     """Every named data set, and whether it is on this machine; looks at files only, imports and downloads nothing."""
     fashion, mnist = known.FASHION_MNIST, known.MNIST
     return [
+        Entry(
+            "avatars",
+            "drawn faces on white, with eight captions and all attributes of each",
+            (32, 32, 3),
+            12_000,
+            avatars.LICENCE,
+            available=True,
+            how_to_get="part of undiffuse",
+        ),
         Entry(
             "emoji",
             "Noto emoji on white, with names and the 9 Unicode groups",
