@@ -4,7 +4,7 @@ import numpy as np
 
 from undiffuse.randomness import BatchDraw
 
-ALL, INSIDE, OUTSIDE = 0.2, 0.6, 0.8
+ALL, INSIDE, OUTSIDE = 0.4, 0.7, 0.85
 """Cumulative shares: everything is hidden, the inside of a rectangle, its outside; else what brush strokes cover."""
 STROKES = 4
 
