@@ -35,12 +35,12 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
     for name, parameter in learner.named:
         tensors[f"network.{name}"] = parameter.detach().contiguous()
         for key, value in learner.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = value
+            tensors[f"optimizer.{key}.{name}"] = value.contiguous()  # on a GPU it is channels last
     if learner.importance:
         tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
     averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
     if adapters := factors(averages):  # the model has them merged: their own averages are kept beside it
-        tensors |= {f"average.{name}": averages[name] for name in learner.trained}
+        tensors |= {f"average.{name}": averages[name].contiguous() for name in learner.trained}
     state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}
     try:
         with atomic_folder(folder) as temporary:
@@ -108,10 +108,17 @@ def restore(folder: Path, learner: Learner) -> None:
         for (name, parameter), average in zip(learner.named, learner.ema.average, strict=True):
             parameter.copy_(known[name])
             average.copy_(averages[name])
-            learner.optimizer.state[parameter] = {key: value.to(device) for key, value in moments[name].items()}
+            learner.optimizer.state[parameter] = {
+                key: _laid_out(value.to(device), parameter) for key, value in moments[name].items()
+            }
     if learner.importance:
         learner.importance.moments, learner.importance.seen = importance["moments"], importance["seen"]
     learner.progress = progress
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` in the memory format of `parameter`, which fused optimisers rely on; a count of steps as it is."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _check(
