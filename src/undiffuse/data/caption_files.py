@@ -68,7 +68,7 @@ def read_captions(
     for file in files.lists:
         place = readable(str(root / file))
         listed = read_list(place, _text(root / file), names.under(file.parent))
-        remarks += [*listed.remarks, *_not_found(place, listed, file, pictures)]
+        remarks += [f"{readable(str(file))}: {one}" for one in (*listed.remarks, *_lost(place, listed, file, pictures))]
         for picture, sentences in listed.found:
             captions[picture] += sentences
     texts = {picture: _sentences(root / file) for picture, file in files.beside.items()}
@@ -82,10 +82,10 @@ def read_captions(
     return (found if any(found) else ()), (*remarks, *coverage(found))
 
 
-def _not_found(place: str, listed: Listed, file: PurePosixPath, pictures: Sequence[PurePosixPath]) -> list[str]:
+def _lost(place: str, listed: Listed, file: PurePosixPath, pictures: Sequence[PurePosixPath]) -> list[str]:
     """A remark on entries without a picture. Raises UsageError if no entry has one."""
     if not listed.lost:
-        return [] if listed.found or listed.remarks else [f"{place}: there are no captions in it"]
+        return [] if listed.found or listed.remarks else ["there are no captions in it"]
     if not listed.found:
         example = readable(posixpath.relpath(str(pictures[0]), str(file.parent)))
         raise UsageError(
@@ -93,7 +93,7 @@ def _not_found(place: str, listed: Listed, file: PurePosixPath, pictures: Sequen
             f"Expected {_example(file.name.lower(), example)}"
         )
     return [
-        f"{place}: {len(listed.lost):,} of {len(listed.lost) + len(listed.found):,} captions are not used, since they "
+        f"{len(listed.lost):,} of {len(listed.lost) + len(listed.found):,} captions are not used, since they "
         f"name no picture, or several: {some(dict.fromkeys(listed.lost))}"
     ]
 

@@ -58,7 +58,7 @@ def read_list(place: str, text: str, find: Find) -> Listed:
         if _file_columns(columns) and caption_columns(columns):
             return _table(place, columns, _rows(place, text, delimiter, columns), find, is_metadata)
     if is_metadata:
-        return Listed([], [], (f"{place} is not used: {_unsuitable([cut(header)])}",) if header else ())
+        return Listed([], [], (f"not used: {_unsuitable([cut(header)])}",) if header else ())
     entries = ((line, _entry(line, find)) for line in text.split("\n") if line.strip())
     found: list[tuple[PurePosixPath, tuple[str, ...]]] = []
     lost = []
@@ -102,7 +102,7 @@ def _rows(place: str, text: str, delimiter: str, columns: list[str]) -> Iterator
             for number, line in enumerate(text.lstrip().split("\n"), 1)
         )
     before = text[: len(text) - len(text.lstrip())].count("\n")
-    last, number = len(columns) - 1, 0
+    last, number = len(columns) - 1, 1
     try:
         next(numbered)
         for number, cells in numbered:
@@ -115,7 +115,7 @@ def _rows(place: str, text: str, delimiter: str, columns: list[str]) -> Iterator
                 cells = [*cells[:last], delimiter.join(cells[last:])]
                 yield Row(before + number, dict(zip(columns, cells, strict=False)))
     except csv.Error as error:
-        raise UsageError(f"{place}, after line {before + number}: {error}") from error
+        raise UsageError(f"{place}, line {before + number + 1}: {error}") from error
 
 
 def _json_rows(place: str, text: str) -> Iterator[Row]:
@@ -138,7 +138,7 @@ def _table(place: str, columns: list[str], rows: Iterator[Row] | list[Row], find
             return Listed([], [])
         if not is_metadata:
             raise UsageError(f"{place}: {_unsuitable(columns)}")
-        return Listed([], [], (f"{place} is not used: {_unsuitable(columns)}",))
+        return Listed([], [], (f"not used: {_unsuitable(columns)}",))
     used = [*files, *captions[0]]
     unused = [column for column in columns if column not in used]
     found: list[tuple[PurePosixPath, tuple[str, ...]]] = []
@@ -155,7 +155,7 @@ def _table(place: str, columns: list[str], rows: Iterator[Row] | list[Row], find
             found.append((picture, sentences))
         else:
             lost.append(cut(name, 40))
-    return Listed(found, lost, (f"{place}: columns not used: {some(unused)}",) if unused else ())
+    return Listed(found, lost, (f"columns not used: {some(unused)}",) if unused else ())
 
 
 def _file_columns(columns: Sequence[str]) -> list[str]:
