@@ -159,6 +159,8 @@ def test_splits(folder: Folder) -> None:
     )
     assert captions(root, "train") == {"train/cat/1.png": ("a trained cat",), "train/dog/2.png": ("a trained dog",)}
     assert captions(root, "test") == {"test/cat/1.png": ("another", "a tested cat")}
+    (root / "test/metadata.csv").write_text("file_name,text\n1.png,a tested cat\n2.png,a dog of the other split\n")
+    assert captions(root, "train")["train/dog/2.png"] == ("a trained dog",)
     (root / "test/metadata.csv").unlink()
     (root / "captions.txt").unlink()
     assert data.load(root, "test").captions == ()

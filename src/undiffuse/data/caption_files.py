@@ -34,6 +34,8 @@ class CaptionFiles:
 
 def find_captions(root: Path, found: Found) -> CaptionFiles:
     """The caption files among all that was found under `root`, going by their names; nothing is opened."""
+    if not found.texts:
+        return CaptionFiles((), {}, ())  # without looking at a hundred thousand names
     lists = tuple(file for file in found.texts if file.name.lower() in LISTS)
     others = [file for file in found.texts if file not in set(lists)]
     texts = {_stem(file): file for file in others if file.suffix.lower() == ".txt"}

@@ -11,17 +11,14 @@ CAPTION_WORDS = (
     ("text", "texts", "sentence", "sentences"),
     ("description", "descriptions", "prompt", "prompts"),
 )
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")  # and the byte-order marks that joining files leaves within
 _BROKEN = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON, not in text
 
 
 def clean(text: str) -> str:
     """A caption on one line: NFC, runs of whitespace and control characters as one space, none at the ends."""
     text = unicodedata.normalize("NFC", _BROKEN.sub("\ufffd", text))
-    return " ".join("".join(" " if _is_control(character) else character for character in text).split())
-
-
-def _is_control(character: str) -> bool:
-    return character == "\ufeff" or unicodedata.category(character) == "Cc"
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def captions_of(value: object) -> tuple[str, ...]:
