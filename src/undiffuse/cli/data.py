@@ -1,6 +1,7 @@
 """`undiffuse data list` and `undiffuse data show`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -8,6 +9,11 @@ from undiffuse.cli import complete
 from undiffuse.cli.console import FORCE, say
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
+
+if TYPE_CHECKING:
+    from undiffuse.data import ImageSet
+
+SHOWN = 4  # captions
 
 app = typer.Typer(
     help="List data sets, and show what is in one.",
@@ -33,7 +39,8 @@ def list_() -> None:
         if not entry.available:
             say(f"{'':14} not installed; get it with: {entry.how_to_get}")
     say(
-        "Your own: a folder of images (subfolders are classes), .npz, .npy, .parquet, or a hub name such as owner/name."
+        "Your own: a folder of images (subfolders are classes, captions.txt describes them), .npz, .npy, .parquet, "
+        "or a hub name such as owner/name."
     )
 
 
@@ -72,6 +79,8 @@ def show(
     domain = domain_of(data)
     say(f"{data.name} ({data.split}): {len(data)} {domain.noun} of {format_shape(data.shape)}; licence: {data.licence}")
     say(f"fingerprint {data.fingerprint[:16]}")
+    for line in _captions(data):
+        say(line)
     columns = 16
     if data.labels is not None and data.classes:
         rows = []
@@ -90,6 +99,22 @@ def show(
         say("no contact sheet, since it would lie among the pictures: --out PLACE/sheet.png writes one elsewhere")
     else:
         say(f"contact sheet: {output.put(path, lambda place: save_grid(images, place, columns), force)}")
+
+
+def _captions(data: "ImageSet") -> list[str]:
+    """How many images have captions, and a few of them."""
+    from undiffuse.names import cut
+
+    described = [index for index, captions in enumerate(data.captions) if captions]
+    if not described:
+        return []
+    counts = {len(data.captions[index]) for index in described}
+    each = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    lines = [f"captions: {len(described)} of {len(data)} have {each} each, such as"]
+    for index in described[:: max(1, len(described) // SHOWN)][:SHOWN]:
+        title = cut(data.names[index], 30) if data.names else f"image {index}"
+        lines.append(f"  {title}: {cut(data.captions[index][0])}")
+    return lines
 
 
 def _inside(path: Path, source: str) -> bool:

@@ -59,10 +59,11 @@ def build(
         labels = None if content.labels is None else content.labels[kept]
         if labels is not None and (labels < 0).any():
             labels = None
+        captions = [content.captions[index] for index in kept] if content.captions else []
         facts = {
             "classes": () if labels is None else content.classes,
             "names": [content.names[index] for index in kept] if content.names else [],
-            "captions": [content.captions[index] for index in kept] if content.captions else [],
+            "captions": captions if any(captions) else [],
             "attributes": {key: [values[index] for index in kept] for key, values in content.attributes.items()},
             "licence": content.licence,
             "skipped": skipped,

@@ -1,10 +1,11 @@
-"""A folder of images of any mode, size and depth; its subfolders are splits and classes."""
+"""A folder of images of any mode, size and depth; its subfolders are splits and classes, its text files captions."""
 
 from pathlib import Path
 
 import numpy as np
 
 from undiffuse.data import policy
+from undiffuse.data.caption_files import find_captions, read_captions
 from undiffuse.data.layout import arrange
 from undiffuse.data.remarks import kinds, readable, some, warn
 from undiffuse.data.source import Content, Source
@@ -13,7 +14,7 @@ from undiffuse.errors import UsageError
 
 
 def open_folder(root: Path) -> Source:
-    """Source over every image under `root`, with the splits and classes that `layout.arrange` finds.
+    """Source over every image under `root`, with the splits and classes that `layout.arrange` finds, and captions.
 
     Raises UsageError when there is no image, or when splits or classes are unclear; logs what is left out.
     """
@@ -25,7 +26,8 @@ def open_folder(root: Path) -> Source:
         unread = f": {kinds(found.unread)} cannot be read; convert them to PNG" if found.unread else ""
         raise UsageError(f"no images in {place}{unread} (looked for {' '.join(sorted(READ))})")
     layout = arrange(root, found)
-    for remark in layout.remarks:
+    texts = find_captions(root, found)
+    for remark in (*layout.remarks, *texts.remarks):
         warn(remark)
     files = layout.files
     classes = _texts(place, {name for name in layout.classes if name is not None})
@@ -34,6 +36,7 @@ def open_folder(root: Path) -> Source:
         names = sorted(classes.values())
         labels = {text: label for label, text in enumerate(names)}
         position = {raw: labels[text] for raw, text in classes.items()} | {None: -1}
+        captions, remarks = read_captions(root, found.pictures, files, texts)
         return Content(
             count=len(files),
             read=lambda index: policy.decode(root / files[index]),
@@ -42,10 +45,12 @@ def open_folder(root: Path) -> Source:
             labels=np.array([position[name] for name in layout.classes], dtype=np.int64) if names else None,
             classes=tuple(names),
             names=tuple(readable(str(file)) for file in files),
+            captions=captions,
             test=None if layout.test is None else np.array(layout.test),
+            remarks=remarks,
         )
 
-    stamps = [[str(file), *_stamp(root / file)] for file in files]
+    stamps = [[str(file), *_stamp(root / file)] for file in (*files, *texts.paths())]
     return Source(["folder", str(root.resolve()), stamps, layout.classes, layout.test], opened)
 
 

@@ -1,4 +1,4 @@
-"""Apache Arrow tables (parquet, save_to_disk, the hub) as images with classes.
+"""Apache Arrow tables (parquet, save_to_disk, the hub) as images with classes and captions.
 
 Rows are read when needed, a row group at a time; pyarrow only moves columns, nothing in a file is executed.
 """
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from undiffuse.data import labels, policy
-from undiffuse.data.columns import class_columns, class_names, image_column, is_binary, is_text
+from undiffuse.data.captions import captions_of, coverage, distinct
+from undiffuse.data.columns import caption_columns, class_columns, class_names, image_column, is_binary, is_text
 from undiffuse.data.layout import role as split_of
 from undiffuse.data.remarks import some
 from undiffuse.data.source import NOT_STATED, Content
@@ -51,7 +52,7 @@ class Table:
 
 
 def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -> Content:
-    """The images and classes of `tables` (split name -> table).
+    """The images, classes and captions of `tables` (split name -> table).
 
     Takes the split train (a single one may have any name) and one to hold out: test, else validation, but preferably
     one whose images all have classes. Remarks name the unused splits and columns. Raises UsageError if there is no
@@ -64,6 +65,11 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
     image = image_column(name, schema)
     label, why_not = _class_column(name, tables[train], image)
     remarks += why_not
+    texts = caption_columns(schema, image)
+    if len(texts) > 1:
+        columns = some(column for group in texts for column in group)
+        remarks.append(f"no captions: {columns} could each be the captions; leave only one in the data")
+    described = texts[0] if len(texts) == 1 else []
     for split in held_out:
         if missing := [column for column in (image, label) if column and column not in tables[split].schema.names]:
             raise UsageError(f"{name}: {split} has no column {missing[0]}, which {train} has")
@@ -71,7 +77,7 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
     chosen = [train, *sorted(held_out, key=lambda split: label is not None and not known[split].has.all())[:1]]
     if unused := [f"{split} ({tables[split].rows:,} rows)" for split in tables if split not in chosen]:
         remarks.append(f"splits not used: {some(unused)}")
-    if unused := [column for column in schema.names if column not in (image, label)]:
+    if unused := [column for column in schema.names if column not in (image, label, *described)]:
         remarks.append(f"columns not used: {some(unused)}")
     found: np.ndarray | None = None
     classes: tuple[str, ...] = ()
@@ -79,7 +85,15 @@ def content(name: str, tables: Mapping[str, Table], licence: str = NOT_STATED) -
         parts = [known[split] for split in chosen]
         found, classes = _classes(f"{name}: column {label}", parts, class_names(schema).get(label))
     images = _images([tables[split] for split in chosen], image)
-    return replace(images, labels=found, classes=classes, licence=licence, remarks=tuple(remarks))
+    captions = [one for split in chosen for one in _captions(name, tables[split], described)] if described else []
+    return replace(
+        images,
+        labels=found,
+        classes=classes,
+        captions=tuple(captions) if any(captions) else (),
+        licence=licence,
+        remarks=(*remarks, *coverage(captions)),
+    )
 
 
 def _roles(name: str, tables: Mapping[str, Table]) -> list[str]:
@@ -135,6 +149,20 @@ def _values(name: str, table: Table, column: str) -> np.ndarray:
     if len({is_text(chunk.type) for chunk in chunks}) > 1:
         raise UsageError(f"{name}: column {column} holds strings in one file and numbers in another")
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _captions(name: str, table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The captions of each row: those of all these columns, none where the split has no such column."""
+    stored = [_values(name, table, column) for column in columns if column in table.schema.names]
+    cells = zip(*stored, strict=True) if stored else [()] * table.rows
+    try:
+        return [distinct(one for cell in row for one in captions_of(_plain(cell))) for row in cells]
+    except ValueError as error:
+        raise UsageError(f"{name}: a caption in {some(columns)} cannot be used: {error}") from error
+
+
+def _plain(cell: object) -> object:
+    return cell.tolist() if isinstance(cell, np.ndarray) else cell
 
 
 def _known(name: str, table: Table, column: str) -> Known:

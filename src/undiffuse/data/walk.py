@@ -4,7 +4,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from undiffuse.data.remarks import kinds, readable, some
@@ -28,6 +28,7 @@ NO_PICTURE = _endings(  # not worth opening
     "txt json jsonl csv tsv xml yaml yml toml cfg ini md rst html htm log lock db py ipynb npy npz mat h5 pt pth pkl "
     "safetensors parquet zip gz tar pdf mp4 mov avi mkv webm"
 )
+TEXTS = _endings("txt csv tsv json jsonl")  # may hold captions
 # Folders of thumbnails and leftovers of systems and network disks, in lower case; hidden ones are left out anyway.
 NO_DATA = frozenset(
     {
@@ -55,12 +56,14 @@ class Found:
     pictures  files to read
     unread    pictures in unsupported formats
     bare      folders with neither, at any depth
+    texts     files that may hold captions
     """
 
     pictures: list[PurePosixPath]
     unread: list[PurePosixPath]
     bare: list[PurePosixPath]
     remarks: list[str]
+    texts: list[PurePosixPath] = field(default_factory=list)
 
 
 def walk(root: Path) -> Found:
@@ -71,6 +74,7 @@ def walk(root: Path) -> Found:
     and UndiffuseError if a folder cannot be read.
     """
     pictures: list[PurePosixPath] = []
+    texts: list[PurePosixPath] = []
     left_out: dict[str, list[PurePosixPath]] = defaultdict(list)
     twice: list[tuple[PurePosixPath, PurePosixPath]] = []
     folders = set()
@@ -82,6 +86,8 @@ def walk(root: Path) -> Found:
                 pictures.append(folder / name)
             elif reason:
                 left_out[reason].append(folder / name)
+            elif not name.startswith(".") and PurePosixPath(name).suffix.lower() in TEXTS:
+                texts.append(folder / name)
     for first, second in twice:
         if any(picture.is_relative_to(first) for picture in pictures):
             raise UsageError(
@@ -94,7 +100,7 @@ def walk(root: Path) -> Found:
         remarks.append(f"{readable(str(root))}: left out {counts}: {reason}: {some(sorted(files))}")
     unread = sorted(left_out.get(KIND, ()))
     bare = folders.difference(*(file.parents for file in [*pictures, *unread]))
-    return Found(sorted(pictures), unread, sorted(bare), remarks)
+    return Found(sorted(pictures), unread, sorted(bare), remarks, sorted(texts))
 
 
 def _folders(
