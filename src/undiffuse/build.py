@@ -116,7 +116,7 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
         return _default_mlp(config)
     small = min(size)
     unet2d = config.kind == "unet2d"
-    patch = config.patch or (2 if small >= 16 and all(side % 2 == 0 for side in size) and not unet2d else 1)
+    patch = config.patch or (1 if unet2d else _usual_patch(size))
     if any(side % patch for side in size):
         raise UsageError(f"network.patch = {patch} does not divide {_of_size(size)}")
     inner = small // patch
@@ -141,6 +141,13 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
         raise UsageError("network.options are for network.kind=unet2d: set that too, or leave them out")
     decided = {"patch": patch, "channels": channels, "attention": attention, "options": options}
     return config.model_copy(update=decided)
+
+
+def _usual_patch(size: tuple[int, ...]) -> int:
+    """The side of patches that leaves about 16 positions a side (docs/recipes.md), or the next that divides `size`."""
+    small = min(size)
+    wanted = 1 if small < 16 else 2 if small < 48 else 4 if small < 96 else 8
+    return next(patch for patch in (8, 4, 2, 1) if patch <= wanted and all(side % patch == 0 for side in size))
 
 
 def _of_size(size: tuple[int, ...]) -> str:
@@ -333,7 +340,7 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     denoiser = Denoiser(
         network,
         make_process(config.process),
-        SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target,
+        SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target or "edm",
         sigma_data,
         config.denoiser.learned_variance,
         least_log_snr=_least_log_snr(network),

@@ -57,7 +57,7 @@ Option = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """Annotates the type of a setting with the names it takes: those of a registry, and `also`."""
 
@@ -152,7 +152,11 @@ class ProcessConfig(_Section):
 class DenoiserConfig(_Section):
     """What the network predicts."""
 
-    target: TargetName = Field("edm", description="the output; categorical: probabilities of a pixel's 256 values")
+    target: TargetName | None = Field(
+        None,
+        description="the output; categorical: probabilities of a pixel's 256 values; None: edm, or x0 where a patch "
+        "has as many numbers as the network is wide",
+    )
     sigma_data: float | None = Field(None, ge=1e-4, le=1e4, description="root mean square of the data; None: measured")
     learned_variance: bool = Field(False, description="predict the reverse variance too (loss=hybrid or bound)")
     score_scale: Literal["unit", "state"] = Field(
@@ -196,7 +200,10 @@ class NetworkConfig(_Section):
 
     kind: NetworkName = Field("unet", description="unet2d is DDPM's network as in diffusers; mlp is for points")
     patch: int | None = Field(
-        None, ge=1, le=64, description="side of the patches folded by the stem; None: 2 from 16 pixels on"
+        None,
+        ge=1,
+        le=64,
+        description="side of the patches folded by the stem; None: 2 from 16 pixels, 4 from 48, 8 from 96",
     )
     channels: tuple[Channels, ...] | None = Field(
         None, min_length=1, max_length=13, description="channels at each resolution; None: from the image size"
@@ -292,8 +299,9 @@ def keys() -> Iterator[tuple[str, str, Any, str]]:
     """(section.key, type, default, description) of every setting."""
     for section, field in Config.model_fields.items():
         for key, inner in field.default.__class__.model_fields.items():
-            choice = next((one for one in inner.metadata if isinstance(one, Choice)), None)
-            kind = _either(choice.names) if choice else _kind(inner.annotation)
+            optional = [one for part in get_args(inner.annotation) for one in getattr(part, "__metadata__", ())]
+            choice = next((one for one in (*inner.metadata, *optional) if isinstance(one, Choice)), None)
+            kind = _either((*choice.names, *["None"] * bool(optional))) if choice else _kind(inner.annotation)
             yield f"{section}.{key}", kind, inner.default, inner.description or ""
 
 

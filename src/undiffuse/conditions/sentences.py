@@ -76,9 +76,9 @@ class Sentences:
 
     @classmethod
     def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Sentences":
-        """The examples, in turn."""
-        examples = facts["examples"]
-        return cls.of([examples[number % len(examples)] for number in numbers], text_of(facts))
+        """The examples, from multiples of the golden ratio: evenly spread, however many there are."""
+        examples, u = facts["examples"], np.modf((numbers + 0.5) * 0.6180339887498949)[0]
+        return cls.of([examples[index] for index in (u * len(examples)).astype(np.int64)], text_of(facts))
 
 
 @dataclass(frozen=True)

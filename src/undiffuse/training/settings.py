@@ -4,7 +4,7 @@ same."""
 import torch
 
 from undiffuse.build import default_network
-from undiffuse.config import Config
+from undiffuse.config import Config, NetworkConfig
 from undiffuse.data import ImageSet
 from undiffuse.devices import has_bf16
 from undiffuse.discretised import VALUES
@@ -34,10 +34,20 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
         raise UsageError(f"data.augment is for pictures, and these are {domain.noun}: leave it out")
     if sigma_data is None:
         sigma_data = root_mean_square(data)
+    network = default_network(config.network, domain.shape[1:])
+    target = config.denoiser.target or _usual_target(network, domain.shape)
     return config.model_copy(
         update={
-            "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data}),
-            "network": default_network(config.network, domain.shape[1:]),
+            "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data, "target": target}),
+            "network": network,
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
+
+
+def _usual_target(network: NetworkConfig, shape: tuple[int, ...]) -> str:
+    """edm, whose output holds noise; x0 where a patch has at least as many numbers as the network is wide: a stem that
+    narrow cannot pass the noise on (Li & He 2025)."""
+    if network.kind != "unet" or not network.patch or not network.channels:
+        return "edm"
+    return "x0" if shape[0] * network.patch ** (len(shape) - 1) >= network.channels[0] else "edm"
