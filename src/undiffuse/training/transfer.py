@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from undiffuse.adapters import base_fingerprint
 from undiffuse.card import DataFacts
-from undiffuse.conditions import Labels
+from undiffuse.conditions import Labels, part_for
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.model import Model
 from undiffuse.names import cut, format_shape, listed
 from undiffuse.networks import InpaintingUNet, UNet, UNet2D
 from undiffuse.networks.embedding import Conditioning, zero_
 from undiffuse.networks.inputs import add_inputs
+from undiffuse.networks.sentence import SentenceEncoder
+from undiffuse.networks.unet import CrossAttention
+from undiffuse.text.words import FIRST, Words
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
     state = network.state_dict()
     left: list[str] = []
     new: dict[str, Tensor] = {"stem.weight": known["stem.weight"]} if added else {}
-    if not _same_condition(base.data, data, state, known, [*ours, *theirs]):
+    if _has_sentences(ours) or _has_sentences(theirs):
+        changed, gone = _parts(network, base, data, ours, theirs)
+        left += gone
+        new |= changed
+    elif not _same_condition(base.data, data, state, known, [*ours, *theirs]):
         left += [name for name in known if _within(name, theirs)]
         vector = _unconditional(base, theirs)
         for encoder in ours.values():
@@ -88,6 +95,70 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
             )
     network.load_state_dict(loaded)
     return Origin(base.name, base_fingerprint(base), tuple(new), tuple(left))
+
+
+def _has_sentences(encoders: dict[str, nn.Module]) -> bool:
+    return any(isinstance(encoder, SentenceEncoder) for encoder in encoders.values())
+
+
+def _parts(
+    network: nn.Module, base: Model, data: DataFacts, ours: dict[str, nn.Module], theirs: dict[str, nn.Module]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that differ where a network reads sentences, and those of the base that have no place.
+
+    Encoders of the same name are kept, words that both vocabularies have keep their vectors, and what the base's other
+    encoders and its attention to no sentence add to its unconditional samples goes into biases.
+    """
+    known, left = dict(base.network.state_dict()), []
+    path, conditioning = _conditioning(base.network) or ("", None)
+    assert conditioning is not None
+    bias = f"{path}.layers.{len(conditioning.layers) - 1}.bias"
+    new: dict[str, Tensor] = {}
+    unconditional = base.unconditional(1)
+    for name, encoder in theirs.items():
+        encoded = encoder(part_for(unconditional, name.rpartition(".")[2]))
+        vector, *context = encoded if isinstance(encoded, tuple) else (encoded,)
+        mine = ours.get(name)
+        if mine is None:
+            left += [key for key in known if key.startswith(f"{name}.")]
+            new[bias] = new.get(bias, known[bias]) + vector[0]
+            for stage, module in base.network.named_modules():
+                if context and isinstance(module, CrossAttention):
+                    left += [key for key in known if key.startswith(f"{stage}.")]
+                    out = f"{stage.rpartition('.')[0]}.attention.out.bias"
+                    new[out] = (
+                        known[out] + module(torch.zeros(1, len(known[out]), 1, 1).to(vector), context[0]).flatten()
+                    )
+        elif isinstance(mine, SentenceEncoder) and isinstance(encoder, SentenceEncoder):
+            new |= {f"{name}.{key}": value for key, value in _same_words(mine, encoder).items()}
+        elif base.data.classes != data.classes:
+            _start(mine, vector[0])
+            new |= {f"{name}.{key}": value for key, value in mine.state_dict().items()}
+    for name, encoder in ours.items():
+        if name not in theirs:
+            _start(encoder, None)
+            attending = [stage for stage, module in network.named_modules() if isinstance(module, CrossAttention)]
+            within = [name, *(attending if isinstance(encoder, SentenceEncoder) else [])]
+            new |= {key: value for key, value in network.state_dict().items() if _within(key, within)}
+    return new, left
+
+
+def _same_words(ours: SentenceEncoder, theirs: SentenceEncoder) -> dict[str, Tensor]:
+    """The embedding of our words: theirs where they have the word, random elsewhere.
+
+    Raises UsageError if one of them reads words and the other does not.
+    """
+    if ours.text == theirs.text:
+        return {}
+    if not isinstance(ours.text, Words) or not isinstance(theirs.text, Words):
+        raise UsageError(f"network.text={ours.text.name}: the base reads captions by {theirs.text.name}: leave it out")
+    known = dict(zip(theirs.text.vocabulary, theirs.embedding.state_dict()["weight"][FIRST:], strict=True))
+    rows = ours.embedding.state_dict()["weight"].clone()
+    rows[:FIRST] = theirs.embedding.state_dict()["weight"][:FIRST]
+    for row, word in zip(rows[FIRST:], ours.text.vocabulary, strict=True):
+        if word in known:
+            row.copy_(known[word])
+    return {"embedding.weight": rows}
 
 
 def as_origin(saved: Any) -> Origin | None:
