@@ -43,7 +43,7 @@ class Prompts:
     """N sentences about faces that exist: those faces' attributes, and real pictures of them, uint8 (N, H, W, C)."""
 
     sentences: list[str]
-    attributes: list[Attributes]
+    attributes: Sequence[Attributes]
     pictures: np.ndarray
 
     @property
@@ -248,7 +248,7 @@ def retrieval(
     sets = []
     for own in claimed:
         alike = [one for one in others if one.keys() == own.keys() and one != own]
-        apart = [sum(one[key] != own[key] for key in own) for one in alike]
+        apart = np.array([sum(one[key] != own[key] for key in own) for one in alike])
         order = np.lexsort((random.random(len(alike)), apart))[: CANDIDATES - 1]
         sets.append([own, *(alike[index] for index in order)])
 
