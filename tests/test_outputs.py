@@ -249,7 +249,7 @@ def test_completions_are_the_names_there_are() -> None:
 
     assert set(complete.samplers("")) == {"auto", *SAMPLERS} and complete.samplers("he") == ["heun"]
     assert set(complete.grids("")) == set(GRIDS)
-    assert set(complete.metrics("")) == {"all", *GROUPS, "bpd", "ode"}
+    assert set(complete.metrics("")) == {"all", *GROUPS, "bpd", "ode", "text"}
     assert set(complete.data("")) == set(OPENERS)
     assert set(built_in()) <= set(complete.models(""))
 

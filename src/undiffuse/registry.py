@@ -302,3 +302,5 @@ FORMATS = ("diffusers", "onnx")
 FEATURES = ("efficientnet-lite0", "classifier", "inception")
 METRICS = ("frechet", "spatial", "kernel", "manifold", "scores", "classes", "copying")
 DENSITIES = ("bpd", "ode")
+TEXT = "text"
+"""The measure of models with prompts."""

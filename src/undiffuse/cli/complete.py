@@ -3,7 +3,18 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from undiffuse.registry import DENSITIES, ENGINES, FEATURES, FORMATS, GRIDS, METRICS, SAMPLERS, THRESHOLDS, built_in
+from undiffuse.registry import (
+    DENSITIES,
+    ENGINES,
+    FEATURES,
+    FORMATS,
+    GRIDS,
+    METRICS,
+    SAMPLERS,
+    TEXT,
+    THRESHOLDS,
+    built_in,
+)
 
 Completion = Callable[[str], list[str]]
 
@@ -31,4 +42,4 @@ def samplers(incomplete: str) -> list[str]:
 
 grids, thresholds = _of(GRIDS), _of(THRESHOLDS)
 engines, features = _of(("auto", *ENGINES)), _of(("auto", *FEATURES))
-metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES)), _of(SPLITS), _of(DATA), _of(FORMATS)
+metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES, TEXT)), _of(SPLITS), _of(DATA), _of(FORMATS)

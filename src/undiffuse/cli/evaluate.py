@@ -16,6 +16,7 @@ from undiffuse.cli.console import (
     GUIDANCE,
     GUIDE,
     INTERVAL,
+    alone,
     given,
     guidance_of,
     numbers,
@@ -23,30 +24,31 @@ from undiffuse.cli.console import (
     table,
 )
 from undiffuse.progress import bar
-from undiffuse.registry import DENSITIES, FEATURES, METRICS
+from undiffuse.registry import DENSITIES, FEATURES, METRICS, TEXT
 
 SPLIT_HELP = "The split to measure against: test or train (the other gives the floor); with bpd and ode also all."
 FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
-N_HELP = "Number of samples [2000; for files: all]; with bpd and ode, number of images of the data [1000; 100]."
-METRICS_HELP = f"all (for samples), or some of {', '.join(METRICS)}; or one of {', '.join(DENSITIES)} (density)."
+N_HELP = (
+    "Number of samples [2000; for files: all]; with bpd and ode, number of images of the data [1000; 100]; with text, "
+    "prompts of each kind [500]."
+)
+METRICS_HELP = (
+    f"all (for samples), or some of {', '.join(METRICS)}; or one of {', '.join(DENSITIES)} (density), {TEXT} (prompts)."
+)
 BOUND_HELP = "For bpd: continuous, or a number of steps T [the model's own; if it has none, continuous]."
 SIZE_HELP = "Side in pixels to which samples in files, and the data, are resized [the samples' own]."
 REPORT_KINDS = {"--report": (".html", ".htm")}
 VARIANCE_HELP = "For bpd in steps: small, large, learned or optimal [learned if the model learned it, else small]."
 
-OF_SAMPLES = (
-    "features",
-    "sampler",
-    "steps",
-    "eta",
-    "engine",
-    "size",
-    "guidance",
-    "guidance_interval",
-    "guide",
-)  # options that only some metrics use
+OF_RECIPE = ("sampler", "steps", "eta", "engine", "guidance", "guidance_interval", "guide")
 OF_BOUND = ("bound", "variance", "draws")
 OF_ODE = ("dequantiser",)
+USED = {  # options that only some metrics use
+    "samples": (*OF_RECIPE, "features", "size", "split", "report"),
+    "bpd": (*OF_BOUND, "split", "report"),
+    "ode": (*OF_ODE, "split", "report"),
+    TEXT: OF_RECIPE,
+}
 
 
 def evaluate(
@@ -85,7 +87,7 @@ def evaluate(
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
 
     With --metrics bpd or ode, measure how probable images are under a model, in bits per dimension: by the variational
-    bound, or by the probability-flow ODE.
+    bound, or by the probability-flow ODE. With --metrics text, measure whether pictures show what their prompts say.
 
     \b
     Examples:
@@ -95,6 +97,7 @@ def evaluate(
       undiffuse evaluate fashion-mnist-likelihood --metrics bpd -n 10000
       undiffuse evaluate fashion-mnist --metrics bpd --bound 100 --variance optimal
       undiffuse evaluate fashion-mnist --metrics ode -n 100
+      undiffuse evaluate avatars --metrics text --json text.json
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
@@ -108,13 +111,16 @@ def evaluate(
 
     output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
-    if densities := [name for name in groups if name in DENSITIES]:
+    if separate := [name for name in groups if name in (*DENSITIES, TEXT)]:
         if len(groups) > 1:
-            raise UsageError(
-                f"--metrics {densities[0]} measures how probable data is: use it alone, and the others separately"
-            )
-        _refuse(context, densities[0])
-        _density(densities[0], {name: value for name, value in context.params.items() if value is not None})
+            what = "how a model follows words" if separate[0] == TEXT else "how probable data is"
+            raise UsageError(f"--metrics {separate[0]} measures {what}: use it alone, and the others separately")
+        _refuse(context, separate[0])
+        options = {name: value for name, value in context.params.items() if value is not None}
+        if separate[0] == TEXT:
+            _text(options)
+        else:
+            _density(separate[0], options)
         return
     parse_groups(metrics)
     _refuse(context, metrics)
@@ -163,10 +169,8 @@ def _refuse(context: typer.Context, metrics: str) -> None:
     """Raises UsageError for an option that was given but that these metrics do not use."""
     from undiffuse.errors import UsageError
 
-    kinds = {"samples": OF_SAMPLES, "bpd": OF_BOUND, "ode": OF_ODE}
-    used = metrics if metrics in kinds else "samples"
-    chosen = given(context)
-    for name in (name for kind, names in kinds.items() if kind != used for name in names):
+    used, chosen = USED.get(metrics, USED["samples"]), given(context)
+    for name in (name for names in USED.values() for name in names if name not in used):
         if name in chosen:
             raise UsageError(f"--{name.replace('_', '-')} has no effect on --metrics {metrics}: leave it out")
 
@@ -193,3 +197,33 @@ def _density(metric: str, given: dict[str, Any]) -> None:
         say(f"{written}: all numbers")
     what = "the parts, the images of fewest and most bits, the conditions"
     _report(given.get("report"), partial(write_report, measured), what, given["force"])
+
+
+def _text(given: dict[str, Any]) -> None:
+    """Whether pictures show what prompts say: a table. `given`: the options that have a value."""
+    from undiffuse import output
+    from undiffuse.errors import UsageError
+    from undiffuse.evaluation.text import faithfulness
+    from undiffuse.evaluation.text_report import HEADINGS, ceiling, rows, sentence
+    from undiffuse.files import write_json
+    from undiffuse.generate import Recipe
+    from undiffuse.guide import with_guide
+    from undiffuse.model import load
+
+    alone(f"evaluate --metrics {TEXT}")
+    steps = numbers("--steps", given["steps"])
+    if len(steps) > 1:
+        raise UsageError(f"--steps {given['steps']}: --metrics {TEXT} takes one number of steps")
+    guidance = guidance_of(given.get("guidance"), given.get("guidance_interval"), prompted=True)
+    recipe = Recipe(given["sampler"], steps[0], given["eta"], seed=given["seed"], guidance=guidance)
+    model = load(given["subject"], given.get("device"))
+    if "guide" in given:
+        model = with_guide(model, given["guide"])
+    options = {name: given[name] for name in ("data", "n", "engine") if name in given}
+    found = faithfulness(model, recipe=recipe, bar=bar, **options)
+    say(sentence(found))
+    say(table([HEADINGS, *rows(found)]))
+    say(ceiling(found))
+    if "json_file" in given:
+        written = output.put(given["json_file"], partial(write_json, value=found.to_json()), given["force"])
+        say(f"{written}: all numbers")

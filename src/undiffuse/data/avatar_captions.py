@@ -156,3 +156,29 @@ def _held_out(noun: str, kept: Mapping[str, str], order: Sequence[str], draw: _C
 
 def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def claims(said: str, attributes: Mapping[str, str]) -> dict[str, str]:
+    """What a caption of a face with these attributes says of it: the attributes that it names, with their values.
+
+    "red hair" says its colour and not how it is cut; what is not mentioned is not claimed to be none.
+    """
+    text = f" {' '.join(said.replace(',', ' ').replace(':', ' ').split())} "
+
+    def says(forms: Sequence[str], colours: Sequence[str] = ("",)) -> bool:
+        return any(f" {form.removeprefix('a ').format(colour)} " in text for form in forms for colour in colours)
+
+    hair, colour = HAIR[attributes["hair"]], attributes["hair colour"]
+    colours = SYNONYMS.get(colour, (colour,))
+    clothes = says(CLOTHES[attributes["clothes"]], [attributes["clothing colour"]])
+    named = {
+        "hair": says([form for form in hair if form != "{} hair"], colours),
+        "hair colour": colour != "none" and says(hair, colours),
+        "glasses": says(GLASSES.get(attributes["glasses"], ())),
+        "facial hair": says(FACIAL_HAIR.get(attributes["facial hair"], ())),
+        "expression": says(EXPRESSIONS[attributes["expression"]]),
+        "clothes": clothes,
+        "clothing colour": clothes,
+        "skin": says(SKIN[attributes["skin"]]),
+    }
+    return {name: attributes[name] for name, true in named.items() if true}

@@ -45,3 +45,11 @@ def mean(values: np.ndarray) -> Measure:
     again = [counts @ values / len(values) for counts in resampled(len(values), 500)]
     low, high = np.quantile(again, (0.025, 0.975))
     return Measure(float(values.mean()), float(low), float(high))
+
+
+def proportion(right: np.ndarray) -> Measure:
+    """The share of true among bool (N,), with Wilson's interval (1927), which is sound at 0 and 1 too."""
+    n, share, z = len(right), float(np.mean(right)), 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return Measure(share, max(0.0, centre - half), min(1.0, centre + half))

@@ -132,7 +132,7 @@ GROUPS: dict[str, Callable[[Subject, Reference, Extractor], Values]] = {
 }
 GROUP_HELP = (
     "frechet (FID with inception), spatial (sFID), kernel (KID), manifold (precision, recall, density, coverage), "
-    "scores (Inception score), classes (entropy, recognised), copying; or bpd, ode (of a model, not of samples)"
+    "scores (Inception score), classes (entropy, recognised), copying; or bpd, ode, text (of a model, not of samples)"
 )
 
 
