@@ -110,32 +110,30 @@ def test_facts_of_classes_and_sentences_are_several(tmp_path: Path) -> None:
     assert read_card(tmp_path).data == data and data.to_json()["condition"] == {"kind": "sentences", "facts": facts}
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
+def test_broken_facts_are_one_clear_error(tmp_path: Path) -> None:
+    facts = {"text": "words", "settings": {"length": 4, "vocabulary": ["a"]}, "examples": ["a a"]}
+    settings = {"network.channels": (8,), "network.blocks": 1, "network.attention": (0,), "denoiser.sigma_data": 0.5}
+    config = make_config(settings)
+    config = config.model_copy(update={"network": default_network(config.network, (8, 8))})
+    data = DataFacts("", (8, 8, 1), 4, ("x", "y"), (0.25, 0.75), condition=ConditionFacts("sentences", facts))
+    weights = make_network(config, 1, data.takes).state_dict()
+    write_model(tmp_path, config, data, {}, weights)
+    assert load(tmp_path, "cpu").data == data
+    broken: list[dict[str, Any]] = [
         {"text": "os:system"},
+        {"text": None},
         {"settings": {"length": 4}},
         {"settings": {"length": 4, "vocabulary": ["a", "a"]}},
-        {"settings": {"length": 10**6, "vocabulary": ["a"]}},
         {"settings": None},
         {"examples": "a"},
         {"examples": [1]},
         {"examples": []},
-        {"text": None},
-    ],
-)
-@pytest.mark.parametrize("labelled", [False, True])
-def test_broken_facts_are_one_clear_error(broken: dict[str, Any], labelled: bool, tmp_path: Path) -> None:
-    facts = {"text": "words", "settings": {"length": 4, "vocabulary": ["a"]}, "examples": ["a a"]}
-    classes: Any = (("x", "y"), (0.25, 0.75)) if labelled else ((), ())
-    data = DataFacts("made", (8, 8, 1), 4, *classes, condition=ConditionFacts("sentences", facts))
-    config = make_config({"network.channels": (8,), "network.attention": (0,)})
-    config = config.model_copy(update={"network": default_network(config.network, (8, 8))})
-    weights = make_network(config, 1, data.takes).state_dict()
-    damaged = dataclasses.replace(data, condition=ConditionFacts("sentences", {**facts, **broken}))
-    write_model(tmp_path, config, damaged, {}, weights)
-    with pytest.raises(UndiffuseError):
-        load(tmp_path, "cpu")
+    ]
+    for changed in broken:
+        damaged = dataclasses.replace(data, condition=ConditionFacts("sentences", {**facts, **changed}))
+        write_model(tmp_path, config, damaged, {}, weights)
+        with pytest.raises(UndiffuseError, match="model.json is damaged"):
+            load(tmp_path, "cpu")
 
 
 # From training to samples.
@@ -173,7 +171,9 @@ def test_a_prompt_a_class_or_both_decide_the_samples(models: dict[str, Model]) -
     assert said(of_class) == {"label": [1, 1], "sentence": [[], []]}
     assert said(both) == {"label": [1, 1], "sentence": words}
     assert said(model.unconditional(2)) == {"label": [3, 3], "sentence": [[], []]}
-    found = [last(model, one) for one in (prompt, of_class, both, model.unconditional(2), model.of_prompt("cat red", 2))]
+    found = [
+        last(model, one) for one in (prompt, of_class, both, model.unconditional(2), model.of_prompt("cat red", 2))
+    ]
     assert min((a - b).abs().flatten(1).amax(1).min() for i, a in enumerate(found) for b in found[:i]) > 1e-4
     assert said(models["sentences"].of_prompt("red cat", 2)) == words
     assert said(models["labels"].of_class("grey", 2)) == [1, 1]
@@ -195,7 +195,7 @@ def test_prompts_that_a_model_cannot_read(models: dict[str, Model]) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             one.of_prompt(prompt, 2, class_name)
-    with pytest.warns(UserWarning, match="never learnt: purple and green") as caught:
+    with pytest.warns(UserWarning, match="never learnt: purple, green") as caught:
         found = model.of_prompt("purple cat green", 1)
     assert len(caught) == 1
     assert said(found)["sentence"] == tokens_of(model, "purple cat green")
