@@ -101,7 +101,7 @@ def tokens_of(model: Model, *sentences: str) -> list[list[int]]:
 def test_facts_of_classes_and_sentences_are_several(tmp_path: Path) -> None:
     facts = {"text": "words", "settings": {"length": 4, "vocabulary": ["a"]}, "examples": ["a a"]}
     data = DataFacts("made", (8, 8, 1), 4, ("x", "y"), (0.25, 0.75), condition=ConditionFacts("sentences", facts))
-    label = {"kind": "labels", "facts": {"share": [0.25, 0.75]}}
+    label: dict[str, Any] = {"kind": "labels", "facts": {"share": [0.25, 0.75]}}
     both = ConditionFacts("several", {"label": label, "sentence": {"kind": "sentences", "facts": facts}})
     assert data.takes == both
     assert dataclasses.replace(data, classes=(), class_share=()).takes == ConditionFacts("sentences", facts)
@@ -132,7 +132,7 @@ def test_broken_facts_are_one_clear_error(tmp_path: Path) -> None:
     for changed in broken:
         damaged = dataclasses.replace(data, condition=ConditionFacts("sentences", {**facts, **changed}))
         write_model(tmp_path, config, damaged, {}, weights)
-        with pytest.raises(UndiffuseError, match="model.json is damaged"):
+        with pytest.raises(UndiffuseError, match=r"model\.json is damaged"):
             load(tmp_path, "cpu")
 
 
@@ -269,7 +269,7 @@ def test_requests_that_cannot_be(models: dict[str, Model]) -> None:
         ({"prompts": ["red"], "negative": "unheard"}, "no word of the prompt"),
     ):
         with pytest.raises(UsageError, match=message):
-            request(model, 2, None, **arguments)  # type: ignore[arg-type]
+            request(model, 2, None, **arguments)
     with pytest.raises(UsageError, match="no classes"):
         request(models["sentences"], 2, None, ["dark"])
     with pytest.raises(UsageError, match="purple"):
