@@ -42,8 +42,9 @@ def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str])
             f"--guide {guide.name} makes {guide.domain.noun} of {guide.data.shape}, and {model.name} "
             f"{model.domain.noun} of {model.data.shape}"
         )
-    if guide.data.takes != model.data.takes and guide.data.classes != model.data.classes:
-        raise UsageError(f"--guide {guide.name} was trained on other classes than {model.name}")
+    theirs, ours = ((one.data.classes, one.data.condition) for one in (guide, model))
+    if guide.data.takes != model.data.takes and theirs != ours:
+        raise UsageError(f"--guide {guide.name} was trained on other classes or captions than {model.name}")
     if guide.denoiser.target == SCORE_OF_STATE and guide.config.process != model.config.process:
         raise UsageError(
             f"--guide {guide.name} works only on the process it was trained on, which {model.name} is not on"

@@ -126,8 +126,9 @@ class Captions:
 def text_of(facts: dict[str, Any]) -> Text:
     """The `Text` of a model, from the facts of its `Sentences`. Raises KeyError, TypeError or ValueError for invalid
     ones."""
-    if not isinstance(facts["examples"], list) or not all(isinstance(one, str) for one in facts["examples"]):
-        raise TypeError("examples is not a list of sentences")
+    examples = facts["examples"]
+    if not isinstance(examples, list) or not examples or not all(isinstance(one, str) for one in examples):
+        raise TypeError("examples is not a list of sentences, at least one")
     made: Text = TEXTS.find(facts["text"]).from_facts(facts["settings"])
     return made
 

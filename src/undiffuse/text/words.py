@@ -21,7 +21,8 @@ NOTHING, UNKNOWN, FIRST = 0, 1, 2
 
 def words_of(sentence: str) -> list[str]:
     """The words of a sentence, without case and punctuation."""
-    return WORD.findall(unicodedata.normalize("NFC", sentence).casefold())
+    folded = unicodedata.normalize("NFC", sentence).casefold()
+    return WORD.findall(unicodedata.normalize("NFC", folded))  # folding may have taken letters apart
 
 
 @dataclass(frozen=True)
