@@ -19,7 +19,7 @@ from undiffuse.registry import (
 Completion = Callable[[str], list[str]]
 
 SPLITS = ("test", "train", "all")
-DATA = ("emoji", "digits", "fashion-mnist", "mnist")  # a test compares them with those there are
+DATA = ("avatars", "emoji", "digits", "fashion-mnist", "mnist")  # a test compares them with those there are
 
 
 def _of(names: Iterable[str]) -> Completion:
@@ -43,3 +43,4 @@ def samplers(incomplete: str) -> list[str]:
 grids, thresholds = _of(GRIDS), _of(THRESHOLDS)
 engines, features = _of(("auto", *ENGINES)), _of(("auto", *FEATURES))
 metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES, TEXT)), _of(SPLITS), _of(DATA), _of(FORMATS)
+makeable = _of(DATA[:1])

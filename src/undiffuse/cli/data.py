@@ -1,4 +1,4 @@
-"""`undiffuse data list` and `undiffuse data show`."""
+"""`undiffuse data list`, `undiffuse data show` and `undiffuse data make`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from undiffuse.data import ImageSet
 
 SHOWN = 4  # captions
+MOST = 100_000  # pictures to make, far fewer than there are different ones
 
 app = typer.Typer(
-    help="List data sets, and show what is in one.",
+    help="List data sets, show what is in one, and draw one.",
     epilog="Examples: undiffuse data list; undiffuse data show emoji",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -99,6 +100,42 @@ def show(
         say("no contact sheet, since it would lie among the pictures: --out PLACE/sheet.png writes one elsewhere")
     else:
         say(f"contact sheet: {output.put(path, lambda place: save_grid(images, place, columns), force)}")
+
+
+@app.command("make")
+def make(
+    name: str = typer.Argument(..., help="What to draw: avatars.", autocompletion=complete.makeable),
+    n: int = typer.Option(12_000, "-n", min=1, max=MOST, help="Number of pictures."),
+    size: int = typer.Option(32, min=8, max=512, help="Side of the pictures in pixels."),
+    seed: int = typer.Option(0, min=0, help="Other pictures with each seed."),
+    out: Path = typer.Option(None, "--out", "-o", help="Where to write them, .npz [NAME.npz]."),
+    force: bool = FORCE,
+) -> None:
+    """Draw a data set with captions and attributes; the same options give the same file.
+
+    \b
+    Example:
+      undiffuse data make avatars -n 20000 --size 64 --out faces.npz
+    """
+    import numpy as np
+
+    from undiffuse import output
+    from undiffuse.data.making import MAKERS
+    from undiffuse.names import format_shape, one_of
+
+    one_of("data set to make", name, MAKERS)
+    output.claim({"--out": out}, force, {"--out": [".npz"]})
+    output.check_memory(n, (size, size, 3))
+    with bar("drawing", n) as tick:
+        arrays = MAKERS[name](n, size, seed, tick)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    place = output.put(out or output.fresh(Path(f"{name}.npz")), write, force)
+    train, test = len(arrays["x_train"]), len(arrays["x_test"])
+    say(f"{train} + {test} pictures of {format_shape((size, size, 3))}, to train and to test: {place}")
 
 
 def _captions(data: "ImageSet") -> list[str]:
