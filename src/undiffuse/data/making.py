@@ -10,9 +10,7 @@ from undiffuse.data.avatar_captions import captions_of
 from undiffuse.errors import UsageError
 
 
-def make_avatars(
-    n: int, size: int, seed: int, tick: Callable[[int, int], None] | None = None
-) -> dict[str, np.ndarray]:
+def make_avatars(n: int, size: int, seed: int, tick: Callable[[int, int], None] | None = None) -> dict[str, np.ndarray]:
     """Arrays for an .npz file of n avatars, which `undiffuse.data.load` reads with captions and attributes.
 
     Returns x_train and x_test, uint8 (N, size, size, 3); JSON of the attributes and captions of both as bytes,
