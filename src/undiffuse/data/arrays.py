@@ -26,6 +26,8 @@ WORDS = {
     "captions": ("captions", "caption", "texts", "text", "sentences", "prompts"),
     "attributes": ("attributes",),
 }
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair: JSON and NumPy can hold it, UTF-8 cannot."""
 
 
 class Meaning(NamedTuple):
@@ -172,16 +174,19 @@ def described(
     if name := _first(arrays.names, "captions", ""):
         found = arrays.read(name)
         rows = _json(path, name, found) if found.dtype == np.uint8 else _texts(f"{path}: {name}", found)
+        if not isinstance(rows, list):
+            raise UsageError(f"{path}: {name} should be a list with a sentence, or a list of them, per image")
         captions = [[row] if isinstance(row, str) else row for row in rows]
         if len(captions) != count:
             raise UsageError(f"{path}: {len(captions):,} captions for {count:,} images")
     attributes: dict[str, Any] = {}
     if name := _first(arrays.names, "attributes", ""):
         attributes = _json(path, name, arrays.read(name))
-        if not isinstance(attributes, dict) or any(len(column) != count for column in attributes.values()):
-            raise UsageError(f"{path}: {name} should hold one value per image for each attribute")
-    for row in (*captions, *attributes.values()):
-        if not isinstance(row, list) or not all(isinstance(one, str) for one in row):
+        columns = attributes.values() if isinstance(attributes, dict) else [None]
+        if not all(isinstance(column, list) and len(column) == count for column in columns):
+            raise UsageError(f"{path}: {name} should hold a list with one value per image for each attribute")
+    for row in (*captions, list(attributes), *attributes.values()):
+        if not isinstance(row, list) or not all(isinstance(one, str) and not SURROGATE.search(one) for one in row):
             raise UsageError(f"{path}: captions and attributes must be text, not {shown(row)}")
     cleaned = tuple(tuple(" ".join(one.split()) for one in row if one.strip()) for row in captions)
     return cleaned if any(cleaned) else (), {key: tuple(column) for key, column in attributes.items()}
@@ -199,7 +204,7 @@ def _texts(where: str, found: np.ndarray) -> list[Any]:
 def _json(path: Path, name: str, found: np.ndarray) -> Any:
     try:
         return json.loads(found.astype(np.uint8).tobytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {name} is not JSON: {cut(str(error))}") from None
 
 
