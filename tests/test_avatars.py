@@ -43,7 +43,7 @@ GRAMMAR = {
 """What a caption can say, in an order in which nothing is taken for something else."""
 SIGNS = {"clothes": "C", "expression": "E", "noun": "N"}
 """In a frame; the rest are features, X."""
-FRAME_WORDS = set("a an and in of on picture portrait wearing who wears with X C E N".split())
+FRAME_WORDS = set(["a", "an", "and", "in", "of", "on", "picture", "portrait", "wearing", "who", "wears", "with", "X", "C", "E", "N"])
 
 
 def parsed(text: str) -> tuple[dict[str, set[str]], str]:
