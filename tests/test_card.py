@@ -28,7 +28,8 @@ from undiffuse.training.muon import make_optimizer
 from undiffuse.training.state import Learner, Position
 
 FINGERPRINTS = {
-    "emoji": "c5412a053e95764e87d8774a4b99ef886e22db3338158951c26fcab5450c1434",
+    "avatars": "f45fe189cc04fc51db30e541a9a12003f048556aae335f6754a6b1da6cff674c",
+    "emoji": "80efdf90250037c8ad094d1fbeede0fab8ea4586bd8d33d114f5b0f169202222",
     "fashion-mnist": "cc90ec538ac57882baf544e226a74be4530eac49be0f46eeb4c278af5ec74451",
     "fashion-mnist-likelihood": "c8d8b806427b709c771aca83ab9ef2572eca25b6260391c8d7f8c8c92ba376b4",
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from undiffuse.classifier import CARD, Classifier, load_classifier
-from undiffuse.conditions import Composition, Condition, Known, Labels, Request, parts_of, without_known
+from undiffuse.conditions import Composition, Condition, Known, Request, parts_of, without_known
 from undiffuse.errors import UsageError
 from undiffuse.guidance import (
     Guidance,
@@ -97,7 +97,7 @@ def _by_classifier(
     Scale 1 is the plain conditional law: of a model that knows the class its own, of another one the classifier's.
     """
     labels, _ = without_known(condition)
-    if not isinstance(labels, Labels):
+    if labels is None:
         raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
     knows = model.data.takes is not None
     ours: Condition | None = condition if knows else None

@@ -76,7 +76,7 @@ def classifier(
     channels = train.shape[2]
     network = Network(channels, sum(map(len, values.values())))
     truth = {name: list(train.attributes[name]) for name in values}
-    folder = folder_for("attributes", [FORMAT, train.fingerprint, list(values.items()), truth, half])
+    folder = folder_for("attributes", [FORMAT, STEPS, BATCH, train.fingerprint, list(values.items()), truth, half])
     with locked(folder):
         if not folder.exists():
             trained = _train(train, values, half, tick)

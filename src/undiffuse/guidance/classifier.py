@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Labels
+from undiffuse.conditions import Condition, Labels, part_for
 from undiffuse.denoiser import LOG_SNR_LIMIT
 from undiffuse.errors import UsageError
 from undiffuse.names import cut
@@ -68,12 +68,15 @@ def gradient(log_prob: LogProb, x_t: Tensor, t: Time) -> Tensor:
         return torch.autograd.grad(log_prob(x, t).sum(), x, create_graph=graph)[0]
 
 
-def class_log_prob(classifier: Classifier, process: GaussianProcess, labels: Labels) -> LogProb:
-    """ln p(y | x_t) of the classes `labels` (B,) by a trained classifier, for states of `process`, on their device.
+def class_log_prob(classifier: Classifier, process: GaussianProcess, condition: Condition) -> LogProb:
+    """ln p(y | x_t) of the classes of `condition`, `Labels` (B,) or `Several` with them, by a trained classifier, for states of `process`, on their device.
 
     A label for "any class" has probability 1, so its sample is not guided. Raises UsageError for labels of another
     number of classes, and for a class that the classifier saw no picture of.
     """
+    labels = part_for(condition, "label")
+    if not isinstance(labels, Labels):
+        raise UsageError(f"the classifier {classifier.name} guides by a class: name one with --class")
     names, share = classifier.data.classes, classifier.data.class_share
     if labels.classes != len(names):
         raise UsageError(
