@@ -69,8 +69,9 @@ def gradient(log_prob: LogProb, x_t: Tensor, t: Time) -> Tensor:
 
 
 def class_log_prob(classifier: Classifier, process: GaussianProcess, condition: Condition) -> LogProb:
-    """ln p(y | x_t) of the classes of `condition`, `Labels` (B,) or `Several` with them, by a trained classifier, for states of `process`, on their device.
+    """ln p(y | x_t) of the classes in `condition`, `Labels` (B,) or `Several`, by a trained classifier.
 
+    States are those of `process`, on their device.
     A label for "any class" has probability 1, so its sample is not guided. Raises UsageError for labels of another
     number of classes, and for a class that the classifier saw no picture of.
     """
