@@ -1,6 +1,10 @@
 """`undiffuse`: assembles the subcommands, and turns errors into one line and an exit code."""
 
+import os
 import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -66,6 +70,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 failed, 2 an invalid request, 130 interrupted, 143 terminated."""
     keep_freed_memory()
+    warnings.showwarning = _one_line(warnings.showwarning)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -81,6 +86,19 @@ def main() -> None:
         fail("interrupted", 130)
     finally:
         _leave_group()
+
+
+def _one_line(usual: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.showwarning` that says the warnings of undiffuse in one line, and all others as `usual`."""
+    here = os.path.dirname(os.path.dirname(__file__))
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if category is UserWarning and filename.startswith(here):
+            typer.echo(f"undiffuse: {message}", err=True)
+        else:
+            usual(message, category, filename, *rest)
+
+    return show
 
 
 def _leave_group() -> None:
