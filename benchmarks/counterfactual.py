@@ -122,9 +122,8 @@ def main() -> None:
         options.json, {"model": options.model, "pairs": len(kept), "guidance": SCALE, **conditions(), "ways": found}
     )
     if options.figure:
-        strips(
-            [*pictures, ("the true change", after[:10])], asked[:10], "one attribute changed by words", options.figure
-        )
+        headings = [prompt.replace(" ", "\n") for prompt in asked[:10]]
+        strips([*pictures, ("the true change", after[:10])], headings, "one attribute changed by words", options.figure)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     theirs = load(import_diffusers(save(place / "pipeline", make_unet(num_class_embeds=3)), place / "model"))
     config = theirs.config.model_copy(update={"denoiser": theirs.config.denoiser.model_copy(update=EDM)})
     steps = dataclasses.replace(theirs, config=config, denoiser=make_denoiser(config, theirs.network))
-    models = {"plain": load("emoji"), "values": load("fashion-mnist-likelihood"), "steps": steps}
+    models = {"plain": load("fashion-mnist"), "values": load("fashion-mnist-likelihood"), "steps": steps}
     return {name: export_diffusers(model, place / name) for name, model in models.items()}
 
 

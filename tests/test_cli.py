@@ -251,7 +251,7 @@ def test_demo_writes_and_names_its_pictures(command: Command, tmp_path: Path) ->
     code, out, err = command("demo", "--minutes", "0.05", "--out", "demo")
     assert code == 0, err
     named = [tmp_path / line.split(":")[0] for line in out.splitlines() if line.startswith("demo/")]
-    assert len(named) == 4 and all(path.exists() for path in named)
+    assert len(named) == 5 and all(path.exists() for path in named)
     for path in named:
         if path.suffix == ".png":
             with Image.open(path) as picture:

@@ -32,7 +32,8 @@ def pictures(model: Model) -> torch.Tensor:
 def said_by(name: str) -> dict[str, np.ndarray]:
     """Final states, float32, by recipe, and bounds in nats per dimension, float64."""
     model = load(name, "cpu")
-    condition = Labels(LABELS, len(model.data.classes)) if model.data.classes else None
+    kind = None if model.data.takes is None else model.data.takes.kind
+    condition = Labels(LABELS, len(model.data.classes)) if kind == Labels.kind else model.condition(NUMBERS)
     said = {}
     for recipe in RECIPES:
         *_, last = states(model, recipe, NUMBERS, condition)
