@@ -31,8 +31,8 @@ from undiffuse.guidance import Guidance
 from undiffuse.model import Model
 from undiffuse.model import load as load_model
 from undiffuse.plots import strips
+from undiffuse.text import PROMPTED
 
-SCALE = 2.0
 Way = Callable[[np.ndarray, Condition], np.ndarray]
 
 
@@ -47,7 +47,7 @@ def words(attribute: str, value: str) -> str:
 
 def ways(model: Model) -> dict[str, Way]:
     """Name -> (pictures, condition) -> edited pictures."""
-    recipe = Recipe(steps=20, guidance=Guidance(SCALE))
+    recipe = Recipe(steps=20, guidance=Guidance(PROMPTED))
 
     def friendly(strength: float) -> Way:
         return lambda rows, asked: regenerate(
@@ -119,7 +119,7 @@ def main() -> None:
         pictures.append((name, rows[:10]))
         print(name, found[name], flush=True)
     write_json(
-        options.json, {"model": options.model, "pairs": len(kept), "guidance": SCALE, **conditions(), "ways": found}
+        options.json, {"model": options.model, "pairs": len(kept), "guidance": PROMPTED, **conditions(), "ways": found}
     )
     if options.figure:
         headings = [prompt.replace(" ", "\n") for prompt in asked[:10]]

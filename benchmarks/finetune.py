@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import math
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from undiffuse.conditions import Condition
 from undiffuse.config import parse_settings, preset
 from undiffuse.data import ImageSet, load
 from undiffuse.devices import conditions
@@ -60,34 +62,37 @@ def some(data: ImageSet, of_each: int) -> ImageSet:
     )
 
 
-def held_out_loss(model: Model, data: ImageSet, batch: int = 100) -> tuple[float, float]:
+def batches(
+    model: Model, data: ImageSet, size: int = 100
+) -> Iterator[tuple[list[int], torch.Tensor, Condition | None]]:
+    """The rows of each batch, their x_0 and their condition."""
+    for first in range(0, len(data), size):
+        rows = list(range(len(data))[first : first + size])
+        x0 = model.domain.encode(np.asarray(data.images[first : first + size]))
+        yield rows, x0, None if data.condition is None else data.condition[np.array(rows)]
+
+
+def held_out_loss(model: Model, data: ImageSet) -> tuple[float, float]:
     """EDM's weighted error on `data`, of the same times and noise for every model, and its standard error."""
-    x0, condition = model.domain.encode(np.asarray(data.images)), data.condition
     u = torch.from_numpy((stream(0).permutation(len(data)) + 0.5) / len(data))
-    losses = []
+    weighting = partial(edm, sigma_data=SIGMA_DATA)
     with torch.no_grad():
-        for first in range(0, len(data), batch):
-            rows = slice(first, first + batch)
-            draw = keyed_draws(0, range(len(data))[rows])(0)
-            labels = None if condition is None else condition[rows]
-            weighting = partial(edm, sigma_data=SIGMA_DATA)
-            losses.append(weighted_error(model.denoiser, x0[rows], labels, u[rows], draw, log_normal, weighting))
+        losses = [
+            weighted_error(model.denoiser, x0, labels, u[rows], keyed_draws(0, rows)(0), log_normal, weighting)
+            for rows, x0, labels in batches(model, data)
+        ]
     all_losses = torch.cat(losses).double()
     return all_losses.mean().item(), all_losses.std().item() / len(data) ** 0.5
 
 
-def held_out_bits(model: Model, data: ImageSet, batch: int = 100, times: int = 10) -> tuple[float, float]:
+def held_out_bits(model: Model, data: ImageSet, times: int = 10) -> tuple[float, float]:
     """The continuous-time bound in bits per dimension, of the same times and noise for all, and its standard error."""
-    x0, condition = model.domain.encode(np.asarray(data.images)), data.condition
-    bounds = []
-    for first in range(0, len(data), batch):
-        numbers = range(len(data))[first : first + batch]
-        labels = None if condition is None else condition[first : first + batch]
-        u = stratified(torch.tensor(numbers), times)
-        bound = estimate_bound(
-            model.denoiser, x0[first : first + batch], Formula(None), keyed_draws(0, numbers), u, labels
-        )
-        bounds.append(bound.total)
+    bounds = [
+        estimate_bound(
+            model.denoiser, x0, Formula(None), keyed_draws(0, rows), stratified(torch.tensor(rows), times), labels
+        ).total
+        for rows, x0, labels in batches(model, data)
+    ]
     bits = torch.cat(bounds) * math.log2(math.e)
     return bits.mean().item(), bits.std().item() / len(data) ** 0.5
 

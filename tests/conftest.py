@@ -43,6 +43,15 @@ def _one_thread_and_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no remark said yet."""
+    from undiffuse.data import remarks
+
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    remarks.warn.cache_clear()
+
+
 def write_data(path: Path, seed: int = 0) -> Path:
     """72 grey images of 16x16 in three classes, which differ in brightness, as .npz."""
     labels = np.arange(72) % 3

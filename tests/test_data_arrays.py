@@ -13,10 +13,7 @@ from undiffuse.data import idx
 from undiffuse.data.arrays import open_arrays
 from undiffuse.errors import UndiffuseError, UsageError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def noise(*shape: int) -> np.ndarray:

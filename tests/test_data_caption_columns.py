@@ -17,9 +17,7 @@ ONE = (("a cat",), (), ("two dogs",))
 SEVERAL = (("a cat", "a tabby"), (), ("two dogs",))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 TEXTS = ["a cat", None, " two  dogs\n"]

@@ -22,10 +22,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 Folder = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
-    remarks.warn.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -19,10 +19,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 Tree = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
-    remarks.warn.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -11,15 +11,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from undiffuse import data
-from undiffuse.data import pixels, policy, remarks
+from undiffuse.data import pixels, policy
 from undiffuse.data.png import SIGNATURE
 from undiffuse.errors import UndiffuseError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
-    remarks.warn.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def read(raw: bytes) -> np.ndarray:

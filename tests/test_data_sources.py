@@ -10,10 +10,7 @@ from PIL import Image, ImageDraw
 from undiffuse import data
 from undiffuse.errors import UndiffuseError, UsageError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

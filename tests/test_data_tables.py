@@ -16,10 +16,7 @@ from undiffuse.data.loading import _source
 from undiffuse.data.shards import open_table, open_tables
 from undiffuse.errors import UndiffuseError, UsageError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def png(value: int) -> bytes:

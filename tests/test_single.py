@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from undiffuse import data
-from undiffuse.data import policy, remarks
+from undiffuse.data import policy
 from undiffuse.data.single import read_mask, read_pictures, read_strokes
 from undiffuse.errors import UndiffuseError, UsageError
 
@@ -18,10 +18,7 @@ PIXELS = RANDOM.integers(0, 256, (40, 60, 4), dtype=np.uint8)
 SHAPE = (8, 8, 1)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
-    remarks.warn.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def saved(path: Path, image: Image.Image | np.ndarray, **options: object) -> Path:

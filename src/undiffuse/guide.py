@@ -152,10 +152,11 @@ def request(
     if prompts:
         if len(classes) > 1:
             raise UsageError("prompts go with one --class: leave the others out, or write them in the prompts")
-        sentences, weights = zip(*map(weighted, prompts), strict=True)  # type: ignore[assignment]
-        if len(prompts) == 1 and weights != (1.0,):
+        asked = [weighted(prompt) for prompt in prompts]
+        weights = [weight for _, weight in asked]
+        if len(prompts) == 1 and weights != [1.0]:
             raise UsageError("the weight of a prompt is relative to others: for one prompt use --guidance")
-        parts = [model.of_prompt(sentence, count, *classes) for sentence in sentences]
+        parts = [model.of_prompt(sentence, count, *classes) for sentence, _ in asked]
     else:
         namer = model.guide if isinstance(model.guide, Classifier) and not model.data.classes else model
         parts = [namer.of_class(name, count) for name in classes]

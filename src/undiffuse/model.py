@@ -183,11 +183,10 @@ class Model:
         Warns of words that the model has not learnt. Raises UsageError if it has learnt none of them, if there are too
         many, and for a model without captions.
         """
-        takes = self.data.takes
-        facts = {} if takes is None else takes.facts.get("sentence", {}).get("facts") or takes.facts
-        if "text" not in facts:
+        captions = self.data.condition
+        if captions is None or captions.kind != Sentences.kind:
             raise UsageError(f"the model {self.name} was trained without captions, so it takes no prompt")
-        text = text_of(facts)
+        text = text_of(captions.facts)
         size, unknown = text.size(prompt), text.unknown(prompt)
         if size > text.length:
             raise UsageError(f"the prompt has {size} words, and {self.name} reads {text.length}: shorten it")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.streams import stream as stream
+
 
 class Purpose(IntEnum):
     """What the numbers are for; a key holds one so that no two uses share a stream."""
@@ -33,11 +35,6 @@ class Purpose(IntEnum):
     UNIFORM = 14
     FOLD = 15
     MASK = 16
-
-
-def stream(*key: int) -> np.random.Generator:
-    """The counter-based generator of a key (Philox; Salmon et al. 2011). Keys are integers in 0 .. 2^32 - 1."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:

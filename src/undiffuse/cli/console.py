@@ -12,6 +12,7 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.errors import UsageError
 from undiffuse.registry import ENGINES, GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
     from undiffuse.guidance import Guidance
@@ -56,8 +57,6 @@ RESCALE: float = typer.Option(
 APG: str = typer.Option(
     None, help="Adaptive projected guidance: ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5 [plain guidance]."
 )
-PROMPTED = 2.0
-"""The scale of guidance with a prompt, unless one is given."""
 FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import FORCE, PROMPTED, command, say
+from undiffuse.cli.console import FORCE, command, say
 from undiffuse.progress import bar
+from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from undiffuse.conditions.condition import Condition, Encoders, Rows
 from undiffuse.devices import sent
+from undiffuse.streams import evenly
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class Labels:
     def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Labels":
         """In the data's proportions, from multiples of the golden ratio: evenly spread, however many there are."""
         share: Sequence[float] = facts["share"]
-        u = np.modf((numbers + 0.5) * 0.6180339887498949)[0]
-        index = np.searchsorted(np.cumsum(share), u, side="right")
+        index = np.searchsorted(np.cumsum(share), evenly(numbers), side="right")
         last = np.flatnonzero(share)[-1]  # if the shares sum to slightly less than 1
         return cls(torch.from_numpy(np.minimum(index, last)), len(share))
 

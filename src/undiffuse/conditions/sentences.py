@@ -12,6 +12,7 @@ from torch import Tensor
 from undiffuse.conditions.condition import Condition, Encoders, Rows
 from undiffuse.devices import sent
 from undiffuse.registry import TEXTS
+from undiffuse.streams import evenly
 from undiffuse.text.text import Text
 
 EXAMPLES = 256
@@ -77,8 +78,9 @@ class Sentences:
     @classmethod
     def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Sentences":
         """The examples, from multiples of the golden ratio: evenly spread, however many there are."""
-        examples, u = facts["examples"], np.modf((numbers + 0.5) * 0.6180339887498949)[0]
-        return cls.of([examples[index] for index in (u * len(examples)).astype(np.int64)], text_of(facts))
+        examples = facts["examples"]
+        chosen = (evenly(numbers) * len(examples)).astype(np.int64)
+        return cls.of([examples[index] for index in chosen], text_of(facts))
 
 
 @dataclass(frozen=True)

@@ -83,5 +83,5 @@ def kind_of(one: Any) -> type[Condition]:
 
 
 def part_for(condition: Condition | None, name: str) -> Condition | None:
-    """What the encoder of this name gets: its part of `Several`, or the condition itself."""
+    """The input of the encoder of this name: its part of `Several`, or the condition itself."""
     return condition.parts[name] if isinstance(condition, Several) else condition

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from undiffuse.data import labels, pictures
+from undiffuse.data.captions import BROKEN, clean
 from undiffuse.data.layout import role as split_of
 from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.remarks import some
@@ -26,8 +27,6 @@ WORDS = {
     "captions": ("captions", "caption", "texts", "text", "sentences", "prompts"),
     "attributes": ("attributes",),
 }
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair: JSON and NumPy can hold it, UTF-8 cannot."""
 
 
 class Meaning(NamedTuple):
@@ -186,9 +185,9 @@ def described(
         if not all(isinstance(column, list) and len(column) == count for column in columns):
             raise UsageError(f"{path}: {name} should hold a list with one value per image for each attribute")
     for row in (*captions, list(attributes), *attributes.values()):
-        if not isinstance(row, list) or not all(isinstance(one, str) and not SURROGATE.search(one) for one in row):
+        if not isinstance(row, list) or not all(isinstance(one, str) and not BROKEN.search(one) for one in row):
             raise UsageError(f"{path}: captions and attributes must be text, not {shown(row)}")
-    cleaned = tuple(tuple(" ".join(one.split()) for one in row if one.strip()) for row in captions)
+    cleaned = tuple(tuple(filter(None, map(clean, row))) for row in captions)
     return cleaned if any(cleaned) else (), {key: tuple(column) for key, column in attributes.items()}
 
 

@@ -7,7 +7,7 @@ pigtails: a rule of this data set, so that both words mean something; people in 
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from undiffuse.streams import stream
 
 MOST_WORDS = 16
 EACH = 8
@@ -70,7 +70,7 @@ class _Choices:
 
 def choices(*key: int, captions: int = 1) -> list[_Choices]:
     """The choices for some captions, from a key of integers."""
-    numbers = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random((captions, MOST_CHOICES))
+    numbers = stream(*key).random((captions, MOST_CHOICES))
     return [_Choices(row) for row in numbers.tolist()]
 
 
@@ -110,7 +110,7 @@ def caption(attributes: Mapping[str, str], draw: _Choices, held_out: bool = Fals
 
 
 def _clauses(attributes: Mapping[str, str], draw: _Choices) -> dict[str, str]:
-    """What can be said of each attribute; an attribute that is "none" has no clause."""
+    """A clause for each attribute; an attribute that is "none" has no clause."""
     colour = draw.of(SYNONYMS.get(attributes["hair colour"], (attributes["hair colour"],)))
     found = {"hair": draw.of(HAIR[attributes["hair"]]).format(colour)}
     for name, forms in (("glasses", GLASSES), ("facial hair", FACIAL_HAIR)):
@@ -160,7 +160,7 @@ def _article(words: str) -> str:
 
 
 def claims(said: str, attributes: Mapping[str, str]) -> dict[str, str]:
-    """What a caption of a face with these attributes says of it: the attributes that it names, with their values.
+    """The attributes that a caption of a face with `attributes` names, with their values.
 
     "red hair" says its colour and not how it is cut; what is not mentioned is not claimed to be none.
     """

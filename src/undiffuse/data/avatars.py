@@ -16,6 +16,7 @@ import numpy as np
 
 from undiffuse.errors import UsageError
 from undiffuse.names import one_of
+from undiffuse.streams import stream
 
 LICENCE = "CC BY 4.0 (Personas by Draftbit, drawn by DiceBear)"
 MISSING = 'drawing avatars needs packages that are not installed: pip install "undiffuse[avatars]"'
@@ -52,7 +53,7 @@ HAIR = {
     "beanie": ("beanie",),
 }
 NO_COLOUR = ("bald", "cap", "beanie")
-"""What shows no hair, whose colour then is "none"."""
+"""Hair that does not show; its colour is "none"."""
 BEARDED = ("short", "mohawk", *NO_COLOUR)
 """Who may have a beard or a moustache."""
 EYES = {"none": ("open",), "glasses": ("glasses",), "sunglasses": ("sunglasses",)}
@@ -71,7 +72,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 """The attributes, and what each may be."""
 DETAILS = ("hair", "beard colour", "skin", "clothes", "nose")
-"""What else differs between avatars: each a number in [0, 1) that selects one of several drawings."""
+"""Further differences between avatars: each a number in [0, 1) that selects one of several drawings."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,16 @@ class Avatar:
         """
         one_of("attribute", attribute, VALUES)
         one_of(attribute, value, VALUES[attribute])
-        changed = replace(self, attributes={**self.attributes, attribute: value})
-        if not _possible(changed.attributes):
+        changed = _changed(self, attribute, value)
+        if changed is None:
             raise UsageError(f"{attribute} = {value} does not go with the rest of this face")
         return changed
+
+
+def _changed(one: Avatar, attribute: str, value: str) -> Avatar | None:
+    """The same face with one attribute changed; None if the value does not go with the others."""
+    changed = replace(one, attributes={**one.attributes, attribute: value})
+    return changed if _possible(changed.attributes) else None
 
 
 def _possible(attributes: Mapping[str, str]) -> bool:
@@ -186,9 +193,7 @@ def _style() -> Any:
 
 
 def _numbers(seed: int, number: int, count: int) -> list[float]:
-    draws: list[float] = (
-        np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number]))).random(count).tolist()
-    )
+    draws: list[float] = stream(seed, number).random(count).tolist()
     return draws
 
 
@@ -230,11 +235,11 @@ def pairs(seed: int, n: int, size: int) -> dict[str, np.ndarray]:
         number += 1
         attribute = changeable[len(facts) % len(changeable)]
         u = iter(_numbers(seed + 1, number, len(VALUES[attribute])))
-        for value in sorted(set(VALUES[attribute]) - {one.attributes[attribute]}, key=lambda value: next(u)):
-            other = replace(one, attributes={**one.attributes, attribute: value})
-            if _possible(other.attributes):
-                before.append(draw(one, size))
-                after.append(draw(other, size))
-                facts.append({"attributes": one.attributes, "attribute": attribute, "value": value})
-                break
+        values = sorted(set(VALUES[attribute]) - {one.attributes[attribute]}, key=lambda value: next(u))
+        others = filter(None, (_changed(one, attribute, value) for value in values))
+        if (other := next(others, None)) is not None:
+            before.append(draw(one, size))
+            after.append(draw(other, size))
+            value = other.attributes[attribute]
+            facts.append({"attributes": one.attributes, "attribute": attribute, "value": value})
     return {"before": np.stack(before), "after": np.stack(after), "facts": as_json(facts)}

@@ -28,7 +28,7 @@ Find = Callable[[str], PurePosixPath | None]
 
 @dataclass(frozen=True)
 class Listed:
-    """What one file says: (picture, its captions) for each entry, the entries without a picture, and remarks."""
+    """The content of one file: (picture, its captions) for each entry, the entries without a picture, and remarks."""
 
     found: list[tuple[PurePosixPath, tuple[str, ...]]]
     lost: list[str]

@@ -12,12 +12,12 @@ CAPTION_WORDS = (
     ("description", "descriptions", "prompt", "prompts"),
 )
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")  # and the byte-order marks that joining files leaves within
-_BROKEN = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON, not in text
+BROKEN = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON, not in text
 
 
 def clean(text: str) -> str:
     """A caption on one line: NFC, runs of whitespace and control characters as one space, none at the ends."""
-    text = unicodedata.normalize("NFC", _BROKEN.sub("\ufffd", text))
+    text = unicodedata.normalize("NFC", BROKEN.sub("\ufffd", text))
     return " ".join(_CONTROL.sub(" ", text).split())
 
 

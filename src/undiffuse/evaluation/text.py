@@ -25,11 +25,10 @@ from undiffuse.metrics.intervals import Measure, proportion
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, stream
+from undiffuse.text import PROMPTED
 
 DEFAULT_N = 500
 CANDIDATES = 100
-SCALE = 2.0
-"""Guidance, unless another is asked for."""
 BOTH = tuple(name for name in HAIR_COLOURS if name in CLOTHING_COLOURS)
 """Colours that hair and clothes can have."""
 ALL_RIGHT = "all named right"
@@ -97,12 +96,12 @@ def faithfulness(
 
     Args:
         data: avatars with attributes; None: the model's own.
-        recipe: None: 20 steps, with guidance SCALE.
+        recipe: None: 20 steps, with the guidance of prompts.
 
     Raises UsageError for a model without prompts and for data without the attributes of avatars.
     """
     model.of_prompt("hair", 1)  # raises for a model without captions
-    recipe = recipe or Recipe(guidance=Guidance(SCALE))
+    recipe = recipe or Recipe(guidance=Guidance(PROMPTED))
     train, test = (_images(model, data, split, bar) for split in ("train", "test"))
     n = min(n, len(test), len(train) // HALVES)
     model = with_engine(model, engine, 4 * n * recipe.evaluations, bar)

@@ -16,6 +16,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.objectives import Objective, continuous_bound, reconstruction_share, step_times, variational_bound
 from undiffuse.process import GaussianProcess
 from undiffuse.randomness import Draw
+from undiffuse.streams import GOLDEN
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
 def stratified(samples: Tensor, draws: int) -> Tensor:
     """K stratified u for each of the samples numbered `samples`, one in each K-th of [0, 1), shifted by a golden ratio
     from sample to sample: float64 (B, K). Their mean is unbiased over the samples, for any T."""
-    shift = torch.frac((samples.double() + 0.5) * 0.6180339887498949)
+    shift = torch.frac((samples.double() + 0.5) * GOLDEN)
     return (shift[:, None] + torch.arange(draws, dtype=torch.float64)) / draws
 
 

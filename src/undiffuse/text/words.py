@@ -14,7 +14,7 @@ from torch import Tensor
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 MOST_WORDS = 8192
 LEAST_USES = 2
-"""A word that occurs once cannot be told from the one picture it describes."""
+"""The meaning of a word that occurs once cannot be separated from the one picture it describes."""
 NOTHING, UNKNOWN, FIRST = 0, 1, 2
 """The numbers of no word, of any word outside the vocabulary, and of the first word in it."""
 

@@ -33,14 +33,14 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
     folder = run / "checkpoints" / f"step-{learner.progress.step:08d}"
     tensors = {}
     for name, parameter in learner.named:
-        tensors[f"network.{name}"] = parameter.detach().contiguous()
+        tensors[f"network.{name}"] = parameter.detach()
         for key, value in learner.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()  # on a GPU it is channels last
+            tensors[f"optimizer.{key}.{name}"] = value
     if learner.importance:
         tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
     averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
     if adapters := factors(averages):  # the model has them merged: their own averages are kept beside it
-        tensors |= {f"average.{name}": averages[name].contiguous() for name in learner.trained}
+        tensors |= {f"average.{name}": averages[name] for name in learner.trained}
     state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}
     try:
         with atomic_folder(folder) as temporary:
@@ -50,7 +50,8 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
                 adapters |= {name: averages[name] for name in learner.origin.new}
                 card = read_json(temporary / "model.json")
                 write_adapter(temporary / ADAPTER, card, learner.origin.fingerprint, scale, adapters)
-            save_file(tensors, temporary / "training.safetensors")
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}  # channels last on a GPU
+            save_file(contiguous, temporary / "training.safetensors")
             write_json(temporary / "training.json", state)
     except (UndiffuseError, SafetensorError) as error:
         saved = checkpoints(run)
