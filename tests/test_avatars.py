@@ -180,6 +180,16 @@ def test_pictures_show_their_attributes(embedded: dict[str, Any]) -> None:
             assert abs(picture[places[one["hair"]]] - rgb(avatars.HAIR_COLOURS[one["hair colour"]])).max() <= 8
 
 
+def test_embedded_pairs_are_those_of_their_seed() -> None:
+    """Whatever order sets of strings have in this process."""
+    pytest.importorskip("dicebear")
+    embedded = np.load(builtin.AVATARS.with_name("avatar-pairs.npz"))
+    again = avatars.pairs(1, 12, 32)
+    assert json.loads(again["facts"].tobytes()) == json.loads(embedded["facts"].tobytes())[:12]
+    for name in ("before", "after"):
+        assert np.array_equal(again[name], embedded[name][:12])
+
+
 def test_counterfactual_pairs_differ_where_they_should() -> None:
     pairs = np.load(builtin.AVATARS.with_name("avatar-pairs.npz"))
     boxes = {"clothing colour": (24, 32), "glasses": (12, 17), "facial hair": (14, 25), "hair colour": (2, 28)}

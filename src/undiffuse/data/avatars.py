@@ -235,7 +235,8 @@ def pairs(seed: int, n: int, size: int) -> dict[str, np.ndarray]:
         number += 1
         attribute = changeable[len(facts) % len(changeable)]
         u = iter(_numbers(seed + 1, number, len(VALUES[attribute])))
-        values = sorted(set(VALUES[attribute]) - {one.attributes[attribute]}, key=lambda value: next(u))
+        possible = [value for value in VALUES[attribute] if value != one.attributes[attribute]]
+        values = sorted(possible, key=lambda value: next(u))
         others = filter(None, (_changed(one, attribute, value) for value in values))
         if (other := next(others, None)) is not None:
             before.append(draw(one, size))
