@@ -26,7 +26,7 @@ PLAIN_HAIR = r"\b(?P<long>big curly |curly |short |long )?(?P<colour>" + "|".joi
 GRAMMAR = {
     "hair": re.compile(
         r"(?:\ba )?" + PLAIN_HAIR + r"(?P<noun>hair in a bob|hair in a bun|hair in pigtails|hair|bob|curls|bun|"
-        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bno hair|\b(?:a )?(?:baseball )?cap\b|\b(?:a )?beanie|"
+        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bbald\b|\bno hair|\b(?:a )?(?:baseball )?cap\b|\b(?:a )?beanie|"
         r"\b(?:a )?woolly hat)"
     ),
     "clothes": re.compile(
@@ -34,7 +34,7 @@ GRAMMAR = {
     ),
     "sunglasses": re.compile(r"\b(?:dark )?sunglasses\b"),
     "glasses": re.compile(r"\b(?:glasses|spectacles)\b"),
-    "beard": re.compile(r"\b(?:a )?(?:full )?beard\b"),
+    "beard": re.compile(r"\b(?:a )?(?:full )?beard\b|\bbearded\b"),
     "moustache": re.compile(r"\b(?:a )?m(?:o)?ustache\b"),
     "skin": re.compile(r"\b(?P<colour>light|pale|brown|tan|dark) skin\b"),
     "expression": re.compile(r"\b(?P<word>smiling|happy|surprised|astonished|serious)\b"),
@@ -58,7 +58,7 @@ def parsed(text: str) -> tuple[dict[str, set[str]], str]:
             word = found.groupdict()
             if kind == "hair" and word["other"]:
                 last = word["other"].split()[-1]
-                claim("hair", {"head": "bald", "hair": "bald", "cap": "cap", "beanie": "beanie", "hat": "beanie"}[last])
+                claim("hair", {"cap": "cap", "beanie": "beanie", "hat": "beanie"}.get(last, "bald"))
             elif kind == "hair":
                 shape = " ".join([word["long"] or "", word["noun"]])
                 styles = ("long", "short", "bob", "bun", "pigtails", "mohawk", "cur")
@@ -112,8 +112,10 @@ def test_a_false_caption_is_found() -> None:
     face = dict(zip(avatars.VALUES, ("pigtails", "red", "glasses", "none", "smiling", "shirt", "blue", "dark")))  # noqa: B905
     for text in ("a happy lady with ginger pigtails and spectacles in a blue top", "dark skin, blue shirt, person"):
         assert is_true(text, face)
+    bearded = {**face, "hair": "bald", "hair colour": "none", "facial hair": "beard"}
+    assert is_true("a smiling bald bearded man in a blue shirt", bearded)
     false = ("a man", "a woman with blue pigtails", "a red shirt", "dark hair", "a bun of red hair", "sunglasses")
-    for text in (*false, "a woman with a beard", "long red hair", "checked blue shirt", "tan skin", "a tall woman"):
+    for text in (*false, "a woman with a beard", "long red hair", "checked blue shirt", "tan skin", "a tall woman", "bald"):
         assert not is_true(text, face), text
 
 

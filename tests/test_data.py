@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_import_is_light() -> None:
     heavy = "{'torch', 'datasets', 'sklearn', 'PIL', 'pyarrow'}"
     code = f"import sys, undiffuse.data; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_emoji_are_captioned_by_name_and_keywords() -> None:
+    emoji = data.load("emoji", "all")
+    assert [captions[0] for captions in emoji.captions] == list(emoji.names)
+    said = dict(zip(emoji.names, emoji.captions, strict=True))
+    assert said["maple leaf"] == ("maple leaf", "falling, leaf, maple")  # as CLDR has it
+    assert max(len(re.findall("[^\\W_]+", one)) for captions in emoji.captions for one in captions) <= 16
+    assert sum(len(captions) > 1 for captions in emoji.captions) > 1800
 
 
 def test_emoji_is_embedded_named_and_grouped() -> None:

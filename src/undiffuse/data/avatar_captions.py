@@ -31,12 +31,14 @@ HAIR = {
     "bun": ("a {} bun", "{} hair in a bun"),
     "pigtails": ("{} pigtails", "{} hair in pigtails"),
     "mohawk": ("a {} mohawk", "a {} mohawk"),
-    "bald": ("a bald head", "no hair"),
+    "bald": ("a bald head", "no hair", "bald"),
     "cap": ("a cap", "a baseball cap"),
     "beanie": ("a beanie", "a woolly hat"),
 }
 GLASSES = {"glasses": ("glasses", "spectacles"), "sunglasses": ("sunglasses", "dark sunglasses")}
-FACIAL_HAIR = {"beard": ("a beard", "a full beard"), "moustache": ("a moustache", "a mustache")}
+FACIAL_HAIR = {"beard": ("a beard", "a full beard", "bearded"), "moustache": ("a moustache", "a mustache")}
+ADJECTIVES = ("bald", "bearded")
+"""Features that stand before the noun: "a bald man"."""
 EXPRESSIONS = {"smiling": ("smiling", "happy"), "surprised": ("surprised", "astonished"), "serious": ("serious",)}
 CLOTHES = {
     "shirt": ("{} shirt", "{} shirt", "{} top"),
@@ -89,7 +91,7 @@ def caption(attributes: Mapping[str, str], draw: _Choices, held_out: bool = Fals
         held_out: by a frame that no training caption has.
         full: names hair, glasses, beard and clothes, all that the face has; else some clauses are left out.
     """
-    clauses = _clauses(attributes, draw)
+    clauses = _clauses(attributes, draw, held_out)
     needed = ("hair", "glasses", "facial hair", "clothes") if full else ()
     kept = {
         name: words for name, words in clauses.items() if name in needed or (not full and not draw.happens(DROPPED))
@@ -109,13 +111,17 @@ def caption(attributes: Mapping[str, str], draw: _Choices, held_out: bool = Fals
     return said
 
 
-def _clauses(attributes: Mapping[str, str], draw: _Choices) -> dict[str, str]:
-    """A clause for each attribute; an attribute that is "none" has no clause."""
+def _clauses(attributes: Mapping[str, str], draw: _Choices, held_out: bool) -> dict[str, str]:
+    """A clause for each attribute; an attribute that is "none" has no clause. Held-out frames have no ADJECTIVES."""
+
+    def of(forms: Sequence[str]) -> str:
+        return draw.of([form for form in forms if not (held_out and form in ADJECTIVES)])
+
     colour = draw.of(SYNONYMS.get(attributes["hair colour"], (attributes["hair colour"],)))
-    found = {"hair": draw.of(HAIR[attributes["hair"]]).format(colour)}
+    found = {"hair": of(HAIR[attributes["hair"]]).format(colour)}
     for name, forms in (("glasses", GLASSES), ("facial hair", FACIAL_HAIR)):
         if attributes[name] != "none":
-            found[name] = draw.of(forms[attributes[name]])
+            found[name] = of(forms[attributes[name]])
     found["clothes"] = draw.of(CLOTHES[attributes["clothes"]]).format(attributes["clothing colour"])
     found["expression"] = draw.of(EXPRESSIONS[attributes["expression"]])
     found["skin"] = draw.of(SKIN[attributes["skin"]])
@@ -127,9 +133,12 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _sentence(noun: str, kept: Mapping[str, str], order: Sequence[str], draw: _Choices) -> str:
-    """ "a smiling man with red hair and glasses in a blue shirt", and its variations."""
-    subject = _article(f"{kept['expression']} {noun}" if "expression" in kept else noun)
-    features = f" with {_listed([kept[name] for name in order])}" if order else ""
+    """ "a smiling bearded man with red hair and glasses in a blue shirt", and its variations."""
+    said = [kept[name] for name in order]
+    before = [*([kept["expression"]] if "expression" in kept else []), *(word for word in said if word in ADJECTIVES)]
+    subject = _article(" ".join([*before, noun]))
+    after = [words for words in said if words not in ADJECTIVES]
+    features = f" with {_listed(after)}" if after else ""
     clothes = ""
     if "clothes" in kept:
         clothes = f" {draw.of(('in', 'wearing', 'who wears'))} {_article(kept['clothes'])}"

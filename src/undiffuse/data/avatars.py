@@ -58,6 +58,8 @@ BEARDED = ("short", "mohawk", *NO_COLOUR)
 """Who may have a beard or a moustache."""
 EYES = {"none": ("open",), "glasses": ("glasses",), "sunglasses": ("sunglasses",)}
 FACIAL_HAIR = {"none": (), "beard": ("beardMustache",), "moustache": ("walrus",)}
+BEARD_SMILES = ("beard", "smiling")
+"""A beard is drawn with a mouth of its own, over the face's: it smiles whatever the face would do."""
 EXPRESSIONS = {"smiling": ("bigSmile",), "surprised": ("surprise",), "serious": ("smirk",)}
 CLOTHES = {"shirt": ("rounded", "squared"), "checked shirt": ("checkered",)}
 VALUES: dict[str, tuple[str, ...]] = {
@@ -102,10 +104,15 @@ def _changed(one: Avatar, attribute: str, value: str) -> Avatar | None:
 
 
 def _possible(attributes: Mapping[str, str]) -> bool:
-    """Whether the hair's colour is one that shows, and a beard is where there may be one."""
+    """Whether the hair's colour is one that shows, a beard is where there may be one, and it smiles."""
     colourless = attributes["hair"] in NO_COLOUR
     shaven = attributes["facial hair"] == "none"
-    return colourless == (attributes["hair colour"] == "none") and (shaven or attributes["hair"] in BEARDED)
+    beard, smiles = BEARD_SMILES
+    return (
+        colourless == (attributes["hair colour"] == "none")
+        and (shaven or attributes["hair"] in BEARDED)
+        and (attributes["facial hair"] != beard or attributes["expression"] == smiles)
+    )
 
 
 def held_out(attributes: Mapping[str, str]) -> bool:
@@ -126,6 +133,8 @@ def avatar(seed: int, number: int) -> Avatar:
         found["hair colour"] = "brown"
     if found["hair"] not in BEARDED:
         found["facial hair"] = "none"
+    if found["facial hair"] == BEARD_SMILES[0]:
+        found["expression"] = BEARD_SMILES[1]
     return Avatar(found, dict(zip(DETAILS, u, strict=True)))
 
 
@@ -166,15 +175,15 @@ def draw(one: Avatar, size: int) -> np.ndarray:
 def drawn(
     seed: int, n: int, size: int, tick: Callable[[int, int], None] | None = None
 ) -> list[tuple[Avatar, np.ndarray]]:
-    """The first n different avatars of a seed, with their pictures; `tick` gets (drawn, n)."""
-    found: dict[str, tuple[Avatar, np.ndarray]] = {}
+    """The first n avatars of a seed whose pictures differ, with these pictures; `tick` gets (drawn, n)."""
+    found: dict[bytes, tuple[Avatar, np.ndarray]] = {}
     number = 0
     while len(found) < n:
         one = avatar(seed, number)
+        picture = draw(one, size)
         number += 1
-        key = json.dumps(options(one))
-        if key not in found:
-            found[key] = one, draw(one, size)
+        if (key := picture.tobytes()) not in found:
+            found[key] = one, picture
             if tick:
                 tick(len(found), n)
     return list(found.values())

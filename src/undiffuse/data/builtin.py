@@ -9,7 +9,6 @@ import numpy as np
 from undiffuse.data import avatars
 from undiffuse.data.arrays import open_arrays
 from undiffuse.data.avatar_captions import captions_of
-from undiffuse.data.npy import Archive, open_npy
 from undiffuse.data.source import Content, Source, from_arrays
 from undiffuse.errors import UndiffuseError
 
@@ -36,23 +35,12 @@ def open_avatars() -> Source:
 
 
 def open_emoji() -> Source:
-    """Source over the embedded emoji: RGB 32x32 on white, named, labelled with the nine Unicode groups."""
-
-    def opened() -> Content:
-        arrays = open_npy(EMOJI)
-        assert isinstance(arrays, Archive)  # .npz files are
-        names = tuple(map(str, arrays.read("names")))
-        content = from_arrays(
-            arrays.read("images"),
-            arrays.read("labels").astype(np.int64),
-            tuple(map(str, arrays.read("classes"))),
-            names,
-            licence=EMOJI_LICENCE,
-        )
-        return replace(content, captions=tuple((name,) for name in names))
-
+    """Source over the embedded emoji: RGB 32x32 on white, with captions, labelled with the nine Unicode groups."""
     facts = EMOJI.stat()
-    return Source(["emoji with captions", facts.st_size, facts.st_mtime_ns], opened)
+    return Source(
+        ["emoji with captions", facts.st_size, facts.st_mtime_ns],
+        lambda: replace(open_arrays(EMOJI).open(), licence=EMOJI_LICENCE),
+    )
 
 
 def has_digits() -> bool:
