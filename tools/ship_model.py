@@ -11,7 +11,7 @@ from pathlib import Path
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import BUILT_IN, find, load
 
-MOST = 10_000_000  # bytes: the wheel is to stay small
+MOST = 11_000_000  # bytes: the wheel is to stay small
 
 
 def main(run: str, name: str, measured: str | None = None) -> None:

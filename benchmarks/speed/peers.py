@@ -27,7 +27,7 @@ class Peer:
     """A competitor in training.
 
     Attributes:
-        loss: images (B, C, H, W) float32 in [-1, 1] -> a scalar.
+        loss: images (B, C, H, W) float32 in [-1, 1], and what else a batch of this peer has -> a scalar.
         draw: (network, count, evaluations) -> images (B, C, H, W) float32 in [-1, 1].
         average: () -> the network with averaged weights.
         update: what happens after an optimiser step (the average).
@@ -36,16 +36,16 @@ class Peer:
 
     name: str
     network: nn.Module
-    loss: Callable[[Tensor], Tensor]
+    loss: Callable[..., Tensor]
     draw: Callable[[nn.Module, int, int], Tensor]
     average: Callable[[], nn.Module]
     update: Callable[[], None]
     optimizer: torch.optim.Optimizer
     facts: dict[str, object] = field(default_factory=dict)
 
-    def step(self, x0: Tensor) -> Tensor:
+    def step(self, x0: Tensor, *others: Tensor) -> Tensor:
         """One optimiser step; its loss."""
-        loss = self.loss(x0)
+        loss = self.loss(x0, *others)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()

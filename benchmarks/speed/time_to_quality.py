@@ -13,7 +13,7 @@ kept. Writes OUT/time-to-quality.json, .png and -samples.png.
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,23 @@ RATES = (None, 1e-3)
 PILOT = 60.0
 
 
-def batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
+def batches(images: np.ndarray, size: int, seed: int) -> Iterator[tuple[torch.Tensor]]:
     """Batches of images in [-1, 1], without end."""
     generator = np.random.default_rng(seed)
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
-        yield Pictures(images.shape[1:]).encode(picked)
+        yield (Pictures(images.shape[1:]).encode(picked),)
 
 
-def steps(peer: Peer, images: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:
+def steps(peer: Peer, examples: Iterable[tuple[torch.Tensor, ...]], seconds: float) -> Iterator[tuple[float, float]]:
     """(seconds so far, loss) of each step until the time is over. A step of more than five medians counts as a median:
     the process was paused.
     """
     torch.manual_seed(0)
     now, recent = 0.0, []
-    for x0 in batches(images, BATCH, 0):
+    for example in examples:
         began = time.perf_counter()
-        loss = float(peer.step(x0))
+        loss = float(peer.step(*example))
         took = time.perf_counter() - began
         recent = [*recent[-20:], took]
         now += took if took < 5 * (median := statistics.median(recent)) else median
@@ -70,13 +70,14 @@ def train_peer(name: str, out: Path, minutes: list[float], images: np.ndarray) -
     pilots = {}
     for rate in RATES:
         torch.manual_seed(0)
-        losses = [loss for _, loss in steps(PEERS[name](images.shape[1], images.shape[3], rate), images, PILOT)]
+        peer = PEERS[name](images.shape[1], images.shape[3], rate)
+        losses = [loss for _, loss in steps(peer, batches(images, BATCH, 0), PILOT)]
         pilots[rate] = statistics.fmean(losses[-len(losses) // 3 :])
         print(f"{name}: rate {rate or 'recommended'}: loss {pilots[rate]:.4f} after {PILOT:g} s", flush=True)
     torch.manual_seed(0)
     peer = PEERS[name](images.shape[1], images.shape[3], min(RATES, key=lambda rate: pilots[rate]))
     left = sorted(minutes)
-    for number, (now, _) in enumerate(steps(peer, images, 60 * left[-1]), 1):
+    for number, (now, _) in enumerate(steps(peer, batches(images, BATCH, 0), 60 * left[-1]), 1):
         if now < 60 * left[0]:
             continue
         for which, network in (("averaged", peer.average()), ("trained", peer.network)):
