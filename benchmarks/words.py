@@ -4,11 +4,12 @@
     OMP_NUM_THREADS=1 python benchmarks/words.py OUT [--minutes 15] [--n 150] [--only SYSTEM]
 
 Each trains on `avatars` for the same minutes on one thread; then come the prompts of `undiffuse evaluate
---metrics text`, n of each set, in 20 evaluations, and the Frechet distance, precision and recall of 500 samples of random training
-captions, unguided. diffusers' UNet2DConditionModel reads the states of the same frozen MiniLM that undiffuse has with
-network.text=minilm. In the peers' favour: their data and vectors are in memory; their learning rate is the better of
-the recommended one and 1e-3 after a minute of each; captions are dropped for guidance, which their example does not do;
-their guidance is the best of 2, 4 and 7.5 on 60 prompts. Writes OUT/SYSTEM.json; what is there is kept.
+--metrics text`, n of each set, in 20 evaluations, and the Frechet distance, precision and recall of 500 samples of
+random training captions, unguided. diffusers' UNet2DConditionModel reads the states of the same frozen MiniLM that
+undiffuse has with network.text=minilm. In the peers' favour: their data and vectors are in memory; their learning rate
+is the better of the recommended one and 1e-3 after a minute of each; captions are dropped for guidance, which their
+example does not do; their guidance is the best of 2, 4 and 7.5 on 60 prompts. Writes OUT/SYSTEM.json; what is there is
+kept.
 """
 
 import argparse
@@ -52,8 +53,8 @@ READER = MiniLM(TOKENS)
 
 
 def diffusers(rate: float | None = None, widths: tuple[int, ...] = (32, 64, 64)) -> Peer:
-    """diffusers' UNet2DConditionModel with the widths of `peers.diffusers`; objective, optimiser and average are those of
-    their train_text_to_image.py (eps, a table of 1000 steps, AdamW, warmed-up EMA).
+    """diffusers' UNet2DConditionModel with the widths of `peers.diffusers`; the rest is as in their
+    train_text_to_image.py (eps, a table of 1000 steps, AdamW, warmed-up EMA).
     """
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
     from diffusers.training_utils import EMAModel
