@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -20,13 +20,14 @@ from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
-from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, UNet, UNet2D
+from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective, TimeSampler
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import CATEGORICAL, CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
+from undiffuse.token_denoiser import TokenDenoiser
 
 MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
 MOST_PARAMETERS = 10**10
@@ -66,7 +67,25 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
 
 
 def make_process(config: ProcessConfig) -> process.GaussianProcess:
-    """The forward process. Raises UsageError for inconsistent settings."""
+    """The forward process of numbers. Raises UsageError for inconsistent settings."""
+    if config.kind != "gaussian":
+        raise UsageError(f"process.kind={config.kind} is for texts: leave it out")
+    schedule = make_schedule(config)
+    _check_range(schedule)
+    return process.GaussianProcess(schedule)
+
+
+def make_token_process(config: Config) -> process.CategoricalProcess:
+    """The forward process of tokens. Raises UsageError for inconsistent settings."""
+    if config.process.kind == "gaussian":
+        raise UsageError("process.kind=gaussian is not for texts: use absorbing or uniform, as --preset text does")
+    if config.data.vocabulary is None:
+        raise UndiffuseError("the configuration leaves data.vocabulary undecided: it is not from a run or a model")
+    return process.CategoricalProcess(make_schedule(config.process), config.data.vocabulary, config.process.kind)
+
+
+def make_schedule(config: ProcessConfig) -> process.Schedule:
+    """The noise schedule. Raises UsageError for inconsistent settings."""
     name = config.schedule
     for written, table in (("betas", "betas"), ("log-snr", "log_snrs")):
         if (name == written) != (getattr(config, table) is not None):
@@ -89,8 +108,7 @@ def make_process(config: ProcessConfig) -> process.GaussianProcess:
             schedule = process.zero_terminal_snr(schedule)
         except ValueError as error:
             raise UsageError(f"process.zero_terminal_snr: {error}") from None
-    _check_range(schedule)
-    return process.GaussianProcess(schedule)
+    return schedule
 
 
 def _check_range(schedule: process.Schedule) -> None:
@@ -107,6 +125,8 @@ def _check_range(schedule: process.Schedule) -> None:
 def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
     """`config` with each None replaced by a value for data of `size`: (height, width) for pictures, (length,) for
     sequences, () for points. Raises UsageError for settings that do not fit it."""
+    if config.kind == "transformer":
+        return _default_transformer(config, size)
     if config.kind not in ("unet", "unet2d", "mlp"):  # from outside the package: nothing else is decided
         usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
         return config.model_copy(update=usual)
@@ -163,6 +183,18 @@ def _default_mlp(config: NetworkConfig) -> NetworkConfig:
     channels = config.channels or (max(16, 16 * round(config.width * 8)),)
     if len(channels) != 1:
         raise UsageError(f"network.channels = {channels}: an MLP has one width")
+    return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
+
+
+def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
+    """A transformer uses `blocks`, and the one number in `channels` as its width."""
+    if size:
+        raise UsageError("network.kind=transformer is for texts")
+    if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
+        raise UsageError("network.patch, attention, head, fourier and kernel are not for network.kind=transformer")
+    channels = config.channels or (max(32, 32 * round(config.width * 6)),)
+    if len(channels) != 1 or channels[0] % 32:
+        raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of 32")
     return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
 
 
@@ -264,6 +296,24 @@ def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | 
     return MLP(inputs, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
 
 
+def make_transformer(
+    config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int
+) -> nn.Module:
+    """Builds network.kind=transformer, for texts."""
+    network, noise = config.network, make_token_process(config)
+    assert network.channels
+    return Transformer(
+        noise.categories,
+        noise.values,
+        width=network.channels[0],
+        blocks=network.blocks,
+        times=noise.mask is None,
+        span=network.span,
+        encoders=make_encoders(takes),
+        dropout=network.dropout,
+    )
+
+
 def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
     """Builds network.kind=unet: a `PixelUNet` if a setting needs one, else a `UNet`."""
     network = config.network
@@ -331,7 +381,12 @@ def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
 
 
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
-    """The network as a denoiser. Raises UsageError if the target does not work with the schedule."""
+    """The network as a denoiser; for texts, a `TokenDenoiser`. Raises UsageError if the target does not work with the
+    schedule."""
+    if config.network.kind == "transformer":
+        # What is made for pictures (guidance, likelihood, ODEs) refuses texts by their domain; the rest asks nothing
+        # of a denoiser that this one has not.
+        return cast(Denoiser, TokenDenoiser(network, make_token_process(config)))
     sigma_data = _sigma_data(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")

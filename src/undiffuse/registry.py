@@ -202,6 +202,7 @@ NETWORKS: Registry[Any] = Registry(
         "unet": "undiffuse.build:make_unet",
         "unet2d": "undiffuse.build:make_unet2d",
         "mlp": "undiffuse.build:make_mlp",
+        "transformer": "undiffuse.build:make_transformer",
     },
 )
 """Functions (config, inputs, outputs, takes, dims) -> network, as `undiffuse.build.make_network` calls them."""
