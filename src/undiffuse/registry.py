@@ -146,6 +146,7 @@ SCHEDULES: Registry[Schedule] = Registry(
         "edm": Schedule("undiffuse.process:EDM"),
         "flow": Schedule("undiffuse.process:FlowMatching"),
         "log-snr": Schedule("undiffuse.process:LogSNR", "log_snrs"),
+        "survival": Schedule("undiffuse.process:LinearSurvival"),
     },
 )
 TARGETS: Registry[Any] = Registry(

@@ -35,9 +35,12 @@ HYBRID = 1e-3
 
 
 def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
-    """The T + 1 times of the discrete bound, ascending: i / T; if continuous, 0 and then evenly from t_min to 1."""
+    """The T + 1 times of the discrete bound, ascending: i / T; if continuous, 0 and then evenly from t_min to 1.
+
+    A schedule with t_min = 0 needs no first time above 0: i / T.
+    """
     steps = steps or schedule.steps or STEPS
-    if schedule.steps is not None:
+    if schedule.steps is not None or schedule.t_min == 0:
         return torch.arange(steps + 1, dtype=torch.float64) / steps
     if steps == 1:
         return float64([0.0, 1.0])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from undiffuse.process.laws import Categorical, expand
-from undiffuse.process.schedule import Schedule, Time
+from undiffuse.process.schedule import Schedule, Time, float64_device
 from undiffuse.randomness import Draw
 
 KINDS = ("absorbing", "uniform")
@@ -83,7 +83,7 @@ class CategoricalProcess:
                 whatever the prediction; the result is NaN if none are left.
             variance: ignored.
         """
-        likelihood = self._likelihood(x_t, self.log_survival(t))[..., : self.values]
+        likelihood = self.likelihood(x_t, t)
         possible = likelihood > -torch.inf
         w = torch.where(
             possible, prediction.log_probs - torch.where(possible, likelihood, 0.0), -torch.inf
@@ -97,8 +97,21 @@ class CategoricalProcess:
         return Categorical(self._log_pi(like).expand(*like.shape, -1))
 
     def corrupt(self, x0: Tensor, t: Time, draw: Draw) -> Tensor:
-        """x_t ~ q(x_t | x_0)."""
-        return self.marginal(x0, t).sample(draw)
+        """x_t ~ q(x_t | x_0), from one float64 uniform number per element; exactly x_0 or pi at the ends.
+
+        The element is replaced if its number is below 1 - alpha_t, so with the same numbers it stays replaced at every
+        later time. Where the number lies below that decides the value, without a table of probabilities.
+        """
+        u = draw.uniform(float64_device(x0))
+        lost = expand(torch.sigmoid(-self.schedule.log_snr(t)), u)
+        if self.mask is not None:
+            return torch.where((u < lost).to(x0.device), self.mask, x0)
+        drawn = (u / lost * self.values).clamp(max=self.values - 1).long()  # u / lost may round to 1
+        return torch.where(u < lost, drawn, x0.to(u.device)).to(x0.device)
+
+    def likelihood(self, x_t: Tensor, t: Time) -> Tensor:
+        """ln q(x_t | x_0) for each of the K values of x_0, (B, ..., K): the evidence that the element itself gives."""
+        return self._likelihood(x_t, self.log_survival(t))[..., : self.values]
 
     def _log_pi(self, like: Tensor) -> Tensor:
         """ln pi, (categories,)."""
