@@ -8,10 +8,10 @@ from typing import Any
 from typer.core import TyperCommand
 
 from undiffuse.names import one_of
-from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS, TOKEN_SAMPLERS
 
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
-    "sampler": lambda: ("auto", *SAMPLERS),
+    "sampler": lambda: ("auto", *SAMPLERS, *TOKEN_SAMPLERS),
     "grid": lambda: GRIDS,
     "threshold": lambda: THRESHOLDS,
     "engine": lambda: ("auto", *ENGINES),
