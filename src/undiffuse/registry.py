@@ -225,6 +225,18 @@ SAMPLERS: Registry[Sampler] = Registry(
         "unipc3": Sampler("undiffuse.sampling:unipc", "log-snr", options={"order": 3}),
     },
 )
+TOKEN_SAMPLERS: Registry[Sampler] = Registry(
+    "sampler of tokens",
+    {
+        "ancestral": Sampler("undiffuse.sampling:reveal", "trailing", random=True),
+        "first-hitting": Sampler("undiffuse.sampling:first_hitting", "trailing", random=True),
+        "confidence": Sampler("undiffuse.sampling:confidence", "trailing", random=True),
+        "remdm": Sampler("undiffuse.sampling:remdm", "trailing", random=True),
+        "predictor-corrector": Sampler(
+            "undiffuse.sampling:predictor_corrector", "trailing", evaluations=2, random=True
+        ),
+    },
+)
 GRIDS: Registry[Any] = Registry(
     "grid",
     {

@@ -80,6 +80,10 @@ class Categorical:
         """The distribution of some samples."""
         return Categorical(self.log_probs[rows])
 
+    def split(self, count: int) -> list["Categorical"]:
+        """The distributions of `count` batches of one size that were evaluated as one, in order."""
+        return [Categorical(part) for part in self.log_probs.chunk(count)]
+
     def double(self) -> "Categorical":
         """The distribution in float64."""
         return Categorical(float64_device(self.log_probs).double())
