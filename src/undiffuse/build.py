@@ -29,6 +29,8 @@ from undiffuse.registry import CATEGORICAL, CONDITIONS, LOSSES, NETWORKS, SCHEDU
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.token_denoiser import TokenDenoiser
 
+OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
+OF_BOTH = ("bound", "continuous-bound")
 MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training needs four times that."""
@@ -444,6 +446,17 @@ def make_objective(config: Config) -> Objective:
         raise UsageError("denoiser.target=categorical needs a bound: set objective.loss=continuous-bound or bound")
     if config.denoiser.target == CATEGORICAL and config.network.kind == "unet" and not config.network.head:
         raise UsageError("denoiser.target=categorical needs network.head, such as 32: a last layer in float32")
+    if (objective.loss in OF_TOKENS) != (config.network.kind == "transformer") and objective.loss not in OF_BOTH:
+        raise UsageError(f"objective.loss={objective.loss} is {'' if objective.loss in OF_TOKENS else 'not '}for texts")
+    span = config.network.span
+    if (objective.loss == "spans") != (span > 1 or (span == 1 and objective.loss != "next-token")):
+        raise UsageError("network.span goes with objective.loss=spans, and 1 with next-token too")
+    if objective.loss == "next-token" and span != 1:
+        raise UsageError("objective.loss=next-token needs network.span=1: a network that looks only back")
+    if objective.loss == "spans" and config.data.length % span:
+        raise UsageError(f"network.span = {span} does not divide data.length = {config.data.length}")
+    if objective.loss in ("count", "spans") and config.process.kind != "absorbing":
+        raise UsageError(f"objective.loss={objective.loss} counts masks: it needs process.kind=absorbing")
     weighting = _with(
         WEIGHTINGS.find(objective.weighting),
         gamma=objective.gamma,
@@ -451,4 +464,4 @@ def make_objective(config: Config) -> Objective:
         sigma_data=config.denoiser.sigma_data,
     )
     loss, times = LOSSES.find(objective.loss), make_times(objective)
-    return _with(loss, variance=objective.variance, times=times, weighting=weighting)
+    return _with(loss, variance=objective.variance, times=times, weighting=weighting, span=span)

@@ -142,7 +142,7 @@ def rewrite(
 
     tokens (L,); returns int64 (B, L). A text longer than the window is cut into windows, each edited alone.
     """
-    process, window = _process(model), model.data.shape[0]
+    process, window = process_of(model), model.data.shape[0]
     found = np.tile(tokens.astype(np.int64), (len(numbers), 1))
     time = float(process.schedule.time(np.log1p(-strength) - np.log(strength))) if strength < 1 else 1.0
     for part, start in enumerate(range(0, len(tokens), window)):
@@ -176,7 +176,7 @@ def fill(
     `part` numbers the windows of one text. A model that writes in spans does so: to the tokens that are free in one
     span it shows nothing that comes after.
     """
-    process, window = _process(model), model.data.shape[0]
+    process, window = process_of(model), model.data.shape[0]
     condition = model.taken(condition, len(numbers))  # type: ignore[assignment]
     x = torch.from_numpy(np.array(tokens, dtype=np.int64)).to(model.device)
     if not free.any():
@@ -215,7 +215,7 @@ def _sampled(
     time: float = 1.0,
     step: object = None,
 ) -> Tensor:
-    process = _process(model)
+    process = process_of(model)
     rule = step or TOKEN_SAMPLERS[writing.named(process)].step
     grid = writing.times(process, start.shape[1], time)
     with torch.no_grad():
@@ -230,7 +230,8 @@ def _draws(writing: Writing, numbers: Sequence[int], part: int, span: int = 0) -
     return lambda step: draws(step).fold(1 + part).fold(1 + span)
 
 
-def _process(model: Model) -> CategoricalProcess:
+def process_of(model: Model) -> CategoricalProcess:
+    """The process of a model of texts."""
     assert isinstance(model.denoiser, TokenDenoiser)
     process: CategoricalProcess = model.denoiser.process
     return process

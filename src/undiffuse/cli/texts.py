@@ -102,6 +102,34 @@ def edit(
     _tell(tokenizer, found, out, force, origin.text())
 
 
+def explain(context: typer.Context, model: str, out: Path, seed: int, force: bool) -> None:
+    """`undiffuse explain` of a model of texts."""
+    check_options(context, EXPLAIN)
+    from undiffuse import output
+    from undiffuse.build import make_data
+    from undiffuse.explain import PICTURES
+    from undiffuse.explain_texts import draw, work
+    from undiffuse.model import load
+    from undiffuse.provenance import inscribe
+
+    loaded = load(model)
+    assert loaded.learnt
+    text = make_data(loaded.learnt, "test").images[0]
+    origin = recorded(context, loaded, seed)
+    pictures: list[tuple[Path, str]] = []
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for path, caption in draw(loaded, folder, text, seed, tick):
+            inscribe(path, origin.text())
+            pictures.append((path, caption))
+
+    with bar("drawing", work(loaded)) as tick:
+        place = output.put_folder(out, write, PICTURES, force)
+    for path, caption in pictures:
+        say(f"{place / path.name}\n    {caption}")
+
+
 def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writing]":
     """The model, its tokenizer and the recipe."""
     from undiffuse.model import load

@@ -270,4 +270,5 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 
 
 def _network_name(config: Config) -> str:
-    return "MLP" if config.network.kind == "mlp" else f"U-Net {config.network.channels}"
+    names = {"mlp": "MLP", "transformer": f"transformer {config.network.channels} x {config.network.blocks}"}
+    return names.get(config.network.kind, f"U-Net {config.network.channels}")
