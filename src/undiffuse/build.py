@@ -16,11 +16,14 @@ from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
+from undiffuse.data.textfiles import is_text
+from undiffuse.data.texts import load_text
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
 from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D
+from undiffuse.networks.transformer import HEAD
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective, TimeSampler
@@ -38,6 +41,15 @@ MOST_PARAMETERS = 10**10
 
 def make_data(config: DataConfig, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """A split of the training data set, read with the settings of `config`. Raises as `undiffuse.data.load` does."""
+    if is_text(config.source):
+        return load_text(
+            config.source,
+            split,
+            tokens=config.tokens,
+            vocabulary=config.vocabulary or 1024,
+            length=config.length,
+            progress=progress,
+        )
     return load_data(
         config.source,
         split,
@@ -194,9 +206,9 @@ def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> Networ
         raise UsageError("network.kind=transformer is for texts")
     if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
         raise UsageError("network.patch, attention, head, fourier and kernel are not for network.kind=transformer")
-    channels = config.channels or (max(32, 32 * round(config.width * 6)),)
-    if len(channels) != 1 or channels[0] % 32:
-        raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of 32")
+    channels = config.channels or (max(HEAD, HEAD * round(config.width * 192 / HEAD)),)
+    if len(channels) != 1 or channels[0] % HEAD:
+        raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of {HEAD}")
     return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
 
 
@@ -298,9 +310,7 @@ def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | 
     return MLP(inputs, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
 
 
-def make_transformer(
-    config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int
-) -> nn.Module:
+def make_transformer(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
     """Builds network.kind=transformer, for texts."""
     network, noise = config.network, make_token_process(config)
     assert network.channels

@@ -211,7 +211,9 @@ class ObjectiveConfig(_Section):
 class NetworkConfig(_Section):
     """The network."""
 
-    kind: NetworkName = Field("unet", description="unet2d is DDPM's network as in diffusers; mlp: points; transformer: text")
+    kind: NetworkName = Field(
+        "unet", description="unet2d is DDPM's network as in diffusers; mlp: points; transformer: text"
+    )
     patch: int | None = Field(
         None,
         ge=1,

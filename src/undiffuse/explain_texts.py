@@ -80,9 +80,7 @@ def _strip(
         for place in range(shown):
             new = number > 0 and row[place] != rows[number - 1][place]
             colour = NEW if new else HIDDEN if row[place] == mask else PLAIN
-            axes.text(
-                starts[place], number, cell[place], va="center", fontsize=8, family="monospace", color=colour
-            )
+            axes.text(starts[place], number, cell[place], va="center", fontsize=8, family="monospace", color=colour)
     save_figure(figure, path)
 
 

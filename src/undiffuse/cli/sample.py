@@ -56,7 +56,10 @@ def sample(
     ),
     seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),
     out: Path = typer.Option(
-        None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; texts: .txt or .json."
+        None,
+        "--out",
+        "-o",
+        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; texts: .txt or .json.",
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,

@@ -1,6 +1,6 @@
 """A transformer over tokens (B, L), which attends in both directions, or only back for what is written in order.
 
-Pre-norm (Xiong et al. 2020) with RMSNorm, rotary positions (Su et al. 2021), the gains and gates of adaLN-zero (Peebles
+Pre-norm (Xiong et al. 2020) with LayerNorm (a fused kernel on a CPU, as RMSNorm is not), rotary positions (Su et al. 2021), the gains and gates of adaLN-zero (Peebles
 & Xie 2023) where there is something to condition on. Absorbing noise shows in x_t itself, so there the network needs no
 time.
 """
@@ -14,8 +14,8 @@ from torch.nn import functional
 from undiffuse.conditions import Condition, Encoders
 from undiffuse.networks.embedding import Conditioning, zero_
 
-HEAD = 32
-"""Channels of an attention head."""
+HEAD = 64
+"""Channels of an attention head: of 32, attention on a CPU takes a third longer for the same product."""
 
 
 class Transformer(nn.Module):
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
         self.conditioning = Conditioning(width, encoders) if times or encoders else None
         self.times = times
         self.blocks = nn.ModuleList(Layer(width, self.conditioning is not None, dropout) for _ in range(blocks))
-        self.norm = nn.RMSNorm(width)
+        self.norm = nn.LayerNorm(width, bias=False)
         self.out = zero_(nn.Linear(width, outputs))
 
     def forward(
@@ -90,15 +90,13 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a gated MLP over (B, L, width), modulated by a vector (B, width) if `modulated`."""
+    """Attention and an MLP over (B, L, width), modulated by a vector (B, width) if `modulated`."""
 
     def __init__(self, width: int, modulated: bool, dropout: float):
         super().__init__()
-        hidden = 8 * width // 3 // 16 * 16
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
         zero_(self.o), zero_(self.down)
         self.dropout = nn.Dropout(dropout)
         self.modulation = zero_(nn.Linear(width, 4 * width)) if modulated else None
@@ -114,7 +112,7 @@ class Layer(nn.Module):
         h = functional.scaled_dot_product_attention(_turned(q, turns), _turned(k, turns), v, attn_mask=mask)
         x = x + self.dropout(self.o(h.transpose(1, 2).flatten(2)))
         h = _modulated(self.norm2(x), scale2, shift2)
-        return x + self.dropout(self.down(functional.silu(self.gate(h)) * self.up(h)))
+        return x + self.dropout(self.down(functional.gelu(self.up(h))))
 
 
 def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -123,9 +121,9 @@ def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Pairs of channels turned by the angle of their position: (B, heads, L, HEAD)."""
-    cos, sin = turns
-    a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+    cos, sin = (turn.to(x.dtype) for turn in turns)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 @cache

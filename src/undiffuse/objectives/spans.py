@@ -34,9 +34,7 @@ def spans(
     return of_spans.mean(1).to(surprise.dtype)
 
 
-def next_token(
-    denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw
-) -> Tensor:
+def next_token(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
     """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The mask stands before the first token."""
     first = torch.full_like(x0[:, :1], denoiser.process.values)
     before = torch.cat([first, x0[:, :-1]], 1)

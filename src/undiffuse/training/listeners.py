@@ -116,7 +116,9 @@ class Listeners:
                 shown.copy_(average)
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
         if self.data.tokens is not None:
-            written = write(model, Writing("auto", PREVIEW_TEXT_STEPS), range(PREVIEW_TEXTS), np.zeros(0, int), self.data.shape[0])
+            written = write(
+                model, Writing("auto", PREVIEW_TEXT_STEPS), range(PREVIEW_TEXTS), np.zeros(0, int), self.data.shape[0]
+            )
             spell = texts_only(model).decode
             with atomic_file(self.run / "previews" / f"step-{step:08d}.txt") as temporary:
                 temporary.write_text("\n\n* * *\n\n".join(spell(row) for row in written) + "\n", "utf-8")
