@@ -26,8 +26,8 @@ PLAIN_HAIR = r"\b(?P<long>big curly |curly |short |long )?(?P<colour>" + "|".joi
 GRAMMAR = {
     "hair": re.compile(
         r"(?:\ba )?" + PLAIN_HAIR + r"(?P<noun>hair in a bob|hair in a bun|hair in pigtails|hair|bob|curls|bun|"
-        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bbald\b|\bno hair|\b(?:a )?(?:baseball )?cap\b|\b(?:a )?beanie|"
-        r"\b(?:a )?woolly hat)"
+        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bbald\b|\bno hair|\b(?:a )?(?:baseball )?cap\b|"
+        r"\b(?:a )?beanie|\b(?:a )?woolly hat)"
     ),
     "clothes": re.compile(
         rf"(?:\ba )?\b(?P<a>checked )?(?P<colour>{SHIRT_WORDS}) (?P<b>checked |plaid )?(?:shirt|top)\b"

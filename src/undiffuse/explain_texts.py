@@ -44,7 +44,7 @@ def draw(
     step, grid = TOKEN_SAMPLERS["ancestral"].step, writing.times(process, x0.shape[1])
     states = []
     with torch.no_grad():
-        for state in trajectory(model.denoiser.bind(model.condition([0])), process, grid, step, start, draws):  # type: ignore[arg-type]
+        for state in trajectory(model.denoiser.bind(model.condition([0])), process, grid, step, start, draws):
             states.append(state.x[0].cpu().numpy())
             tick(1)
     picked = np.linspace(0, len(states) - 1, ROWS).round().astype(int)

@@ -172,6 +172,8 @@ LOSSES: Registry[Any] = Registry(
         "continuous-bound": "undiffuse.objectives:continuous_bound",
         "cross-entropy-hybrid": "undiffuse.objectives:hybrid_cross_entropy",
         "count": "undiffuse.objectives:count",
+        "spans": "undiffuse.objectives:spans",
+        "next-token": "undiffuse.objectives:next_token",
     },
 )
 WEIGHTINGS: Registry[Any] = Registry(

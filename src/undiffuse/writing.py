@@ -154,7 +154,7 @@ def rewrite(
         else:
             for row, number in enumerate(numbers):  # each lost other tokens
                 free = (x_t[row] == process.mask).cpu().numpy()
-                one = None if condition is None else condition[[row]]
+                one = None if condition is None else condition[row : row + 1]
                 found[row, here] = fill(model, writing, found[row : row + 1, here], free, [number], one, part=part)[0]
         if tick:
             tick(x0.shape[1])

@@ -1,8 +1,8 @@
 """A transformer over tokens (B, L), which attends in both directions, or only back for what is written in order.
 
-Pre-norm (Xiong et al. 2020) with LayerNorm (a fused kernel on a CPU, as RMSNorm is not), rotary positions (Su et al. 2021), the gains and gates of adaLN-zero (Peebles
-& Xie 2023) where there is something to condition on. Absorbing noise shows in x_t itself, so there the network needs no
-time.
+Pre-norm (Xiong et al. 2020) with LayerNorm (a fused kernel on a CPU, as RMSNorm is not), rotary positions (Su et al.
+2021), and the shifts of adaLN (Peebles & Xie 2023) where there is something to condition on. Absorbing noise shows in
+x_t itself, so there the network needs no time.
 """
 
 from functools import cache

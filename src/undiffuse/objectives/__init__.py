@@ -11,6 +11,7 @@ from undiffuse.objectives.bound import (
 from undiffuse.objectives.categorical import categorical_bound, count
 from undiffuse.objectives.importance import Importance
 from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
+from undiffuse.objectives.spans import next_token, spans
 from undiffuse.objectives.times import TimeSampler, log_normal
 from undiffuse.objectives.weighting import Weighting
 from undiffuse.registry import DRAWS, TIME_SAMPLERS, WEIGHTINGS
@@ -31,7 +32,9 @@ __all__ = [
     "hybrid_cross_entropy",
     "l_simple",
     "log_normal",
+    "next_token",
     "reconstruction_share",
+    "spans",
     "step_times",
     "variational_bound",
     "weighted_error",

@@ -35,8 +35,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
         raise UsageError(f"data.augment is for pictures, and these are {domain.noun}: leave it out")
     if (data.domain == "texts") != (config.network.kind == "transformer"):
         raise UsageError(
-            f"network.kind={config.network.kind} does not fit {domain.noun}: use transformer for texts, as --preset text "
-            "does, and only for texts"
+            f"network.kind={config.network.kind} does not fit {domain.noun}: transformer is for texts, and only it, as "
+            "--preset text has it"
         )
     if isinstance(data, TextSet):
         return _for_texts(config, data, precision)
