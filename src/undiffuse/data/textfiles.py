@@ -17,6 +17,7 @@ from undiffuse.data.shards import needs
 from undiffuse.data.walk import walk
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
+from undiffuse.names import shown
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -35,11 +36,11 @@ def is_text(source: str | os.PathLike[str]) -> bool:
     name = os.fspath(source)
     if name in CORPORA or name in OPENERS:
         return name in CORPORA
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     kind = path.suffix.lower()
-    if path.is_dir():
+    if os.path.isdir(path):
         return bool(_files(path))
-    if kind == ".parquet" and path.is_file():
+    if kind == ".parquet" and os.path.isfile(path):
         needs("pyarrow", "parquet and Arrow files")
         with reading(readable(name)):
             kinds = [column.type for column in _schema(path)]
@@ -59,14 +60,14 @@ def text_source(name: str) -> TextSource:
         return CORPORA[name].source()
     if name != readable(name):
         raise UsageError(f"the path {readable(name)} is not plain UTF-8 text: rename it, or link to it by another name")
-    path = Path(name).expanduser()
-    if not name or not path.exists():
+    path = Path(os.path.expanduser(name))
+    if not name or not os.path.exists(path):
         near = difflib.get_close_matches(name.lower(), CORPORA, n=1)
         raise UsageError(
-            f"no text and no path is called {name!r}." + (f" Did you mean {near[0]}?" if near else "")
+            f"no text and no path is called {shown(name)}." + (f" Did you mean {near[0]}?" if near else "")
             + f" A text is one of {', '.join(CORPORA)}; {SOURCES}"
         )  # fmt: skip
-    files = _files(path) if path.is_dir() else [path]
+    files = _files(path) if os.path.isdir(path) else [path]
     if not files or files[0].suffix.lower() not in (*PLAIN, ".parquet"):
         raise UsageError(f"cannot use {name} as a text: a text is {SOURCES}")
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -99,7 +100,7 @@ def _plain(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     """The strings of a .jsonl file, one from each line that is not empty."""
-    documents = []
+    documents, name = [], ""  # the first object decides which string of each is the text
     for number, line in enumerate(decoded(_content(path), str(path)).split("\n"), 1):
         if not line.strip():
             continue
@@ -109,18 +110,19 @@ def _lines(path: Path) -> list[str]:
         except (ValueError, RecursionError) as error:
             raise UndiffuseError(f"{where} is not JSON: {error}") from error
         if isinstance(row, dict):
-            row = row[_column(where, row, [key for key, value in row.items() if isinstance(value, str)])]
+            name = name or _column(where, row, [key for key, value in row.items() if isinstance(value, str)])
+            row = row.get(name)
         if not isinstance(row, str):
-            raise UndiffuseError(f"{where} is neither a string nor an object with one under {COLUMN!r}")
+            raise UndiffuseError(f"{where} is neither a string nor an object with one under {shown(name or COLUMN)}")
         documents.append(_checked(where, row))
     return documents
 
 
 def _rows(path: Path) -> list[str]:
     """The strings of a .parquet file, one from each row that is not null."""
+    needs("pyarrow", "parquet and Arrow files")
     from pyarrow import parquet
 
-    needs("pyarrow", "parquet and Arrow files")
     with reading(str(path)):
         schema = _schema(path)
         name = _column(str(path), schema.names, [column.name for column in schema if holds_text(column.type)])
