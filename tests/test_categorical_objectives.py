@@ -19,7 +19,16 @@ from undiffuse.objectives import (
     step_times,
     variational_bound,
 )
-from undiffuse.process import Categorical, CategoricalProcess, FlowMatching, LinearSurvival, Schedule, Time, cosine
+from undiffuse.process import (
+    Categorical,
+    CategoricalProcess,
+    FlowMatching,
+    LinearSurvival,
+    Schedule,
+    Table,
+    Time,
+    cosine,
+)
 from undiffuse.token_denoiser import TokenDenoiser
 
 KINDS = ["absorbing", "uniform"]
@@ -86,10 +95,8 @@ def test_independent_tokens_absorbing_is_the_entropy(steps: int, schedule: Sched
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_independent_tokens_uniform_is_the_entropy_and_the_last_gap(steps: int) -> None:
-    """H + KL(q_T, prior): what the last state still tells is lost. Half the signal of the cosine's last step is left."""
+    """H + KL(q_T, prior): what the last state still tells is lost, here by a cosine without its last step."""
     bars = cosine(steps + 1).noise_level(torch.arange(steps + 1) / (steps + 1)).alpha ** 2
-    from undiffuse.process import Table
-
     q = process("uniform", Table(1 - bars[1:] / bars[:-1]))
     joint = P[:, None] * P
     last = bars[-1].item() * P.numpy() + (1 - bars[-1].item()) / 3
@@ -112,25 +119,43 @@ def test_two_correlated_tokens(steps: int, schedule: Schedule) -> None:
 
 
 @every_kind
-def test_more_steps_are_tighter_down_to_the_continuous_bound(kind: str) -> None:
-    """Of a time-agnostic model, whatever it says: each halving of the steps lowers the bound, never past the limit.
-
-    The distance to the limit falls by half with each doubling.
-    """
-    denoiser = wrong(2, 2, kind == "absorbing")
-    joint = torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
+def test_the_continuous_bound_is_the_limit(kind: str) -> None:
+    """The distance falls by half with each doubling of the steps, for any model without time."""
+    denoiser, joint = wrong(2, 2, kind == "absorbing"), torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
     limit = integral(denoiser, joint, 40, 4)
-    bounds = [total(denoiser, joint, steps) for steps in (1, 2, 4, 8, 16, 32, 64, 128)]
+    gaps = [total(denoiser, joint, steps) - limit for steps in (16, 32, 64, 128)]
+    ratios = [a / b for a, b in itertools.pairwise(gaps)]
+    tolerance = 1e-8 if kind == "absorbing" else 0.02  # of uniform noise the terms of higher order fade
+    assert ratios[-1] == pytest.approx(2, abs=tolerance)
+
+
+@every_kind
+def test_more_steps_are_tighter(kind: str) -> None:
+    """Of a model without time that is wrong, but that more context helps, the bound falls to the continuous one.
+
+    Without that it need not: absorbing, bound_T is the right Riemann sum of the error of a masked token over t, which
+    grows with t only where context helps. So the sum of a model that context misleads lies below the integral.
+    """
+    apart = PAIR.sum(1, keepdim=True) * PAIR.sum(0)
+    belief = 0.6 * PAIR + 0.3 * apart + 0.1 / 9
+    denoiser = exact_denoiser(belief, process(kind))
+    limit = integral(denoiser, PAIR, 40, 4)
+    bounds = [total(denoiser, PAIR, steps) for steps in (1, 2, 4, 8, 16, 32, 64)]
+    assert limit > entropy(PAIR) + 0.01
     assert all(a > b > limit for a, b in itertools.pairwise(bounds))
-    print(kind, limit, [b - limit for b in bounds])
-    ratios = [(a - limit) / (b - limit) for a, b in itertools.pairwise(bounds)]
-    assert ratios[-1] == pytest.approx(2, abs=0.1)
+    if kind == "absorbing":
+        misled, joint = wrong(2, 2, True), torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
+        assert total(misled, joint, 1) < total(misled, joint, 8) < integral(misled, joint, 2)
 
 
 @every_kind
 def test_float32_does_not_bias_many_steps(kind: str) -> None:
     """With T = 10,000 the laws of a step differ by less than float32 resolves; T times a term stays right."""
-    x0, u, draw = torch.tensor([[0, 1, 2, 0]] * 9), torch.linspace(0, 0.999, 9).double(), Fixed(torch.rand(9, 4).double())
+    x0, u, draw = (
+        torch.tensor([[0, 1, 2, 0]] * 9),
+        torch.linspace(0, 0.999, 9).double(),
+        Fixed(torch.rand(9, 4).double()),
+    )
     logits = torch.randn(9, 4, 3)
 
     def term(dtype: torch.dtype) -> Tensor:
@@ -207,16 +232,16 @@ def test_count_needs_a_mask() -> None:
 # The continuous bound.
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [("absorbing", FlowMatching()), ("uniform", FlowMatching())], ids=KINDS)
+@every_kind
+@pytest.mark.parametrize("schedule", [LinearSurvival(), FlowMatching()], ids=["survival", "flow"])
 def test_exact_denoisers_reach_the_entropy(kind: str, schedule: Schedule) -> None:
     """Independent or not, on any schedule: in continuous time no two tokens jump at once, so the joint law is exact.
 
     With uniform noise that holds only because the logits are the leave-one-out prediction.
     """
-    for one in (LinearSurvival(), schedule):
-        for joint in (P[:, None] * P, PAIR):
-            bound = integral(exact_denoiser(joint, process(kind, one)), joint, 60, 4)
-            assert bound == pytest.approx(entropy(joint), abs=1e-9)
+    for joint in (P[:, None] * P, PAIR):
+        bound = integral(exact_denoiser(joint, process(kind, schedule)), joint, 60, 4)
+        assert bound == pytest.approx(entropy(joint), abs=1e-9)
 
 
 def test_the_posterior_in_place_of_leave_one_out_is_worse() -> None:
