@@ -170,6 +170,8 @@ LOSSES: Registry[Any] = Registry(
         "bound": "undiffuse.objectives:variational_bound",
         "hybrid": "undiffuse.objectives:hybrid",
         "continuous-bound": "undiffuse.objectives:continuous_bound",
+        "cross-entropy-hybrid": "undiffuse.objectives:hybrid_cross_entropy",
+        "count": "undiffuse.objectives:count",
     },
 )
 WEIGHTINGS: Registry[Any] = Registry(

@@ -3,10 +3,12 @@
 from undiffuse.objectives.bound import (
     continuous_bound,
     hybrid,
+    hybrid_cross_entropy,
     reconstruction_share,
     step_times,
     variational_bound,
 )
+from undiffuse.objectives.categorical import categorical_bound, count
 from undiffuse.objectives.importance import Importance
 from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
 from undiffuse.objectives.times import TimeSampler, log_normal
@@ -21,9 +23,12 @@ __all__ = [
     "Objective",
     "TimeSampler",
     "Weighting",
+    "categorical_bound",
     "continuous_bound",
+    "count",
     "edm_loss",
     "hybrid",
+    "hybrid_cross_entropy",
     "l_simple",
     "log_normal",
     "reconstruction_share",

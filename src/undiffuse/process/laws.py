@@ -88,6 +88,15 @@ class Categorical:
         """The distribution in float64."""
         return Categorical(float64_device(self.log_probs).double())
 
+    def without(self, evidence: Tensor) -> "Categorical":
+        """The distribution before Bayes' rule added `evidence`, log-likelihoods (B, ..., K): divided by it, normalised.
+
+        Categories that the evidence rules out get probability 0, whatever they had; NaN if none are left.
+        """
+        possible = evidence > -torch.inf
+        before = torch.where(possible, self.log_probs - torch.where(possible, evidence, 0.0), -torch.inf)
+        return Categorical(before.log_softmax(-1))
+
     @property
     def x0(self) -> Tensor:
         """The most probable category of every element, int64 (B, ...): shown as the prediction of x_0."""
