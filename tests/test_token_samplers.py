@@ -15,27 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_tokens import exact_denoiser
 from torch import Tensor
 
 from undiffuse.editing.known import holding
-from undiffuse.errors import UsageError
-from undiffuse.guidance import guided_tokens, of_two, with_and_without
-from undiffuse.process import Categorical, CategoricalProcess, LinearSurvival
+from undiffuse.process import Categorical, CategoricalProcess, Denoise, LinearSurvival
 from undiffuse.randomness import keyed_draws
 from undiffuse.sampling import (
-    TOKEN_SAMPLERS,
-    Remembered,
     State,
     Step,
     confidence,
     first_hitting,
-    make_grid,
     predictor_corrector,
     remdm,
     reveal,
-    trajectory,
 )
-from undiffuse.token_denoiser import TokenDenoiser
 
 Law = dict[tuple[int, ...], float]
 PAIRS = np.array([[3, 1], [1, 3]])
@@ -61,19 +55,10 @@ def share(counts: np.ndarray, x: tuple[int, ...], place: int) -> np.ndarray:
     return np.moveaxis(kept, axis, 0).reshape(size, -1).sum(1)
 
 
-def exact(counts: np.ndarray) -> Callable[[Tensor, Any], Categorical]:
-    """The exact denoiser of absorbing noise, whatever the time."""
-
-    def denoise(x: Tensor, t: Any) -> Categorical:
-        size, rows, back = len(counts), *x.unique(dim=0, return_inverse=True)
-        table = torch.zeros(*rows.shape, size, dtype=torch.float64)
-        for row, place in np.ndindex(*rows.shape):
-            known = tuple(rows[row].tolist())
-            p = share(counts, known, place) if known[place] == size else np.eye(size)[known[place]]
-            table[row, place] = torch.from_numpy(p / p.sum())
-        return Categorical(table.log()[back])
-
-    return denoise
+def exact(counts: np.ndarray) -> Denoise:
+    """The exact denoiser of the law that is proportional to the counts."""
+    joint = torch.from_numpy(counts / counts.sum())
+    return exact_denoiser(joint, absorbing(len(counts))).bind(None)
 
 
 @dataclass(frozen=True)
@@ -348,110 +333,6 @@ def test_confidence_is_deterministic_in_where_it_reveals() -> None:
         assert len(x.unique(dim=0)) > 1  # their values are drawn
 
 
-SHARED = ["ancestral", "predictor-corrector"]
-CASES = [(name, "absorbing") for name in TOKEN_SAMPLERS] + [(name, "uniform") for name in SHARED]
-
-
-def network(x_t: Tensor, log_snr: Tensor, condition: Any) -> Tensor:
-    """Logits over 3 values that depend on the neighbours, not on the time."""
-    k = torch.arange(3, dtype=torch.float64)
-    return torch.cos(1.7 * k + x_t.roll(1, 1)[..., None]) + torch.sin(0.9 * k * (1 + x_t.roll(-1, 1)[..., None]))
-
-
-def sampled(
-    name: str, kind: str, rows: list[int], denoise: Any = None, steps: int = 12, wrap: Any = None
-) -> list[Tensor]:
-    """The states of the samples numbered `rows`."""
-    q = CategoricalProcess(LinearSurvival(), 3, kind)
-    sampler, draws = TOKEN_SAMPLERS[name], keyed_draws(0, rows)
-    step = sampler.step if wrap is None else wrap(sampler.step)
-    if name == "remdm":
-        step = partial(remdm, eta=0.3) if wrap is None else wrap(partial(remdm, eta=0.3))
-    grid, start = make_grid(sampler.grid, q.schedule, steps), q.prior(torch.zeros(len(rows), 8)).sample(draws(0))
-    denoise = denoise or TokenDenoiser(network, q).bind(None)
-    return [state.x for state in trajectory(denoise, q, grid, step, start, draws)]
-
-
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_samples_do_not_depend_on_the_batch(name: str, kind: str) -> None:
-    together = sampled(name, kind, [0, 1, 2, 3, 4])
-    assert (together[-1] < 3).all() and len(together[-1].unique(dim=0)) > 1
-    for states in zip(together, sampled(name, kind, [3]), sampled(name, kind, [4, 3]), strict=True):
-        assert torch.equal(states[0][3:4], states[1]) and torch.equal(states[0][[4, 3]], states[2])
-
-
-@pytest.mark.parametrize("name", TOKEN_SAMPLERS)
-def test_remembered_rows_are_not_evaluated_again(name: str) -> None:
-    """The same samples; a row is evaluated for what is new in it: at most once for each token, unless it is masked."""
-    q, asked = CategoricalProcess(LinearSurvival(), 3), []
-
-    def plain(x: Tensor, t: Any) -> Categorical:
-        asked.append(x)
-        return TokenDenoiser(network, q)(x, t)
-
-    plainly = sampled(name, "absorbing", [0, 1, 2], plain, 60)
-    remembered = Remembered(TokenDenoiser(network, q).bind)
-    assert all(map(torch.equal, plainly, sampled(name, "absorbing", [0, 1, 2], remembered, 60)))
-    new = [torch.ones(3, dtype=torch.bool), *((a != b).any(1) for a, b in itertools.pairwise(asked))]
-    assert remembered.evaluations == sum(bool(rows.any()) for rows in new) <= len(asked)
-    assert remembered.rows == sum(int(rows.sum()) for rows in new) < 3 * len(asked)
-    if name in ("ancestral", "first-hitting", "confidence"):
-        assert remembered.rows <= 3 * (8 + 1)  # the last for the row without masks
-
-
-def test_first_hitting_takes_a_call_a_token() -> None:
-    """Eight calls for a batch in one step, whatever its rows; on a fine grid no more than eight for a row."""
-    for rows, steps in (([0, 1, 2, 3], 1), ([5], 1), ([5], 100), ([6], 3)):
-        calls = []
-
-        def denoise(x: Tensor, t: Any) -> Categorical:
-            calls.append(t)  # noqa: B023
-            return TokenDenoiser(network, CategoricalProcess(LinearSurvival(), 3))(x, t)
-
-        sampled("first-hitting", "absorbing", rows, denoise, steps)
-        assert len(calls) == 8
-
-
-def test_remembered_gives_each_row_its_condition_and_time() -> None:
-    """Only the rows that changed, with theirs."""
-    seen = []
-
-    def bind(condition: Tensor) -> Any:
-        def denoise(x: Tensor, t: Tensor) -> Categorical:
-            seen.append((condition.tolist(), x.tolist(), t.tolist()))
-            return Categorical((x * 10 + condition[:, None])[..., None].double())
-
-        return denoise
-
-    remembered = Remembered(bind, torch.tensor([7, 8, 9]))
-    x, t = torch.tensor([[0, 1], [2, 3], [4, 5]]), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    first = remembered(x, t).log_probs
-    x[1, 0] = 6  # in place, as a caller may
-    second = remembered(x, t).log_probs
-    assert seen[1] == ([8], [[6, 3]], [0.2]) and first[1].flatten().tolist() == [28, 38]
-    assert second.squeeze(-1).tolist() == [[7, 17], [68, 38], [49, 59]]
-    assert torch.equal(remembered(x, t).log_probs, second) and (remembered.evaluations, remembered.rows) == (2, 4)
-
-
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_known_tokens_never_change(name: str, kind: str) -> None:
-    """In every state after the first and wherever the denoiser looks; under uniform noise, in the last."""
-    tokens, known = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]] * 2), torch.tensor([1, 0, 0, 1, 1, 0, 0, 1]).bool()
-    q, seen = CategoricalProcess(LinearSurvival(), 3, kind), []
-
-    def denoise(x: Tensor, t: Any) -> Categorical:
-        seen.append(x)
-        return TokenDenoiser(network, q)(x, t)
-
-    states = sampled(name, kind, [0, 1], denoise, 6, partial(holding, tokens=tokens, known=known))
-    held = [*states[1:], *seen] if kind == "absorbing" else states[-1:]
-    assert all(torch.equal(x[:, known], tokens[:, known]) for x in held)
-    assert (states[-1] < 3).all() and not torch.equal(states[-1], tokens)
-    if kind == "uniform":
-        noisy = q.corrupt(tokens, 0.5, keyed_draws(0, [0, 1])(3).fold(1))
-        assert torch.equal(states[3][:, known], noisy[:, known]) and not torch.equal(noisy, tokens)
-
-
 @pytest.mark.parametrize("step", [reveal, partial(remdm, eta=0.25)])
 def test_the_others_follow_the_law_given_the_known(step: Step) -> None:
     """The second of two tokens, the first being 1: p(x_2 | x_1 = 1), though the start says nothing of it."""
@@ -459,67 +340,3 @@ def test_the_others_follow_the_law_given_the_known(step: Step) -> None:
     held = holding(step, torch.tensor([1, 0]), one)
     law = along([1.0, 0.75, 0.5, 0.0], {(2, 2): 1.0}, by_cells(held, q, exact(PAIRS), 48, 4))
     assert_same(law, {(1, 0): 1 / 4, (1, 1): 3 / 4})
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
-def test_guidance_tilts_by_the_classifier(scale: float) -> None:
-    """p_u(x) p(c | x)^w, normalised, for a token under uniform noise: by Bayes with probabilities."""
-    q, t, w = CategoricalProcess(LinearSurvival(), 3, "uniform", torch.float64), 0.7, scale
-    of_class = np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])  # p(x | c), both classes equally likely
-
-    def of(p: np.ndarray) -> TokenDenoiser:
-        return TokenDenoiser(lambda x, log_snr, c: torch.from_numpy(p).log().expand(*x.shape, 3), q)
-
-    pair = of_two(of(of_class[0]).bind(None), of(of_class.mean(0)).bind(None))
-    x_t = torch.tensor([[0, 2], [1, 1]])
-    ours = guided_tokens(pair, w)(x_t, t).log_probs.exp()
-    for place in np.ndindex(2, 2):
-        seen = (1 - t) * (np.arange(3) == x_t[place].item()) + t / 3  # q(x_t | x_0)
-        expected = of_class.mean(0) * seen * (of_class[0] / of_class.sum(0)) ** w
-        np.testing.assert_allclose(ours[place], expected / expected.sum(), rtol=1e-12)
-
-
-def test_guidance_of_masks_in_one_batch() -> None:
-    """Tokens stay, whatever the scale, and `with_and_without` evaluates both conditions at once."""
-    calls = []
-
-    @dataclass(frozen=True)
-    class Marked:
-        marks: Tensor
-
-        def joined(self, other: "Marked") -> "Marked":
-            return Marked(torch.cat([self.marks, other.marks]))
-
-    def net(x: Tensor, log_snr: Tensor, condition: Any) -> Tensor:
-        calls.append(len(x))
-        return condition.marks[:, None, None] * torch.tensor([1.0, 0.0, -1.0]).expand(*x.shape, 3)
-
-    denoiser: Any = TokenDenoiser(net, absorbing(3))
-    marked: Any = Marked(torch.tensor([1.0, 2.0]))
-    pair = with_and_without(denoiser, marked, Marked(torch.tensor([0.5, 0.0])))  # type: ignore[arg-type]
-    law = guided_tokens(pair, 3.0)(torch.tensor([[3, 1], [2, 3]]), 0.4).log_probs.exp()
-    assert calls == [4] and law[0, 1].tolist() == [0, 1, 0] and law[1, 0].tolist() == [0, 0, 1]
-    for row, place, slope in ((0, 0, 0.5 + 3 * 0.5), (1, 1, 3 * 2.0)):
-        expected = np.exp(slope * np.array([1, 0, -1]))
-        np.testing.assert_allclose(law[row, place], expected / expected.sum(), rtol=1e-6)
-
-
-def test_refusals() -> None:
-    state, draw, uniform = (
-        State(torch.zeros(1, 2).long(), 0.5),
-        keyed_draws(0, [0])(1),
-        CategoricalProcess(LinearSurvival(), 3, "uniform"),
-    )
-    denoise = TokenDenoiser(network, uniform).bind(None)
-    for name in {*TOKEN_SAMPLERS} - {*SHARED}:
-        with pytest.raises(UsageError, match=f"{name} reveals masks, but .* use ancestral"):
-            TOKEN_SAMPLERS[name].step(state, 0.2, denoise, uniform, draw)
-    for name in TOKEN_SAMPLERS:
-        with pytest.raises(ValueError, match=r"go down in time, not from t = 0\.5 to 0\.7"):
-            TOKEN_SAMPLERS[name].step(state, 0.7, denoise, absorbing(3), draw)
-    with pytest.raises(UsageError, match="remasking = cap or rescale"):
-        remdm(state, 0.2, denoise, absorbing(3), draw, "loop")
-    with pytest.raises(UsageError, match="eta from 0 to 1"):
-        remdm(state, 0.2, denoise, absorbing(3), draw, eta=1.5)
-    with pytest.raises(UsageError, match="a back above 0 and at most 1, not 0"):
-        predictor_corrector(state, 0.2, denoise, absorbing(3), draw, back=0.0)

@@ -2,8 +2,8 @@
 
     step(state at t, s, denoise, process, draw) -> state at s,   s < t,   denoise(x_t, t) -> Categorical over K values
 
-Under absorbing noise every rule draws two uniform numbers for a position in float64, one for whether it is revealed and
-one for its value, by inverting the CDF. There is no Gumbel noise: in float32 it draws rare values too rarely.
+Under absorbing noise whether a position is revealed and its value come from two float64 uniform numbers, the value by
+inverting the CDF. There is no Gumbel noise: in float32 it draws rare values too rarely.
 
 Positions that are revealed in one step are drawn independently of each other, so a rule is exact if it reveals one a
 step (`first_hitting`), and approximate to the dependence of those it reveals at once.
@@ -89,7 +89,7 @@ def confidence(state: State, s: float, denoise: Denoise, process: CategoricalPro
 def first_hitting(state: State, s: float, denoise: Denoise, process: CategoricalProcess, draw: Draw) -> State:
     """Reveals one token a time at the exact times of the reverse process (Zheng et al. 2024, proposition 4.1).
 
-    Of n masks at t the first to go, anyone with equal probability, goes at t' with (1 - alpha_t') / (1 - alpha_t) the
+    The next of n masks, each equally likely, is revealed at the time t' where (1 - alpha_t') / (1 - alpha_t) is the
     n-th root of a uniform number. The law is that of any-order autoregressive sampling in random order, whatever the
     grid, which only says which states are seen.
 
@@ -104,9 +104,7 @@ def first_hitting(state: State, s: float, denoise: Denoise, process: Categorical
     x, x0, own = state.x, state.x0, draw.fold(OWN)
     rows = torch.arange(len(x), device=x.device)
     floor = 1 - _survival(process, s)
-    level = torch.full(
-        (len(x),), 1 - _survival(process, state.t), dtype=torch.float64
-    )  # 1 - alpha_t'; as times, on CPU
+    level = torch.full((len(x),), 1 - _survival(process, state.t), dtype=torch.float64)  # 1 - alpha_t', on the CPU
     for number in range(1, x.shape[1] + 1):
         masked = x.eq(process.values)
         left = masked.sum(1).cpu().double()
