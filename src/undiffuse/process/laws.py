@@ -107,9 +107,13 @@ class Categorical:
 
         Float32 uniforms are 2^-24 apart: categories less probable than that would come too rarely.
         """
+        return self.at(draw.uniform(float64_device(self.log_probs)[..., 0]))
+
+    def at(self, u: Tensor) -> Tensor:
+        """The categories where the CDF exceeds u, float64 in [0, 1) of the shape (B, ...): int64."""
         upper = float64_device(self.log_probs).double().exp().cumsum(-1)
         total = upper[..., -1:]
-        u = draw.uniform(upper[..., 0]).unsqueeze(-1) * total
+        u = u.to(upper.device).unsqueeze(-1) * total
         u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not go past the last
         return torch.searchsorted(upper, u, right=True).squeeze(-1).to(self.log_probs.device)
 

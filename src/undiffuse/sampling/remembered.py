@@ -49,7 +49,7 @@ class Remembered:
         condition = self._condition
         if rows is not None:
             x_t = x_t[rows]
-            t = t.to(rows.device)[rows] if isinstance(t, Tensor) and t.ndim else t
+            t = t[rows.to(t.device)] if isinstance(t, Tensor) and t.ndim else t
             condition = None if condition is None else condition[rows]
         self.evaluations += 1
         self.rows += len(x_t)

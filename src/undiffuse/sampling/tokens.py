@@ -2,17 +2,18 @@
 
     step(state at t, s, denoise, process, draw) -> state at s,   s < t,   denoise(x_t, t) -> Categorical over K values
 
-Under absorbing noise every rule draws two uniform numbers for a position in float64, one for whether it is revealed and
-one for its value, by inverting the CDF. There is no Gumbel noise: in float32 it draws rare values too rarely.
+Under absorbing noise whether a position is revealed and its value come from two float64 uniform numbers, the value by
+inverting the CDF. There is no Gumbel noise: in float32 it draws rare values too rarely.
 
 Positions that are revealed in one step are drawn independently of each other, so a rule is exact if it reveals one a
 step (`first_hitting`), and approximate to the dependence of those it reveals at once.
 """
 
 import torch
+from torch import Tensor
 
 from undiffuse.errors import UsageError
-from undiffuse.process import Categorical, CategoricalProcess, Denoise
+from undiffuse.process import Categorical, CategoricalProcess, Denoise, float64_device
 from undiffuse.randomness import Draw
 from undiffuse.sampling.steps import State, ancestral
 
@@ -82,14 +83,13 @@ def confidence(state: State, s: float, denoise: Denoise, process: CategoricalPro
     count = (masked.sum(1, keepdim=True) * share + 0.5).floor()
     sureness = torch.where(masked, prediction.log_probs.amax(-1), -torch.inf)
     rank = sureness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    x = torch.where(masked & (rank < count), prediction.sample(draw), state.x)
-    return State(x, s, prediction.x0)
+    return State(_revealed(state.x, masked & (rank < count), prediction, draw.fold(OWN)), s, prediction.x0)
 
 
 def first_hitting(state: State, s: float, denoise: Denoise, process: CategoricalProcess, draw: Draw) -> State:
     """Reveals one token a time at the exact times of the reverse process (Zheng et al. 2024, proposition 4.1).
 
-    Of n masks at t the first to go, anyone with equal probability, goes at t' with (1 - alpha_t') / (1 - alpha_t) the
+    The next of n masks, each equally likely, is revealed at the time t' where (1 - alpha_t') / (1 - alpha_t) is the
     n-th root of a uniform number. The law is that of any-order autoregressive sampling in random order, whatever the
     grid, which only says which states are seen.
 
@@ -104,23 +104,22 @@ def first_hitting(state: State, s: float, denoise: Denoise, process: Categorical
     x, x0, own = state.x, state.x0, draw.fold(OWN)
     rows = torch.arange(len(x), device=x.device)
     floor = 1 - _survival(process, s)
-    level = torch.full((len(x),), 1 - _survival(process, state.t), dtype=torch.float64, device=x.device)  # 1 - alpha_t'
+    level = torch.full((len(x),), 1 - _survival(process, state.t), dtype=torch.float64)  # 1 - alpha_t', on the CPU
     for number in range(1, x.shape[1] + 1):
         masked = x.eq(process.values)
-        left = masked.sum(1)
-        u, which = own.fold(number).uniform(x.new_empty(len(x), 2)).unbind(1)
+        left = masked.sum(1).cpu().double()
+        u, which, value = own.fold(number).uniform(torch.empty(len(x), 3)).unbind(1)
         level = level * (1 - u) ** (1 / left)
-        level = torch.where((left > 0) & (level > floor), level, 0.0)  # rows at 0 have arrived at s
-        going = level > 0
+        going = (left > 0) & (level > floor)
+        level = level.where(going, 0.0)  # rows at 0 have arrived at s
         if not going.any():
             break
-        times = process.schedule.time(torch.log1p(-level) - level.log()).to(x.device)
-        prediction: Categorical = denoise(x, torch.where(going, times, state.t))
+        times = process.schedule.time(torch.log1p(-level) - level.log())
+        prediction: Categorical = denoise(x, times.where(going, state.t))
         x0 = prediction.x0
-        place = (masked.cumsum(1) > (which * left).floor().unsqueeze(1)).int().argmax(1)
-        law = Categorical(prediction.log_probs[rows, place].unsqueeze(1))
-        value = law.sample(own.fold(number).fold(1)).squeeze(1)
-        x = x.index_put((rows, place), torch.where(going, value, x[rows, place]))
+        place = (masked.cumsum(1) > (which * left).floor().to(x.device).unsqueeze(1)).int().argmax(1)
+        revealed = Categorical(prediction.log_probs[rows, place]).at(value).to(x.device)
+        x = x.index_put((rows, place), revealed.where(going.to(x.device), x[rows, place]))
     return State(x, s, x0)
 
 
@@ -152,10 +151,15 @@ def _remasked(state: State, s: float, denoise: Denoise, process: CategoricalProc
     masked = state.x.eq(process.values)
     alpha_s, alpha_t = _survival(process, s), _survival(process, state.t)
     revealed = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-    u = draw.uniform(state.x)
-    value = prediction.sample(draw.fold(OWN))
-    x = torch.where(masked & (u < revealed), value, state.x)
+    u = draw.uniform(float64_device(state.x)).to(state.x.device)
+    x = _revealed(state.x, masked & (u < revealed), prediction, draw.fold(OWN))
     return State(x.masked_fill(~masked & (u < sigma), process.values), s, prediction.x0)
+
+
+def _revealed(x: Tensor, where: Tensor, prediction: Categorical, draw: Draw) -> Tensor:
+    """x with values that are drawn where `where`; the CDF is only computed there."""
+    u = draw.uniform(float64_device(x)).to(x.device)
+    return x.masked_scatter(where, Categorical(prediction.log_probs[where]).at(u[where]))
 
 
 def _survival(process: CategoricalProcess, t: float) -> float:
