@@ -269,7 +269,11 @@ RESTORERS: Registry[Restorer] = Registry(
 )
 DOMAINS: Registry[Any] = Registry(
     "domain",
-    {"pictures": "undiffuse.domains.pictures:Pictures", "points": "undiffuse.domains.points:Points"},
+    {
+        "pictures": "undiffuse.domains.pictures:Pictures",
+        "points": "undiffuse.domains.points:Points",
+        "texts": "undiffuse.domains.texts:Texts",
+    },
 )
 """Kinds of data (`undiffuse.domains.Domain`)."""
 CONDITIONS: Registry[Any] = Registry(
@@ -285,6 +289,15 @@ TEXTS: Registry[Any] = Registry(
     "text", {"words": "undiffuse.text.words:Words", "minilm": "undiffuse.text.minilm:MiniLM"}
 )
 """What turns captions into tokens (`undiffuse.text.text.Text`)."""
+TOKENIZERS: Registry[Any] = Registry(
+    "way to spell a text",
+    {
+        "characters": "undiffuse.data.tokens:Characters",
+        "bytes": "undiffuse.data.tokens:Bytes",
+        "bpe": "undiffuse.data.tokens:BPE",
+    },
+)
+"""What turns a text to be learnt into tokens, and back (`undiffuse.data.tokens.Tokenizer`)."""
 BUILT_IN = Path(__file__).parent / "models"
 PRESETS: Registry[Path] = Registry(
     "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}

@@ -100,21 +100,19 @@ def _places(known: Known) -> list[Path]:
     if chosen := os.environ.get("UNDIFFUSE_DATA"):
         places.append(Path(chosen).expanduser() / known.name)
     if known.npm_folder:
-        roots = [
-            "node_modules",
-            "/usr/local/lib/node_modules",
-            "/usr/lib/node_modules",
-            "~/.npm-global/lib/node_modules",
-        ]
-        roots += [
-            f"{prefix}/lib/node_modules" for prefix in (os.environ.get("NPM_CONFIG_PREFIX"), sys.prefix) if prefix
-        ]
-        if windows := os.environ.get("APPDATA"):
-            roots.append(f"{windows}/npm/node_modules")
-        places += [Path(root).expanduser() / known.npm_folder for root in roots]
+        places += [root / known.npm_folder for root in npm_roots()]
     places += map(Path, known.system_folders)
     places.append(_download_folder(known))
     return places
+
+
+def npm_roots() -> list[Path]:
+    """Where npm installs packages."""
+    roots = ["node_modules", "/usr/local/lib/node_modules", "/usr/lib/node_modules", "~/.npm-global/lib/node_modules"]
+    roots += [f"{prefix}/lib/node_modules" for prefix in (os.environ.get("NPM_CONFIG_PREFIX"), sys.prefix) if prefix]
+    if windows := os.environ.get("APPDATA"):
+        roots.append(f"{windows}/npm/node_modules")
+    return [Path(root).expanduser() for root in roots]
 
 
 def _download_folder(known: Known) -> Path:
