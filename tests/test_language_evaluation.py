@@ -189,7 +189,7 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 def test_masks_hide_what_they_say():
     hidden = masks("characters", 2000, 128, seed=0)
-    assert (hidden.sum(1) == 19).all()
+    assert (hidden.sum(1) == 19).all() and masks("characters", 1, 64, seed=0).sum() == 10
     np.testing.assert_allclose(hidden.mean(0), 19 / 128, atol=0.04)  # every place is as likely
     for length in (16, 64, 128, 256):
         for row in masks("spans", 50, length, seed=0):
