@@ -20,6 +20,7 @@ from undiffuse.process import (
     Denoise,
     FlowMatching,
     GaussianProcess,
+    LinearSurvival,
     Prediction,
     Schedule,
     SubVP,
@@ -50,11 +51,12 @@ FORMULAS: dict[str, Callable[[], Schedule]] = {
     "ve": VE,
     "edm": EDM,
     "flow": FlowMatching,
+    "survival": LinearSurvival,
 }
 SCHEDULES: dict[str, Schedule] = {name: make(20) for name, make in TABLES.items()} | {
     name: make() for name, make in FORMULAS.items()
 }
-ZERO_SNR = {"zero-snr", "flow"}  # no signal is left at t = 1
+ZERO_SNR = {"zero-snr", "flow", "survival"}  # no signal is left at t = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def formula_level(name: str, t: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
         "ve": lambda: (mpmath.mpf(1), mpmath.mpf("0.01") ** 2 * (mpmath.mpf(5000) ** (2 * t) - 1)),
         "edm": lambda: (mpmath.mpf(1), (80 * t) ** 2),
         "flow": lambda: ((1 - t) ** 2, t**2),
+        "survival": lambda: (1 - t, t),
     }[name]()
 
 
@@ -119,6 +122,7 @@ def formula_sde(name: str) -> tuple[Callable[[float], float], Callable[[float], 
         "ve": (lambda t: 0.0, lambda t: (0.01 * 5000**t) ** 2 * 2 * np.log(5000)),
         "edm": (lambda t: 0.0, lambda t: 2 * 80**2 * t),
         "flow": (lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+        "survival": (lambda t: -0.5 / (1 - t), lambda t: 1 / (1 - t)),
     }[name]
 
 

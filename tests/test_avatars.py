@@ -26,8 +26,8 @@ PLAIN_HAIR = r"\b(?P<long>big curly |curly |short |long )?(?P<colour>" + "|".joi
 GRAMMAR = {
     "hair": re.compile(
         r"(?:\ba )?" + PLAIN_HAIR + r"(?P<noun>hair in a bob|hair in a bun|hair in pigtails|hair|bob|curls|bun|"
-        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bbald\b|\bno hair|\b(?:a )?(?:baseball )?cap\b|\b(?:a )?beanie|"
-        r"\b(?:a )?woolly hat)"
+        r"pigtails|mohawk)\b|(?P<other>\b(?:a )?bald head|\bbald\b|\bno hair|\b(?:a )?(?:baseball )?cap\b|"
+        r"\b(?:a )?beanie|\b(?:a )?woolly hat)"
     ),
     "clothes": re.compile(
         rf"(?:\ba )?\b(?P<a>checked )?(?P<colour>{SHIRT_WORDS}) (?P<b>checked |plaid )?(?:shirt|top)\b"
@@ -115,7 +115,15 @@ def test_a_false_caption_is_found() -> None:
     bearded = {**face, "hair": "bald", "hair colour": "none", "facial hair": "beard"}
     assert is_true("a smiling bald bearded man in a blue shirt", bearded)
     false = ("a man", "a woman with blue pigtails", "a red shirt", "dark hair", "a bun of red hair", "sunglasses")
-    for text in (*false, "a woman with a beard", "long red hair", "checked blue shirt", "tan skin", "a tall woman", "bald"):
+    for text in (
+        *false,
+        "a woman with a beard",
+        "long red hair",
+        "checked blue shirt",
+        "tan skin",
+        "a tall woman",
+        "bald",
+    ):
         assert not is_true(text, face), text
 
 

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -16,18 +16,24 @@ from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
+from undiffuse.data.textfiles import is_text
+from undiffuse.data.texts import load_text
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut, did_you_mean, fault, format_shape
-from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, UNet, UNet2D
+from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D
+from undiffuse.networks.transformer import HEAD
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
 from undiffuse.objectives import Objective, TimeSampler
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import CATEGORICAL, CONDITIONS, LOSSES, NETWORKS, SCHEDULES, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.targets import SCORE_OF_STATE
+from undiffuse.token_denoiser import TokenDenoiser
 
+OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
+OF_BOTH = ("bound", "continuous-bound")
 MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training needs four times that."""
@@ -35,6 +41,15 @@ MOST_PARAMETERS = 10**10
 
 def make_data(config: DataConfig, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """A split of the training data set, read with the settings of `config`. Raises as `undiffuse.data.load` does."""
+    if is_text(config.source):
+        return load_text(
+            config.source,
+            split,
+            tokens=config.tokens,
+            vocabulary=config.vocabulary or 1024,
+            length=config.length,
+            progress=progress,
+        )
     return load_data(
         config.source,
         split,
@@ -66,7 +81,25 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
 
 
 def make_process(config: ProcessConfig) -> process.GaussianProcess:
-    """The forward process. Raises UsageError for inconsistent settings."""
+    """The forward process of numbers. Raises UsageError for inconsistent settings."""
+    if config.kind != "gaussian":
+        raise UsageError(f"process.kind={config.kind} is for texts: leave it out")
+    schedule = make_schedule(config)
+    _check_range(schedule)
+    return process.GaussianProcess(schedule)
+
+
+def make_token_process(config: Config) -> process.CategoricalProcess:
+    """The forward process of tokens. Raises UsageError for inconsistent settings."""
+    if config.process.kind == "gaussian":
+        raise UsageError("process.kind=gaussian is not for texts: use absorbing or uniform, as --preset text does")
+    if config.data.vocabulary is None:
+        raise UndiffuseError("the configuration leaves data.vocabulary undecided: it is not from a run or a model")
+    return process.CategoricalProcess(make_schedule(config.process), config.data.vocabulary, config.process.kind)
+
+
+def make_schedule(config: ProcessConfig) -> process.Schedule:
+    """The noise schedule. Raises UsageError for inconsistent settings."""
     name = config.schedule
     for written, table in (("betas", "betas"), ("log-snr", "log_snrs")):
         if (name == written) != (getattr(config, table) is not None):
@@ -89,8 +122,7 @@ def make_process(config: ProcessConfig) -> process.GaussianProcess:
             schedule = process.zero_terminal_snr(schedule)
         except ValueError as error:
             raise UsageError(f"process.zero_terminal_snr: {error}") from None
-    _check_range(schedule)
-    return process.GaussianProcess(schedule)
+    return schedule
 
 
 def _check_range(schedule: process.Schedule) -> None:
@@ -107,6 +139,8 @@ def _check_range(schedule: process.Schedule) -> None:
 def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
     """`config` with each None replaced by a value for data of `size`: (height, width) for pictures, (length,) for
     sequences, () for points. Raises UsageError for settings that do not fit it."""
+    if config.kind == "transformer":
+        return _default_transformer(config, size)
     if config.kind not in ("unet", "unet2d", "mlp"):  # from outside the package: nothing else is decided
         usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
         return config.model_copy(update=usual)
@@ -163,6 +197,18 @@ def _default_mlp(config: NetworkConfig) -> NetworkConfig:
     channels = config.channels or (max(16, 16 * round(config.width * 8)),)
     if len(channels) != 1:
         raise UsageError(f"network.channels = {channels}: an MLP has one width")
+    return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
+
+
+def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
+    """A transformer uses `blocks`, and the one number in `channels` as its width."""
+    if size:
+        raise UsageError("network.kind=transformer is for texts")
+    if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
+        raise UsageError("network.patch, attention, head, fourier and kernel are not for network.kind=transformer")
+    channels = config.channels or (max(HEAD, HEAD * round(config.width * 192 / HEAD)),)
+    if len(channels) != 1 or channels[0] % HEAD:
+        raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of {HEAD}")
     return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
 
 
@@ -264,6 +310,22 @@ def make_mlp(config: Config, inputs: int, outputs: int, takes: ConditionFacts | 
     return MLP(inputs, outputs, width=network.channels[0], blocks=network.blocks, encoders=encoders)
 
 
+def make_transformer(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """Builds network.kind=transformer, for texts."""
+    network, noise = config.network, make_token_process(config)
+    assert network.channels
+    return Transformer(
+        noise.categories,
+        noise.values,
+        width=network.channels[0],
+        blocks=network.blocks,
+        times=noise.mask is None,
+        span=network.span,
+        encoders=make_encoders(takes),
+        dropout=network.dropout,
+    )
+
+
 def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
     """Builds network.kind=unet: a `PixelUNet` if a setting needs one, else a `UNet`."""
     network = config.network
@@ -331,7 +393,12 @@ def step_log_snrs(schedule: process.Schedule) -> torch.Tensor:
 
 
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
-    """The network as a denoiser. Raises UsageError if the target does not work with the schedule."""
+    """The network as a denoiser; for texts, a `TokenDenoiser`. Raises UsageError if the target does not work with the
+    schedule."""
+    if config.network.kind == "transformer":
+        # What is made for pictures (guidance, likelihood, ODEs) refuses texts by their domain; the rest asks nothing
+        # of a denoiser that this one has not.
+        return cast(Denoiser, TokenDenoiser(network, make_token_process(config)))
     sigma_data = _sigma_data(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")
@@ -389,6 +456,17 @@ def make_objective(config: Config) -> Objective:
         raise UsageError("denoiser.target=categorical needs a bound: set objective.loss=continuous-bound or bound")
     if config.denoiser.target == CATEGORICAL and config.network.kind == "unet" and not config.network.head:
         raise UsageError("denoiser.target=categorical needs network.head, such as 32: a last layer in float32")
+    if (objective.loss in OF_TOKENS) != (config.network.kind == "transformer") and objective.loss not in OF_BOTH:
+        raise UsageError(f"objective.loss={objective.loss} is {'' if objective.loss in OF_TOKENS else 'not '}for texts")
+    span = config.network.span
+    if (objective.loss == "spans") != (span > 1 or (span == 1 and objective.loss != "next-token")):
+        raise UsageError("network.span goes with objective.loss=spans, and 1 with next-token too")
+    if objective.loss == "next-token" and span != 1:
+        raise UsageError("objective.loss=next-token needs network.span=1: a network that looks only back")
+    if objective.loss == "spans" and config.data.length % span:
+        raise UsageError(f"network.span = {span} does not divide data.length = {config.data.length}")
+    if objective.loss in ("count", "spans") and config.process.kind != "absorbing":
+        raise UsageError(f"objective.loss={objective.loss} counts masks: it needs process.kind=absorbing")
     weighting = _with(
         WEIGHTINGS.find(objective.weighting),
         gamma=objective.gamma,
@@ -396,4 +474,4 @@ def make_objective(config: Config) -> Objective:
         sigma_data=config.denoiser.sigma_data,
     )
     loss, times = LOSSES.find(objective.loss), make_times(objective)
-    return _with(loss, variance=objective.variance, times=times, weighting=weighting)
+    return _with(loss, variance=objective.variance, times=times, weighting=weighting, span=span)

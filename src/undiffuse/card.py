@@ -57,6 +57,8 @@ class DataFacts:
     `condition` is for a model whose condition is of another kind than labels; `classes` are the labels. With both, the
     condition is sentences.
 
+    `tokens` is for texts: {"kind": a name in TOKENIZERS, "facts": those of the tokenizer}.
+
     A class of share 0 had no training data; it is kept so that labels mean the same as in the data.
     Raises ValueError for facts that contradict each other.
     """
@@ -72,6 +74,7 @@ class DataFacts:
     fingerprint: Words = ""
     domain: Words = "pictures"
     condition: ConditionFacts | None = None
+    tokens: dict[Words, Any] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -98,9 +101,9 @@ class DataFacts:
         return ConditionFacts("several", {"label": asdict(labels), "sentence": asdict(self.condition)})
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as in model.json: without `condition` if it is None."""
+        """The facts as in model.json: without what is None."""
         facts = asdict(self)
-        return facts if self.condition else {key: value for key, value in facts.items() if key != "condition"}
+        return {key: value for key, value in facts.items() if value is not None}
 
     @property
     def learnt(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from undiffuse.registry import (
     TARGETS,
     TEXTS,
     TIME_SAMPLERS,
+    TOKENIZERS,
     WEIGHTINGS,
     Registry,
 )
@@ -87,10 +88,11 @@ if TYPE_CHECKING:
     DrawName = str
     NetworkName = str
     TextName = str
+    TokensName = str
 else:
     ScheduleName, TargetName, LossName = _choice(SCHEDULES), _choice(TARGETS, CATEGORICAL), _choice(LOSSES)
     WeightingName, TimesName, DrawName = _choice(WEIGHTINGS), _choice(TIME_SAMPLERS), _choice(DRAWS)
-    NetworkName, TextName = _choice(NETWORKS), _choice(TEXTS)
+    NetworkName, TextName, TokensName = _choice(NETWORKS), _choice(TEXTS), _choice(TOKENIZERS)
 
 
 class _Section(BaseModel):
@@ -129,12 +131,21 @@ class DataConfig(_Section):
         0.0, ge=0, lt=1, description="probability of each move of EDM's augmentation, such as 0.12; samples are unmoved"
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("augment",)
+    length: int = Field(128, ge=4, le=65_536, description="tokens of a window of text")
+    tokens: TokensName = Field("characters", description="what texts are made of")
+    vocabulary: int | None = Field(
+        None, ge=2, le=65_535, description="how many tokens there are; None: as in the text, or 1024 for tokens=bpe"
+    )
+
+    _added: ClassVar[tuple[str, ...]] = ("augment", "length", "tokens", "vocabulary")
 
 
 class ProcessConfig(_Section):
     """The forward process."""
 
+    kind: Literal["gaussian", "absorbing", "uniform"] = Field(
+        "gaussian", description="noise of texts: tokens are masked (absorbing) or replaced by any (uniform)"
+    )
     schedule: ScheduleName = Field("cosine", description="the noise schedule; the first six are tables of betas")
     steps: int = Field(1000, ge=1, le=1_000_000, description="T, for a table")
     betas: tuple[Number, ...] | None = Field(
@@ -147,6 +158,8 @@ class ProcessConfig(_Section):
     options: dict[OptionName, Number] = Field(
         {}, max_length=64, description="parameters of the schedule, such as beta_max or sigma_max"
     )
+
+    _added: ClassVar[tuple[str, ...]] = ("kind",)
 
 
 class DenoiserConfig(_Section):
@@ -198,7 +211,9 @@ class ObjectiveConfig(_Section):
 class NetworkConfig(_Section):
     """The network."""
 
-    kind: NetworkName = Field("unet", description="unet2d is DDPM's network as in diffusers; mlp is for points")
+    kind: NetworkName = Field(
+        "unet", description="unet2d is DDPM's network as in diffusers; mlp: points; transformer: text"
+    )
     patch: int | None = Field(
         None,
         ge=1,
@@ -223,13 +238,16 @@ class NetworkConfig(_Section):
         False, description="input what is known of a picture, with its mask; trained with random masks"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
+    span: int = Field(
+        0, ge=0, le=65_536, description="tokens that a transformer writes together, in order; 0: all, in any order"
+    )
     text: TextName = Field("words", description="captions as words learnt with the network, or by a frozen encoder")
     tokens: int = Field(16, ge=1, le=256, description="most words, or word pieces, of a caption")
     options: dict[OptionName, Option] = Field(
         {}, max_length=64, description="for kind=unet2d, by diffusers' names, such as norm_num_groups"
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("inpaint", "text", "tokens")
+    _added: ClassVar[tuple[str, ...]] = ("inpaint", "span", "text", "tokens")
 
 
 class TrainingConfig(_Section):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KEYWORD = "undiffuse"
 FORMAT = 1
 LONGEST = 65_535  # bytes: what the comment of a zip file can hold
-KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4"}
+KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff'}
 """The files that hold a recipe, and how they begin."""
 
 Words = Annotated[str, Field(max_length=LONGEST, strict=True)]
@@ -158,6 +158,8 @@ def inscribe(path: Path, text: str) -> None:
         return
     if len(text) > LONGEST:
         warn(f"the recipe is left out: it takes {len(text):,} bytes, more than the {LONGEST:,} that a file can hold")
+    elif kind == ".json":
+        return  # it was written with it
     elif kind == ".png":
         with path.open("r+b") as file:  # it only grows; to truncate it would make some file systems flush it
             longer = with_text(file.read(), KEYWORD, text)
@@ -200,6 +202,9 @@ def kind_of(path: Path) -> str:
 def _text(path: Path) -> str | None:
     if path.exists() and not path.is_file():
         raise ValueError("it is not a regular file")
+    if kind_of(path) == ".json":
+        whole = parse_json(path.read_text("utf-8"), finite=True)
+        return json.dumps(whole[KEYWORD])
     if kind_of(path) == ".npz":
         with ZipFile(path) as archive:
             return archive.comment.decode() or None

@@ -46,6 +46,15 @@ def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(noise)
 
 
+def uniform(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:
+    """Uniform numbers in [0, 1), one key per sample: float64 (B, *shape) on the CPU."""
+    keys = list(keys)
+    u = np.empty((len(keys), *shape))
+    for row, key in zip(u, keys, strict=True):
+        stream(*key, Purpose.UNIFORM).random(out=row)
+    return torch.from_numpy(u)
+
+
 class Draw(Protocol):
     """The random numbers of one step of a batch. Repeated calls return the same numbers."""
 
@@ -71,10 +80,7 @@ class KeyedDraw:
 
     def uniform(self, like: Tensor) -> Tensor:
         """As `Draw.uniform`."""
-        u = np.empty((len(self.keys), *like.shape[1:]))
-        for row, key in zip(u, self.keys, strict=True):
-            stream(*key, Purpose.UNIFORM).random(out=row)
-        return torch.from_numpy(u).to(like.device)
+        return uniform(self.keys, like.shape[1:]).to(like.device)
 
     def fold(self, number: int) -> "KeyedDraw":
         """Independent numbers for the same samples, different ones for every `number` >= 1."""
@@ -83,21 +89,26 @@ class KeyedDraw:
 
 @dataclass(frozen=True)
 class Given:
-    """A draw of precomputed normal numbers, which have the shape that is requested."""
+    """A draw of precomputed numbers, which have the shape that is requested: normal, or uniform for tokens."""
 
     noise: Tensor
+    is_uniform: bool = False
 
     def normal(self, like: Tensor) -> Tensor:
-        """The numbers."""
+        """The numbers. Raises ValueError if they are uniform."""
+        if self.is_uniform:
+            raise ValueError("only uniform numbers were given")
         return self.noise
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Raises ValueError: there are none."""
-        raise ValueError("only normal numbers were given")
+        """The numbers. Raises ValueError if they are normal."""
+        if not self.is_uniform:
+            raise ValueError("only normal numbers were given")
+        return self.noise
 
     def fold(self, number: int) -> "Given":
         """There are no others. Raises ValueError."""
-        raise ValueError("only normal numbers for one use were given")
+        raise ValueError("only numbers for one use were given")
 
 
 @dataclass(frozen=True)

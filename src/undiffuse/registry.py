@@ -146,6 +146,7 @@ SCHEDULES: Registry[Schedule] = Registry(
         "edm": Schedule("undiffuse.process:EDM"),
         "flow": Schedule("undiffuse.process:FlowMatching"),
         "log-snr": Schedule("undiffuse.process:LogSNR", "log_snrs"),
+        "survival": Schedule("undiffuse.process:LinearSurvival"),
     },
 )
 TARGETS: Registry[Any] = Registry(
@@ -169,6 +170,10 @@ LOSSES: Registry[Any] = Registry(
         "bound": "undiffuse.objectives:variational_bound",
         "hybrid": "undiffuse.objectives:hybrid",
         "continuous-bound": "undiffuse.objectives:continuous_bound",
+        "cross-entropy-hybrid": "undiffuse.objectives:hybrid_cross_entropy",
+        "count": "undiffuse.objectives:count",
+        "spans": "undiffuse.objectives:spans",
+        "next-token": "undiffuse.objectives:next_token",
     },
 )
 WEIGHTINGS: Registry[Any] = Registry(
@@ -202,6 +207,7 @@ NETWORKS: Registry[Any] = Registry(
         "unet": "undiffuse.build:make_unet",
         "unet2d": "undiffuse.build:make_unet2d",
         "mlp": "undiffuse.build:make_mlp",
+        "transformer": "undiffuse.build:make_transformer",
     },
 )
 """Functions (config, inputs, outputs, takes, dims) -> network, as `undiffuse.build.make_network` calls them."""
@@ -221,6 +227,18 @@ SAMPLERS: Registry[Sampler] = Registry(
         "dpm++3m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr", options={"order": 3}),
         "unipc": Sampler("undiffuse.sampling:unipc", "log-snr"),
         "unipc3": Sampler("undiffuse.sampling:unipc", "log-snr", options={"order": 3}),
+    },
+)
+TOKEN_SAMPLERS: Registry[Sampler] = Registry(
+    "sampler of tokens",
+    {
+        "ancestral": Sampler("undiffuse.sampling:reveal", "trailing", random=True),
+        "first-hitting": Sampler("undiffuse.sampling:first_hitting", "trailing", random=True),
+        "confidence": Sampler("undiffuse.sampling:confidence", "trailing", random=True),
+        "remdm": Sampler("undiffuse.sampling:remdm", "trailing", random=True),
+        "predictor-corrector": Sampler(
+            "undiffuse.sampling:predictor_corrector", "trailing", evaluations=2, random=True
+        ),
     },
 )
 GRIDS: Registry[Any] = Registry(

@@ -8,10 +8,10 @@ from typing import Any
 from typer.core import TyperCommand
 
 from undiffuse.names import one_of
-from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import ENGINES, FORMATS, GRIDS, SAMPLERS, THRESHOLDS, TOKEN_SAMPLERS
 
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
-    "sampler": lambda: ("auto", *SAMPLERS),
+    "sampler": lambda: ("auto", *SAMPLERS, *TOKEN_SAMPLERS),
     "grid": lambda: GRIDS,
     "threshold": lambda: THRESHOLDS,
     "engine": lambda: ("auto", *ENGINES),
@@ -63,6 +63,9 @@ def _check_subject(subject: str) -> None:
 def check_source(source: str) -> None:
     """Raises UsageError if `source` is neither a data set nor a path, and cannot be a name on the hub."""
     from undiffuse.data.loading import HUB_NAME, OPENERS, load
+    from undiffuse.data.textfiles import is_text
 
+    if is_text(source):
+        return
     if not (source in OPENERS or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()):
         load(source)

@@ -62,7 +62,8 @@ def edit(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    images: list[Path] = typer.Argument(..., help="Pictures of any size and kind."),
+    images: list[Path] = typer.Argument(None, help="Pictures of any size and kind, or a text."),
+    infill: str = typer.Option(None, help='For a model of texts: "The ____ of the ____", a _ for each token to write.'),
     strength: float = typer.Option(
         None,
         help="How much may change, 0 to 1: the noise level sigma/(alpha+sigma) [.6; 1 for a mask or --invert].",
@@ -132,12 +133,19 @@ def edit(
       undiffuse edit fashion-mnist coat.png --invert exact --from-class Coat --class Dress
       undiffuse edit avatars face.png --prompt "a man with red hair" --strength .6
       undiffuse edit fashion-mnist a.png --to b.png --frames 9
+      undiffuse edit shakespeare --infill "The ____ of the ____" -n 3
       undiffuse edit fashion-mnist tiny.png --restore superres:4 -n 8
     """
     from undiffuse import output
+    from undiffuse.cli import texts
     from undiffuse.generate import Recipe
 
     alone("edit")
+    if texts.is_text(model):
+        texts.edit(context, model, images or [], infill, out, force)
+        return
+    if not images or infill is not None:
+        raise UsageError("name the pictures to edit; --infill is for models of texts")
     _check_options(context)
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)

@@ -28,12 +28,16 @@ def explain(
       undiffuse explain runs/emoji --out lecture
     """
     from undiffuse import output
+    from undiffuse.cli import texts
     from undiffuse.explain import PICTURES, draw, work
     from undiffuse.model import load
     from undiffuse.provenance import inscribe
 
     out = out or output.fresh(Path(f"explain-{output.name_of(model)}"))
     output.claim_folder("--out", out, force)
+    if texts.is_text(model):
+        texts.explain(context, model, out, seed, force)
+        return
     loaded = load(model)
     origin = recorded(context, loaded, seed)
     pictures: list[tuple[Path, str]] = []

@@ -26,6 +26,7 @@ from undiffuse.cli.console import (
     say,
 )
 from undiffuse.cli.recorded import recorded
+from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 
@@ -50,9 +51,15 @@ def sample(
     guide: str = GUIDE,
     rescale: float = RESCALE,
     apg: str = APG,
+    length: int = typer.Option(
+        None, min=1, help="For a model of texts: how many tokens, the --prompt among them [its window]."
+    ),
     seed: int = typer.Option(0, help="Sample k of a seed is always the same picture."),
     out: Path = typer.Option(
-        None, "--out", "-o", help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]."
+        None,
+        "--out",
+        "-o",
+        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; texts: .txt or .json.",
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,
@@ -71,12 +78,19 @@ def sample(
       undiffuse sample fashion-mnist --class Sneaker -n 16 --out sneakers/
       undiffuse sample fashion-mnist --class Bag --guidance 2 --guidance-interval .19,1.61
       undiffuse sample avatars --prompt "a woman with blue hair and glasses" -n 16
+      undiffuse sample shakespeare --prompt "In the beginning" --length 400
       undiffuse sample fashion-mnist -n 2000 --out samples.npz
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
     """
     from undiffuse import output
+    from undiffuse.cli import texts
     from undiffuse.generate import Recipe
 
+    if texts.is_text(model):
+        texts.sample(context, model, prompt, length, out, force)
+        return
+    if length is not None:
+        raise UsageError("--length is for models of texts")
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))

@@ -11,7 +11,9 @@ from undiffuse.registry import PRESETS
 
 
 def train(
-    data: str = typer.Argument(None, help="A built-in name, a folder, .npz, .npy, .parquet or a hub name [emoji]."),
+    data: str = typer.Argument(
+        None, help="A built-in name, a folder, .npz, .npy, .parquet, .txt, .jsonl or a hub name [emoji]."
+    ),
     out: Path = typer.Option(None, "--out", "-o", help="The run folder: new or, with --resume, existing [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
@@ -37,6 +39,7 @@ def train(
       undiffuse train fashion-mnist --set training.batch_size=64 --set network.channels=32,64
       undiffuse train ~/pictures --from emoji --minutes 10 --set data.augment=0.12
       undiffuse train --out runs/emoji --resume
+      undiffuse train mytext.txt --minutes 30
       undiffuse train emoji --minutes 60 --dump-config > mine.toml
       undiffuse train --config mine.toml --out runs/mine
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
@@ -46,6 +49,7 @@ def train(
     from undiffuse.config import keys, make_config, over, parse_settings, preset_for, written
     from undiffuse.config import preset as settings_of
     from undiffuse.configfile import as_toml, read_settings
+    from undiffuse.data.textfiles import is_text
 
     if help_config:
         for name, kind, default, description in keys():
@@ -75,7 +79,7 @@ def train(
         if preset and (start := chosen.get("training.base")):
             check_preset(preset, start)
         elif not preset and not chosen.get("training.base"):
-            preset = preset_for(chosen.get("training.minutes"))
+            preset = "text" if is_text(chosen["data.source"]) else preset_for(chosen.get("training.minutes"))
     values = over(settings_of(preset), chosen) if preset else chosen
     if resume and out is None:
         from undiffuse.training.folders import folder_to_resume

@@ -1,4 +1,4 @@
-"""Step rules that keep what is known of a picture, such as the pixels outside a mask.
+"""Step rules that keep what is known of a picture, such as the pixels outside a mask, or of a text.
 
 Replacement draws from p(unknown | x_t's known part) as the network joins the two, which is not the conditional law: the
 noise of the known part says nothing of what the unknown part has become (docs/editing.md has the closed form). The
@@ -6,11 +6,12 @@ exact ways are those of `undiffuse.guidance.observations`.
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from undiffuse.process import Denoise, GaussianProcess
+from undiffuse.process import CategoricalProcess, Denoise, GaussianProcess, Time
 from undiffuse.randomness import Draw
 from undiffuse.sampling import State, Step
 
@@ -46,3 +47,31 @@ def resampled(step: Step, times: int) -> Step:
         return step(state, s, denoise, process, draw)
 
     return repeated
+
+
+def holding(step: Step, tokens: Tensor, known: Tensor) -> Step:
+    """`step` of a categorical process that never changes the tokens that are known.
+
+    Under absorbing noise they stand in every state that the step or the denoiser sees, the first included: the law of
+    the others is as exact as the step, for the network is made to be told some tokens. Under uniform noise they are
+    noised to the level of each step, which is `keeping`: replacement, and not the conditional law.
+
+    Args:
+        tokens: x_0, int64 (B, L); any where they are not known.
+        known: bool, broadcast against it.
+    """
+
+    def told(x: Tensor) -> Tensor:
+        return torch.where(known, tokens, x)
+
+    def held(state: State, s: float, denoise: Denoise, process: CategoricalProcess, draw: Draw) -> State:
+        if process.mask is None:
+            return keeping(step, tokens, ~known)(state, s, denoise, process, draw)
+
+        def informed(x_t: Tensor, t: Time) -> Any:
+            return denoise(told(x_t), t)
+
+        after = step(dataclasses.replace(state, x=told(state.x)), s, informed, process, draw)
+        return dataclasses.replace(after, x=told(after.x))
+
+    return held

@@ -28,6 +28,7 @@ from undiffuse.guidance.thresholds import (
     dynamic_threshold,
     unchanged,
 )
+from undiffuse.guidance.tokens import guided_tokens
 
 __all__ = [
     "Covariance",
@@ -46,6 +47,7 @@ __all__ = [
     "dynamic_threshold",
     "gaussian_guidance",
     "guided",
+    "guided_tokens",
     "in_one_batch",
     "inside_interval",
     "linear",

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +20,22 @@ from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, per_sample
+from undiffuse.token_denoiser import TokenDenoiser
 
-Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]
-"""(x_t, t) -> the prediction to move towards, and the one to move away from."""
+Pair = Callable[[Tensor, Time], tuple[Any, Any]]
+"""(x_t, t) -> the prediction to move towards, and the one to move away from: two `Prediction`, or two `Categorical`."""
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(x_0 of the first, x_0 of the second) -> the guided x_0; all (B, ...)."""
 
 
-def in_one_batch(denoiser: Denoiser, conditions: Sequence[Condition]) -> Callable[[Tensor, Time], list[Prediction]]:
+def in_one_batch(
+    denoiser: Denoiser | TokenDenoiser, conditions: Sequence[Condition]
+) -> Callable[[Tensor, Time], list[Any]]:
     """The predictions at x_t under several conditions, by one evaluation of the network on all of them."""
     first, *others = conditions
     together, count = first.joined(*others), len(conditions)
 
-    def evaluate(x_t: Tensor, t: Time) -> list[Prediction]:
+    def evaluate(x_t: Tensor, t: Time) -> list[Any]:
         repeated = x_t.repeat(count, *[1] * (x_t.ndim - 1))
         times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
         return denoiser(repeated, times, together).split(count)
@@ -39,11 +43,11 @@ def in_one_batch(denoiser: Denoiser, conditions: Sequence[Condition]) -> Callabl
     return evaluate
 
 
-def with_and_without(denoiser: Denoiser, condition: Condition, away: Condition) -> Pair:
+def with_and_without(denoiser: Denoiser | TokenDenoiser, condition: Condition, away: Condition) -> Pair:
     """The pair of classifier-free guidance in one batch; `away` is `condition.dropped()`, or another to avoid."""
     evaluate = in_one_batch(denoiser, [condition, away])
 
-    def pair(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
+    def pair(x_t: Tensor, t: Time) -> tuple[Any, Any]:
         towards, away = evaluate(x_t, t)
         return towards, away
 

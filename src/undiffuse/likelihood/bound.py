@@ -102,6 +102,8 @@ def times_of(denoiser: Denoiser, formula: Formula, u: Tensor) -> Tensor:
     schedule = denoiser.process.schedule
     if formula.steps is None:
         share = reconstruction_share(denoiser, True)
+        if share == 0:
+            return u
         return schedule.t_min + (1 - schedule.t_min) * ((u - share) / (1 - share)).clamp(min=0)
     times = step_times(schedule, formula.steps)
     return times[(u * formula.steps).long().clamp(max=formula.steps - 1) + 1]

@@ -65,7 +65,7 @@ def _distance_of_few(samples: np.ndarray, target: Gaussian, root_b: Tensor) -> C
     With S_a = Y^T Y, where the rows of Y are the centred and weighted samples, ||S_a^(1/2) S_b^(1/2)||_* is
     ||Y S_b^(1/2)||_*: a matrix with one row per sample instead of one per dimension.
     """
-    x = torch.from_numpy(np.asarray(samples)).double()
+    x = torch.tensor(np.asarray(samples), dtype=torch.float64)  # a copy: memory maps cannot be written
     projected, trace = x @ root_b, target.covariance.trace()
 
     def distance(counts: np.ndarray) -> float:

@@ -6,8 +6,9 @@
 from undiffuse.networks.inpainting import InpaintingUNet
 from undiffuse.networks.mlp import MLP
 from undiffuse.networks.pixels import PixelUNet
+from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 from undiffuse.networks.unet2d import UNet2D
 from undiffuse.networks.values import current_name, first_name
 
-__all__ = ["MLP", "InpaintingUNet", "PixelUNet", "UNet", "UNet2D", "current_name", "first_name"]
+__all__ = ["MLP", "InpaintingUNet", "PixelUNet", "Transformer", "UNet", "UNet2D", "current_name", "first_name"]

@@ -12,8 +12,10 @@ from torch import Tensor
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.discretised import discretised_log_prob, value_log_prob, value_logits
+from undiffuse.objectives.categorical import categorical_bound
 from undiffuse.objectives.weighting import simple
 from undiffuse.process import (
+    CategoricalProcess,
     NoiseLevel,
     Normal,
     Prediction,
@@ -25,6 +27,7 @@ from undiffuse.process import (
     float64_device,
 )
 from undiffuse.randomness import Draw
+from undiffuse.token_denoiser import TokenDenoiser
 
 RECONSTRUCTION = 1 / 64
 """The share of u that the continuous bound gives to its first term (importance sampling may give it more samples)."""
@@ -32,12 +35,17 @@ STEPS = 1000
 """T of the discrete bound for a continuous schedule."""
 HYBRID = 1e-3
 """The weight of the bound in L_hybrid (Nichol & Dhariwal 2021, section 3.1), in nats here; their code uses bits."""
+CROSS_ENTROPY = 0.01
+"""The weight of the cross-entropy in D3PM's hybrid loss, for text (Austin et al. 2021, section 4)."""
 
 
 def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
-    """The T + 1 times of the discrete bound, ascending: i / T; if continuous, 0 and then evenly from t_min to 1."""
+    """The T + 1 times of the discrete bound, ascending: i / T; if continuous, 0 and then evenly from t_min to 1.
+
+    A schedule with t_min = 0 needs no first time above 0: i / T.
+    """
     steps = steps or schedule.steps or STEPS
-    if schedule.steps is not None:
+    if schedule.steps is not None or schedule.t_min == 0:
         return torch.arange(steps + 1, dtype=torch.float64) / steps
     if steps == 1:
         return float64([0.0, 1.0])
@@ -93,6 +101,21 @@ def hybrid(
     return error + HYBRID * (len(times) - 1) * _terms(denoiser.process, fixed, x0, x_t, times, index, "learned", 256)
 
 
+def hybrid_cross_entropy(
+    denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, steps: int | None = None
+) -> Tensor:
+    """L_vb + 0.01 E[-ln p(x_0 | x_t)], in nats/token, for categorical data (Austin et al. 2021, eq. 5)."""
+    times = step_times(denoiser.process.schedule, steps)
+    index = _index(u, len(times) - 1)
+    t = times[index + 1]
+    x_t = denoiser.process.corrupt(x0, t, draw)
+    prediction = denoiser(x_t, t, condition)
+    error = -prediction.log_prob(x0).flatten(1).mean(1)
+    return CROSS_ENTROPY * error + (len(times) - 1) * _terms(
+        denoiser.process, prediction, x0, x_t, times, index, "small", None
+    )
+
+
 def continuous_bound(
     denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, values: int | None = 256
 ) -> Tensor:
@@ -102,7 +125,10 @@ def continuous_bound(
 
     (Kingma et al. 2021, eq. 11 and 17). The schedule between its ends changes the variance of this estimate, not its
     mean (section 5.1). p(x_0 | x_t) is the network's for the target "categorical", else proportional to q(x_t | x_0).
+    For a categorical process: `categorical_bound`, from 0 to 1, with no reconstruction term.
     """
+    if isinstance(denoiser, TokenDenoiser):
+        return categorical_bound(denoiser, x0, condition, u, draw)
     schedule = denoiser.process.schedule
     first = u < RECONSTRUCTION
     t = schedule.t_min + (1 - schedule.t_min) * ((u - RECONSTRUCTION) / (1 - RECONSTRUCTION)).clamp(min=0)
@@ -119,9 +145,11 @@ def continuous_bound(
     return bound
 
 
-def reconstruction_share(denoiser: Denoiser, continuous: bool, steps: int | None = None) -> float:
-    """The share of u that selects the first term."""
-    return RECONSTRUCTION if continuous else 1 / (len(step_times(denoiser.process.schedule, steps)) - 1)
+def reconstruction_share(denoiser: Denoiser | TokenDenoiser, continuous: bool, steps: int | None = None) -> float:
+    """The share of u that selects the first term: 0 for the continuous bound of tokens, which needs none."""
+    if continuous:
+        return 0.0 if isinstance(denoiser, TokenDenoiser) else RECONSTRUCTION
+    return 1 / (len(step_times(denoiser.process.schedule, steps)) - 1)
 
 
 def _index(u: Tensor, steps: int) -> Tensor:
@@ -146,12 +174,14 @@ def _terms(
     values: int | None,
 ) -> Tensor:
     """L_index of each sample, index 0 .. T - 1, nats/dimension: (B,)."""
+    if isinstance(process, CategoricalProcess):
+        process = process.double()
     steps, first = (index > 0).nonzero().flatten(), (index == 0).nonzero().flatten()
     terms = []
     if len(steps):
         at, number = steps.to(x0.device), index[steps]
         numbers = variance[number] if isinstance(variance, Tensor) else variance
-        # In float64: with many steps the two laws are nearly equal, and the difference of their means loses precision.
+        # In float64: with many steps the two laws are nearly equal, and their difference loses precision.
         exact = (prediction.double().rows(at), _double(x0)[at], _double(x_t)[at])
         terms.append(step_kl(process, *exact, times[number], times[number + 1], numbers))
     if len(first):

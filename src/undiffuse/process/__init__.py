@@ -1,7 +1,7 @@
 """Forward processes q, Gaussian and categorical, and their noise schedules."""
 
 from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, SubVP
+from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, LinearSurvival, SubVP
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.laws import Categorical, Law, Normal, expand, per_sample
 from undiffuse.process.log_snr import LogSNR
@@ -20,6 +20,7 @@ __all__ = [
     "FlowMatching",
     "GaussianProcess",
     "Law",
+    "LinearSurvival",
     "LogSNR",
     "NoiseLevel",
     "Normal",

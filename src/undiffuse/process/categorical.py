@@ -9,14 +9,14 @@ exact: t = 0 is the data, and if the schedule leaves no signal, t = 1 is pi.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from undiffuse.process.laws import Categorical, expand
-from undiffuse.process.schedule import Schedule, Time
+from undiffuse.process.schedule import Schedule, Time, float64_device
 from undiffuse.randomness import Draw
 
 KINDS = ("absorbing", "uniform")
@@ -65,6 +65,13 @@ class CategoricalProcess:
         """q(x_t | x_s) = alpha_t / alpha_s delta(x_s) + (1 - alpha_t / alpha_s) pi."""
         return self._survived(self._certain(x_s), self.log_survival(t) - self.log_survival(s))
 
+    def noised(self, law: Categorical, t: Time) -> Categorical:
+        """The distribution of x_t if that of x_0 is `law`, over the K values: alpha_t law + (1 - alpha_t) pi."""
+        log_probs = law.log_probs
+        if self.mask is not None:
+            log_probs = torch.nn.functional.pad(log_probs, (0, 1), value=-torch.inf)
+        return self._survived(log_probs, self.log_survival(t))
+
     def posterior(self, x0: Tensor, x_t: Tensor, s: Time, t: Time) -> Categorical:
         """q(x_s | x_t, x_0), proportional to q(x_t | x_s) q(x_s | x_0) (Austin et al. 2021, eq. 3); x_0 at s = 0.
 
@@ -83,22 +90,33 @@ class CategoricalProcess:
                 whatever the prediction; the result is NaN if none are left.
             variance: ignored.
         """
-        likelihood = self._likelihood(x_t, self.log_survival(t))[..., : self.values]
-        possible = likelihood > -torch.inf
-        w = torch.where(
-            possible, prediction.log_probs - torch.where(possible, likelihood, 0.0), -torch.inf
-        ).log_softmax(-1)
-        if self.mask is not None:
-            w = torch.nn.functional.pad(w, (0, 1), value=-torch.inf)
-        return self._given(x_t, s, t, self._survived(w, self.log_survival(s)).log_probs)
+        w = prediction.without(self.likelihood(x_t, t))
+        return self._given(x_t, s, t, self.noised(w, s).log_probs)
+
+    def double(self) -> "CategoricalProcess":
+        """The process with its probabilities in float64."""
+        return replace(self, dtype=torch.float64)
 
     def prior(self, like: Tensor) -> Categorical:
         """p(x_1) = pi, for elements shaped like `like` (B, ...)."""
         return Categorical(self._log_pi(like).expand(*like.shape, -1))
 
     def corrupt(self, x0: Tensor, t: Time, draw: Draw) -> Tensor:
-        """x_t ~ q(x_t | x_0)."""
-        return self.marginal(x0, t).sample(draw)
+        """x_t ~ q(x_t | x_0), from one float64 uniform number per element; exactly x_0 or pi at the ends.
+
+        The element is replaced if its number is below 1 - alpha_t, so with the same numbers it stays replaced at every
+        later time. Where the number lies below that decides the value, without a table of probabilities.
+        """
+        u = draw.uniform(float64_device(x0))
+        lost = expand(torch.sigmoid(-self.schedule.log_snr(t)), u)
+        if self.mask is not None:
+            return torch.where((u < lost).to(x0.device), self.mask, x0)
+        drawn = (u / lost * self.values).clamp(max=self.values - 1).long()  # u / lost may round to 1
+        return torch.where(u < lost, drawn, x0.to(u.device)).to(x0.device)
+
+    def likelihood(self, x_t: Tensor, t: Time) -> Tensor:
+        """ln q(x_t | x_0) for each of the K values of x_0, (B, ..., K): the evidence that the element itself gives."""
+        return self._likelihood(x_t, self.log_survival(t))[..., : self.values]
 
     def _log_pi(self, like: Tensor) -> Tensor:
         """ln pi, (categories,)."""

@@ -1,4 +1,4 @@
-"""Schedules in closed form: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022), flow matching."""
+"""Schedules in closed form: VP, sub-VP, VE (Song et al. 2021), EDM (Karras et al. 2022), flow matching, survival."""
 
 import math
 from dataclasses import dataclass
@@ -172,3 +172,34 @@ class FlowMatching(Schedule):
 
     def time(self, log_snr: Time) -> Tensor:
         return torch.sigmoid(-0.5 * float64(log_snr))
+
+
+@dataclass(frozen=True)
+class LinearSurvival(Schedule):
+    """alpha_t^2 = 1 - t: the share of a categorical process's elements that survive falls linearly, from 1 to 0.
+
+    The masking schedule 1 / (T - t + 1) of D3PM (Austin et al. 2021, section 3.1), and the linear one of MDLM and MD4.
+    Both ends are exact, so no time above 0 has to be the first: t_min = 0.
+    """
+
+    t_min = 0.0
+
+    @cached_by_time
+    def noise_level(self, t: Time) -> NoiseLevel:
+        t = float64(t)
+        return NoiseLevel((1 - t).sqrt(), t.sqrt())
+
+    @cached_by_time
+    def log_snr(self, t: Time) -> Tensor:
+        t = float64(t)
+        return torch.log1p(-t) - t.log()
+
+    def log_snr_derivative(self, t: Time) -> Tensor:
+        t = float64(t)
+        return -1 / (t * (1 - t))
+
+    def snr_derivative(self, t: Time) -> Tensor:
+        return -1 / float64(t) ** 2
+
+    def time(self, log_snr: Time) -> Tensor:
+        return torch.sigmoid(-float64(log_snr))

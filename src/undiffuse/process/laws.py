@@ -80,9 +80,22 @@ class Categorical:
         """The distribution of some samples."""
         return Categorical(self.log_probs[rows])
 
+    def split(self, count: int) -> list["Categorical"]:
+        """The distributions of `count` batches of one size that were evaluated as one, in order."""
+        return [Categorical(part) for part in self.log_probs.chunk(count)]
+
     def double(self) -> "Categorical":
         """The distribution in float64."""
         return Categorical(float64_device(self.log_probs).double())
+
+    def without(self, evidence: Tensor) -> "Categorical":
+        """The distribution before Bayes' rule added `evidence`, log-likelihoods (B, ..., K): divided by it, normalised.
+
+        Categories that the evidence rules out get probability 0, whatever they had; NaN if none are left.
+        """
+        possible = evidence > -torch.inf
+        before = torch.where(possible, self.log_probs - torch.where(possible, evidence, 0.0), -torch.inf)
+        return Categorical(before.log_softmax(-1))
 
     @property
     def x0(self) -> Tensor:

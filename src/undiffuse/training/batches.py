@@ -21,13 +21,16 @@ from undiffuse.devices import sent
 from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
-from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator
+from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator, uniform
 from undiffuse.training.masks import draw_masks
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0, in [-1, 1], and noise float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1)."""
+    """x0, in [-1, 1], and noise float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1).
+
+    Of tokens, x0 is int64 and the noise uniform, float64.
+    """
 
     x0: Tensor
     condition: Condition | None
@@ -37,7 +40,7 @@ class Batch:
     @property
     def draw(self) -> Given:
         """The noise, as objectives take it."""
-        return Given(self.noise)
+        return Given(self.noise, is_uniform=not self.x0.is_floating_point())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, copied asynchronously; u, from which the float64 levels follow, stays where it is."""
@@ -126,5 +129,6 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
         hidden = draw_masks((x0.shape[2], x0.shape[3]), BatchDraw(stream(seed, Purpose.MASK, step), size, positions))
         condition = known_pixels(condition, x0, torch.from_numpy(hidden))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
-    noise = normal(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
+    numbers = normal if x0.is_floating_point() else uniform
+    noise = numbers(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
     return Batch(x0, condition, u, noise)

@@ -8,22 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from undiffuse.build import make_denoiser
 from undiffuse.config import Config
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
 from undiffuse.training.loop import TrainingStep
 from undiffuse.training.state import Learner
+from undiffuse.writing import Writing, texts_only, write
 
 PREVIEWS = 16
 REPORT_EVERY = 30.0  # seconds between lines if no bar can be drawn
 PREVIEW_STEPS = 10
+PREVIEW_TEXTS, PREVIEW_TEXT_STEPS = 4, 32
 NO_BOARD = "TensorBoard is not installed (pip install 'undiffuse[trackers]'): the metrics go only to metrics.jsonl"
 
 logger = logging.getLogger("undiffuse")
@@ -42,6 +46,7 @@ class Listeners:
         report: Callable[[str], None],
     ):
         self.run, self.config, self.data, self.learner = run, config, data, learner
+        self._noun = "images" if data.domain == "pictures" else domain_of(data).noun
         self._metrics = _open_metrics(run / "metrics.jsonl", learner.progress.step)
         self._board = _open_board(run / "tensorboard", learner.progress.step)
         if self._board is None:
@@ -78,7 +83,7 @@ class Listeners:
             if self._board and (value := row[name]) is not None:
                 self._board.add_scalar(name, value, step.number)
         share, left = self._remaining(step.number)
-        text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} images/s  {_clock(left)} left"
+        text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} {self._noun}/s  {_clock(left)} left"
         self._bar.update(self._task, completed=share, text=text)
         if self._report and progress.seconds - self._reported > REPORT_EVERY:
             self._reported = progress.seconds
@@ -110,6 +115,14 @@ class Listeners:
             for shown, average in zip(self._showing.parameters(), self.learner.ema.average, strict=True):
                 shown.copy_(average)
         model = Model("preview", self.config, self.data, make_denoiser(self.config, self._showing), {})
+        if self.data.tokens is not None:
+            written = write(
+                model, Writing("auto", PREVIEW_TEXT_STEPS), range(PREVIEW_TEXTS), np.zeros(0, int), self.data.shape[0]
+            )
+            spell = texts_only(model).decode
+            with atomic_file(self.run / "previews" / f"step-{step:08d}.txt") as temporary:
+                temporary.write_text("\n\n* * *\n\n".join(spell(row) for row in written) + "\n", "utf-8")
+            return
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
         model.domain.show(images, self.run / "previews" / f"step-{step:08d}.png")

@@ -236,8 +236,11 @@ class _Run:
 
     def _learnt(self) -> Config:
         """The configuration with the learned noise schedule, if it was learned (`Importance`)."""
-        schedule, importance = make_process(self.config.process).schedule, self.learner.importance
-        if importance is None or not isinstance(schedule, LogSNR) or self.config.objective.loss != "continuous-bound":
+        importance = self.learner.importance
+        if importance is None or self.config.objective.loss != "continuous-bound":
+            return self.config
+        schedule = make_process(self.config.process).schedule
+        if not isinstance(schedule, LogSNR):
             return self.config
         log_snrs = tuple(importance.learnt_log_snrs(schedule.log_snrs, RECONSTRUCTION).tolist())
         return self.config.model_copy(update={"process": self.config.process.model_copy(update={"log_snrs": log_snrs})})
@@ -270,4 +273,5 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 
 
 def _network_name(config: Config) -> str:
-    return "MLP" if config.network.kind == "mlp" else f"U-Net {config.network.channels}"
+    names = {"mlp": "MLP", "transformer": f"transformer {config.network.channels} x {config.network.blocks}"}
+    return names.get(config.network.kind, f"U-Net {config.network.channels}")

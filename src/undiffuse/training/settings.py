@@ -6,6 +6,7 @@ import torch
 from undiffuse.build import default_network
 from undiffuse.config import Config, NetworkConfig
 from undiffuse.data import ImageSet
+from undiffuse.data.texts import TextSet
 from undiffuse.devices import has_bf16
 from undiffuse.discretised import VALUES
 from undiffuse.domains import domain_of
@@ -28,10 +29,17 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     sigma_data = config.denoiser.sigma_data
     domain = domain_of(data)
     domain.check(config.data)
-    if config.denoiser.target == CATEGORICAL and domain.values != VALUES:
+    if config.denoiser.target == CATEGORICAL and domain.values != VALUES and data.domain != "texts":
         raise UsageError(f"denoiser.target={CATEGORICAL} is for data of {VALUES} values, which {domain.noun} are not")
     if config.data.augment and data.domain != "pictures":
         raise UsageError(f"data.augment is for pictures, and these are {domain.noun}: leave it out")
+    if (data.domain == "texts") != (config.network.kind == "transformer"):
+        raise UsageError(
+            f"network.kind={config.network.kind} does not fit {domain.noun}: transformer is for texts, and only it, as "
+            "--preset text has it"
+        )
+    if isinstance(data, TextSet):
+        return _for_texts(config, data, precision)
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     network = default_network(config.network, domain.shape[1:])
@@ -40,6 +48,18 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
         update={
             "denoiser": config.denoiser.model_copy(update={"sigma_data": sigma_data, "target": target}),
             "network": network,
+            "training": config.training.model_copy(update={"precision": precision}),
+        }
+    )
+
+
+def _for_texts(config: Config, data: TextSet, precision: str) -> Config:
+    held = {"vocabulary": data.tokenizer.size, "length": data.shape[0]}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=held),
+            "denoiser": config.denoiser.model_copy(update={"sigma_data": 1.0, "target": CATEGORICAL}),
+            "network": default_network(config.network, ()),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )

@@ -6,6 +6,7 @@ import torch
 from undiffuse.card import ConditionFacts, DataFacts
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.data.texts import TextSet
 from undiffuse.discretised import VALUES
 from undiffuse.domains import domain_of
 from undiffuse.training.batches import conditions_of
@@ -40,6 +41,7 @@ def data_facts(config: Config, data: ImageSet) -> DataFacts:
         data.fingerprint,
         data.domain,
         takes,
+        {"kind": config.data.tokens, "facts": data.tokenizer.facts} if isinstance(data, TextSet) else None,
     )
 
 

@@ -1,0 +1,189 @@
+"""What the commands do with a model of texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from undiffuse.cli.console import given, say
+from undiffuse.cli.recorded import recorded
+from undiffuse.errors import UsageError
+from undiffuse.progress import bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from undiffuse.data.tokens import Tokenizer
+    from undiffuse.model import Model
+    from undiffuse.writing import Writing
+
+BETWEEN = "\n\n* * *\n\n"
+SAMPLE = ("model", "n", "sampler", "steps", "grid", "prompt", "length", "seed", "out", "device", "force")
+EDIT = ("model", "images", "infill", "strength", "n", "sampler", "steps", "grid", "seed", "out", "device", "force")
+EXPLAIN = ("model", "out", "seed", "force")
+
+
+def is_text(model: str) -> bool:
+    """Whether a model, which can be found, is one of texts."""
+    from undiffuse.card import find, read_card
+
+    return read_card(find(model)).data.domain == "texts"
+
+
+def check_options(context: typer.Context, taken: Sequence[str]) -> None:
+    """Raises UsageError for options that were given and that texts do not take."""
+    if others := [name for name in given(context) if name not in taken]:
+        raise UsageError(f"{_option(others[0])} is not for models of texts, which take {_options(taken)}")
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(_option(name) for name in names if name not in ("model", "images"))
+
+
+def _option(name: str) -> str:
+    return "-n" if name == "n" else f"--{name.replace('_', '-')}"
+
+
+def sample(
+    context: typer.Context, model: str, prompts: Sequence[str], length: int | None, out: Path | None, force: bool
+) -> None:
+    """`undiffuse sample` of a model of texts; the rest of its options are in the context."""
+    check_options(context, SAMPLE)
+    if len(prompts) > 1:
+        raise UsageError("a text begins with one --prompt")
+    _claim(out, force)
+
+    from undiffuse.writing import write
+
+    loaded, tokenizer, writing = _loaded(context, model)
+    prompt = _encoded(tokenizer, "".join(prompts))
+    length = length or max(loaded.data.shape[0], len(prompt) + loaded.data.shape[0] // 2)
+    if len(prompt) >= length:
+        raise UsageError(f"--length {length}: the prompt alone has {len(prompt)} tokens")
+    origin = recorded(context, loaded, writing.seed)
+    count = context.params["n"] if "n" in given(context) else 1
+    with bar("writing", length - len(prompt)) as tick:
+        found = write(loaded, writing, range(count), prompt, length, loaded.condition(range(count)), tick)
+    _tell(tokenizer, found, out, force, origin.text())
+
+
+def edit(
+    context: typer.Context, model: str, texts: Sequence[Path], infill: str | None, out: Path | None, force: bool
+) -> None:
+    """`undiffuse edit` of a model of texts: fills in blanks, or rewrites a file at a strength."""
+    check_options(context, EDIT)
+    _claim(out, force)
+    if (infill is None) == (not texts):
+        raise UsageError('give one file to rewrite, or --infill "The ____ of the ____"')
+    if len(texts) > 1:
+        raise UsageError("one text at a time")
+
+    from undiffuse import writing as ways
+    from undiffuse.data.texts import read_text
+
+    source = infill if infill is not None else read_text(texts[0])
+    loaded, tokenizer, writing = _loaded(context, model)
+    tokens, free = _blanks(tokenizer, source) if infill is not None else (_encoded(tokenizer, source), None)
+    strength = context.params["strength"]
+    if infill is not None and strength is not None:
+        raise UsageError("--strength is for a text to rewrite, and --infill has blanks instead")
+    strength = 0.6 if strength is None else strength
+    if not 0 < strength <= 1:
+        raise UsageError(f"--strength {strength:g} must lie above 0 and at most at 1")
+    origin = recorded(context, loaded, writing.seed, texts)
+    numbers, work = range(context.params["n"]), len(tokens) if free is None else int(free.sum())
+    condition = loaded.condition(numbers)
+    with bar("writing", work) as tick:
+        if free is None:
+            found = ways.rewrite(loaded, writing, numbers, tokens, strength, condition, tick)
+        else:
+            found = ways.infill(loaded, writing, numbers, tokens, free, condition, tick)
+    _tell(tokenizer, found, out, force, origin.text())
+
+
+def explain(context: typer.Context, model: str, out: Path, seed: int, force: bool) -> None:
+    """`undiffuse explain` of a model of texts."""
+    check_options(context, EXPLAIN)
+    from undiffuse import output
+    from undiffuse.build import make_data
+    from undiffuse.explain import PICTURES
+    from undiffuse.explain_texts import draw, work
+    from undiffuse.model import load
+    from undiffuse.provenance import inscribe
+
+    loaded = load(model)
+    assert loaded.learnt
+    text = make_data(loaded.learnt, "test").images[0]
+    origin = recorded(context, loaded, seed)
+    pictures: list[tuple[Path, str]] = []
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for path, caption in draw(loaded, folder, text, seed, tick):
+            inscribe(path, origin.text())
+            pictures.append((path, caption))
+
+    with bar("drawing", work(loaded)) as tick:
+        place = output.put_folder(out, write, PICTURES, force)
+    for path, caption in pictures:
+        say(f"{place / path.name}\n    {caption}")
+
+
+def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writing]":
+    """The model, its tokenizer and the recipe."""
+    from undiffuse.model import load
+    from undiffuse.writing import Writing, texts_only
+
+    options = context.params
+    steps = options["steps"] if "steps" in given(context) else None
+    writing = Writing(options["sampler"], steps, options["grid"], options["seed"])
+    loaded = load(name, options["device"])
+    return loaded, texts_only(loaded), writing
+
+
+def _encoded(tokenizer: "Tokenizer", text: str) -> "np.ndarray":
+    import numpy as np
+
+    return tokenizer.encode(text).astype(np.int64) if text else np.zeros(0, np.int64)
+
+
+def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray]":
+    """Tokens of a text with blanks, 0 in them, and where they are. Raises UsageError for a text without any."""
+    import re
+
+    import numpy as np
+
+    from undiffuse.writing import BLANK
+
+    if BLANK not in text:
+        raise UsageError(f"--infill: mark what is to be written with {BLANK}, one for each token")
+    parts = [
+        (np.zeros(len(part), np.int64), True) if part.startswith(BLANK) else (_encoded(tokenizer, part), False)
+        for part in re.findall(f"{BLANK}+|[^{BLANK}]+", text)
+    ]
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([np.full(len(ids), free) for ids, free in parts])
+
+
+def _claim(out: Path | None, force: bool) -> None:
+    from undiffuse import output
+
+    output.claim({"--out": out}, force, {"--out": (".txt", ".json")})
+
+
+def _tell(tokenizer: "Tokenizer", found: "np.ndarray", out: Path | None, force: bool, origin: str) -> None:
+    """Prints texts, or writes them: a .json carries the recipe too."""
+    import json
+
+    from undiffuse import output
+    from undiffuse.data.remarks import readable
+
+    texts = [tokenizer.decode(row) for row in found]
+    if out is None:
+        say(BETWEEN.join("\n".join(map(readable, text.split("\n"))) for text in texts))
+        return
+    whole = BETWEEN.join(texts) + "\n"
+    if out.suffix.lower() == ".json":
+        whole = json.dumps({"undiffuse": json.loads(origin), "texts": texts}, ensure_ascii=False, indent=1)
+    place = output.put(out, lambda path: path.write_text(whole, "utf-8"), force)
+    say(f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}: {place}")

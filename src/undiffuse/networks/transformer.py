@@ -1,0 +1,147 @@
+"""A transformer over tokens (B, L), which attends in both directions, or only back for what is written in order.
+
+Pre-norm (Xiong et al. 2020) with LayerNorm (a fused kernel on a CPU, as RMSNorm is not), rotary positions (Su et al.
+2021), and the shifts of adaLN (Peebles & Xie 2023) where there is something to condition on. Absorbing noise shows in
+x_t itself, so there the network needs no time.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from undiffuse.conditions import Condition, Encoders
+from undiffuse.networks.embedding import Conditioning, zero_
+
+HEAD = 64
+"""Channels of an attention head: of 32, attention on a CPU takes a third longer for the same product."""
+
+
+class Transformer(nn.Module):
+    """Tokens x (B, L) int64 in 0 .. categories - 1 -> logits (B, L, outputs), float32.
+
+    Args:
+        categories: of x, the mask among them.
+        width: channels, a multiple of HEAD.
+        blocks: layers.
+        times: look at the log-SNR.
+        span: N > 0: a position attends to its span of N positions and what is before it, which is block diffusion
+            (Arriola et al. 2025), and an autoregressive model if N = 1; 0: to all.
+    """
+
+    def __init__(
+        self,
+        categories: int,
+        outputs: int,
+        *,
+        width: int = 192,
+        blocks: int = 5,
+        times: bool = False,
+        span: int = 0,
+        encoders: Encoders | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % HEAD:
+            raise ValueError(f"the width of a transformer is a multiple of {HEAD}, and {width} is not")
+        self.span = span
+        self.embedding = nn.Embedding(categories, width)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        self.conditioning = Conditioning(width, encoders) if times or encoders else None
+        self.times = times
+        self.blocks = nn.ModuleList(Layer(width, self.conditioning is not None, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.out = zero_(nn.Linear(width, outputs))
+
+    def forward(
+        self, x: Tensor, log_snr: Tensor, condition: Condition | None = None, clean: Tensor | None = None
+    ) -> Tensor:
+        """The logits.
+
+        Args:
+            log_snr: (B,) float32.
+            clean: x_0 (B, L). Then each span of x sees what is before it in `clean` and not in x: all spans of a text
+                are trained at once.
+        """
+        length = x.shape[1]
+        vector = None
+        if self.conditioning is not None:
+            vector = self.conditioning(log_snr if self.times else torch.zeros_like(log_snr), condition)
+        h = self.embedding(x if clean is None else torch.cat([x, clean], 1))
+        mask = _mask(length, self.span, clean is not None, x.device)
+        turns = _turns(length, x.device)
+        if clean is not None:
+            turns = (torch.cat([turns[0]] * 2), torch.cat([turns[1]] * 2))
+        for block in self.blocks:
+            h = block(h, turns, mask, vector)
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.out(self.norm(h[:, :length].float()))
+        return logits
+
+    def matrices(self) -> list[Tensor]:
+        """The weights for Muon: those of the layers, except of what conditions them."""
+        return [
+            layer.weight
+            for block in self.blocks
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Linear) and name != "modulation"
+        ]
+
+
+class Layer(nn.Module):
+    """Attention and an MLP over (B, L, width), modulated by a vector (B, width) if `modulated`."""
+
+    def __init__(self, width: int, modulated: bool, dropout: float):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        zero_(self.o), zero_(self.down)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = zero_(nn.Linear(width, 4 * width)) if modulated else None
+
+    def forward(
+        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, vector: Tensor | None = None
+    ) -> Tensor:
+        scale1 = shift1 = scale2 = shift2 = None
+        if self.modulation is not None and vector is not None:
+            scale1, shift1, scale2, shift2 = self.modulation(vector)[:, None].chunk(4, -1)
+        h = _modulated(self.norm1(x), scale1, shift1)
+        q, k, v = (layer(h).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        h = functional.scaled_dot_product_attention(_turned(q, turns), _turned(k, turns), v, attn_mask=mask)
+        x = x + self.dropout(self.o(h.transpose(1, 2).flatten(2)))
+        h = _modulated(self.norm2(x), scale2, shift2)
+        return x + self.dropout(self.down(functional.gelu(self.up(h))))
+
+
+def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    return x if scale is None or shift is None else x * (1 + scale) + shift
+
+
+def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Pairs of channels turned by the angle of their position: (B, heads, L, HEAD)."""
+    cos, sin = (turn.to(x.dtype) for turn in turns)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+@cache
+def _turns(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L, HEAD / 2) of the positions' angles (Su et al. 2021, eq. 15)."""
+    frequencies = 10_000 ** (-torch.arange(HEAD // 2, dtype=torch.float64) / (HEAD // 2))
+    angles = torch.arange(length)[:, None] * frequencies
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+@cache
+def _mask(length: int, span: int, with_clean: bool, device: torch.device) -> Tensor | None:
+    """Who (row) may attend to whom (column), bool (L, L), or (2 L, 2 L) for x and the clean text; None: all to all."""
+    if not span and not with_clean:
+        return None
+    number = torch.arange(length, device=device) // (span or length)
+    before, same = number[:, None] > number, number[:, None] == number
+    if not with_clean:
+        return before | same
+    noisy = torch.cat([same, before], 1)
+    return torch.cat([noisy, torch.cat([torch.zeros_like(same), before | same], 1)])

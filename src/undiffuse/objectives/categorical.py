@@ -1,0 +1,97 @@
+"""Objectives of tokens: the continuous-time bound, absorbing and uniform, and its count form. All in nats/token.
+
+The network's logits are the leave-one-out prediction w = p(x_0i | the other noisy elements) (`TokenDenoiser`).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from undiffuse.conditions import Condition
+from undiffuse.errors import UsageError
+from undiffuse.process import Categorical, CategoricalProcess, Schedule, expand, float64_device
+from undiffuse.randomness import Draw
+from undiffuse.token_denoiser import TokenDenoiser
+
+EARLIEST = 2.0**-53
+"""The time that stands for t = 0, where the integrand is infinite: the smallest float64 uniform number above 0."""
+
+
+def categorical_bound(
+    denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw
+) -> Tensor:
+    """The integrand at t = u of the bound with T -> infinity, in nats/token: (B,).
+
+    Its integral over t from 0 to 1 and the prior's term are the bound: alpha_0 = 1, so there is no reconstruction.
+
+    Absorbing: -alpha' / (1 - alpha) times the summed cross-entropy of the masked tokens (Sahoo et al. 2024, eq. 10;
+    Shi et al. 2024, eq. 4). Uniform: the divergence of the rates of jumps, `jump_divergence`.
+    """
+    process = denoiser.process
+    if not isinstance(process, CategoricalProcess):
+        raise UsageError("this process has steps and no continuous time: set objective.loss=bound")
+    t = u.clamp(min=EARLIEST)
+    x_t = process.corrupt(x0, t, draw)
+    logits = denoiser.logits(x_t, t, condition)
+    if process.mask is None:
+        w = Categorical(logits.log_softmax(-1)).double()
+        return jump_divergence(process.double(), w, x0, x_t, t).flatten(1).mean(1).to(logits)
+    # SNR' = alpha' / (1 - alpha)^2
+    weight = -process.schedule.snr_derivative(t) * _noise(process.schedule, t)
+    return weight.to(logits) * (_errors(logits, x0) * (x_t == process.mask)).flatten(1).mean(1)
+
+
+def jump_divergence(process: CategoricalProcess, w: Categorical, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The sum over y != x_t of a ln(a / b) - a + b, for uniform noise: of every element, in nats per unit of time.
+
+    a and b are the rates of the reverse jumps from x_t to y: the forward rate -alpha' / (alpha K) times the ratio of
+    the probabilities of y and x_t at time t, in a of q(x_t | x_0), in b of alpha w + (1 - alpha) / K (Schiff et al.
+    2024, theorem 3.1). The latter is exact where w is the leave-one-out prediction (arXiv 2605.22765); p(x_0 | x_t) in
+    its place counts the element's own evidence twice.
+
+    Args:
+        w: over the K values, (B, ..., K).
+        t: (B,), above 0.
+    """
+    own = x_t.unsqueeze(-1).to(w.log_probs.device)
+
+    def log_ratios(law: Categorical) -> Tensor:
+        return law.log_probs - law.log_probs.gather(-1, own)
+
+    b = log_ratios(process.noised(w, t))
+    difference = log_ratios(process.marginal(x0.to(own.device), t)) - b
+    # e^b (e^d d - e^d + 1), without cancellation where no signal is left and d is tiny.
+    divergence = (b.exp() * (difference.exp() * difference - torch.expm1(difference))).sum(-1)
+    rate = -process.schedule.snr_derivative(t) * _noise(process.schedule, t) ** 2 / process.log_survival(t).exp()
+    return expand(rate, divergence) / process.values * divergence
+
+
+def count(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
+    """The bound of absorbing noise by the number of masks: the mean cross-entropy of l masked tokens, in nats/token.
+
+    l = 1 + floor(u L) of the L tokens are masked, those with the smallest uniform numbers. The mean over l and the
+    masks is the mean over all orders of the chain rule's terms (Uria et al. 2014; Hoogeboom et al. 2022, eq. 4), and
+    the continuous bound of a network that does not see the time, without its schedule and with less variance.
+
+    Raises UsageError for a process without a mask.
+    """
+    process = denoiser.process
+    if process.mask is None:
+        raise UsageError("objective.loss=count needs masks; uniform noise has none: set objective.loss=continuous-bound")
+    length = x0[0].numel()
+    masks = 1 + (u * length).floor().clamp(max=length - 1)
+    rank = draw.uniform(float64_device(x0)).flatten(1).argsort(dim=1, stable=True).argsort(1).to(x0.device)
+    masked = (rank < masks.to(rank.device)[:, None]).view_as(x0)
+    t = process.schedule.time((length - masks).log() - masks.log())  # alpha_t = 1 - l / L
+    logits = denoiser.logits(torch.where(masked, process.mask, x0), t, condition)
+    return (_errors(logits, x0) * masked).flatten(1).sum(1) / masks.to(logits)
+
+
+def _errors(logits: Tensor, x0: Tensor) -> Tensor:
+    """The cross-entropy of each token, in nats, like x0."""
+    return cross_entropy(logits.movedim(-1, 1), x0, reduction="none")
+
+
+def _noise(schedule: Schedule, t: Tensor) -> Tensor:
+    """1 - alpha_t, without cancellation: float64."""
+    return torch.sigmoid(-schedule.log_snr(t))
