@@ -80,9 +80,9 @@ def edit(
         raise UsageError("one text at a time")
 
     from undiffuse import writing as ways
-    from undiffuse.data.texts import read_text
+    from undiffuse.data.textfiles import text_source
 
-    source = infill if infill is not None else read_text(texts[0])
+    source = infill if infill is not None else "\n".join(text_source(str(texts[0])).open().documents)
     loaded, tokenizer, writing = _loaded(context, model)
     tokens, free = _blanks(tokenizer, source) if infill is not None else (_encoded(tokenizer, source), None)
     strength = context.params["strength"]
