@@ -333,5 +333,7 @@ FORMATS = ("diffusers", "onnx")
 FEATURES = ("efficientnet-lite0", "classifier", "inception")
 METRICS = ("frechet", "spatial", "kernel", "manifold", "scores", "classes", "copying")
 DENSITIES = ("bpd", "ode")
+TEXT_METRICS = ("bpd", "infill", "fluency")
+"""Those of models of texts."""
 TEXT = "text"
 """The measure of models with prompts."""

@@ -190,7 +190,7 @@ def fill(
     padded[:, : x.shape[1]] = x
     padded[:, places] = process.values
     span = model.config.network.span or window
-    asked = Remembered(model.denoiser.bind, condition)  # type: ignore[arg-type]
+    asked = Remembered(model.denoiser.bind, condition)
     for number in torch.unique(places // span).tolist():
         here = places[places // span == number]
 

@@ -88,6 +88,7 @@ def evaluate(
 
     With --metrics bpd or ode, measure how probable images are under a model, in bits per dimension: by the variational
     bound, or by the probability-flow ODE. With --metrics text, measure whether pictures show what their prompts say.
+    Models of texts have metrics of their own.
 
     \b
     Examples:
@@ -98,10 +99,12 @@ def evaluate(
       undiffuse evaluate fashion-mnist --metrics bpd --bound 100 --variance optimal
       undiffuse evaluate fashion-mnist --metrics ode -n 100
       undiffuse evaluate avatars --metrics text --json text.json
+      undiffuse evaluate shakespeare --metrics bpd,infill,fluency
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
     from undiffuse import output
+    from undiffuse.cli import texts
     from undiffuse.errors import UsageError
     from undiffuse.evaluation import evaluate as measured
     from undiffuse.evaluation.report import conditions_line, headings, notes, rows, write_report
@@ -110,6 +113,9 @@ def evaluate(
     from undiffuse.metrics.measure import parse_groups
 
     output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
+    if texts.is_text(subject):
+        texts.evaluate(context, subject, json_file, force)
+        return
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
     if separate := [name for name in groups if name in (*DENSITIES, TEXT)]:
         if len(groups) > 1:

@@ -1,14 +1,15 @@
 """What the commands do with a model of texts."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import given, say
+from undiffuse.cli.console import given, numbers, say, table
 from undiffuse.cli.recorded import recorded
-from undiffuse.errors import UsageError
+from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
 
 if TYPE_CHECKING:
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
 BETWEEN = "\n\n* * *\n\n"
 SAMPLE = ("model", "n", "sampler", "steps", "grid", "prompt", "length", "seed", "out", "device", "force")
 EDIT = ("model", "images", "infill", "strength", "n", "sampler", "steps", "grid", "seed", "out", "device", "force")
+EVALUATE = ("subject", "metrics", "n", "draws", "sampler", "steps", "seed", "json_file", "device", "force")
 EXPLAIN = ("model", "out", "seed", "force")
 
 
 def is_text(model: str) -> bool:
-    """Whether a model, which can be found, is one of texts."""
+    """Whether this is a model of texts."""
     from undiffuse.card import find, read_card
 
-    return read_card(find(model)).data.domain == "texts"
+    try:
+        return read_card(find(model)).data.domain == "texts"
+    except UndiffuseError:  # files with samples, or what the command refuses by itself
+        return False
 
 
 def check_options(context: typer.Context, taken: Sequence[str]) -> None:
@@ -92,13 +97,13 @@ def edit(
     if not 0 < strength <= 1:
         raise UsageError(f"--strength {strength:g} must lie above 0 and at most at 1")
     origin = recorded(context, loaded, writing.seed, texts)
-    numbers, work = range(context.params["n"]), len(tokens) if free is None else int(free.sum())
-    condition = loaded.condition(numbers)
+    samples, work = range(context.params["n"]), len(tokens) if free is None else int(free.sum())
+    condition = loaded.condition(samples)
     with bar("writing", work) as tick:
         if free is None:
-            found = ways.rewrite(loaded, writing, numbers, tokens, strength, condition, tick)
+            found = ways.rewrite(loaded, writing, samples, tokens, strength, condition, tick)
         else:
-            found = ways.infill(loaded, writing, numbers, tokens, free, condition, tick)
+            found = ways.infill(loaded, writing, samples, tokens, free, condition, tick)
     _tell(tokenizer, found, out, force, origin.text())
 
 
@@ -128,6 +133,40 @@ def explain(context: typer.Context, model: str, out: Path, seed: int, force: boo
         place = output.put_folder(out, write, PICTURES, force)
     for path, caption in pictures:
         say(f"{place / path.name}\n    {caption}")
+
+
+def evaluate(context: typer.Context, model: str, json_file: Path | None, force: bool) -> None:
+    """`undiffuse evaluate` of a model of texts."""
+    check_options(context, EVALUATE)
+    from undiffuse import output
+    from undiffuse.devices import conditions
+    from undiffuse.evaluation.texts import DRAWS, measured
+    from undiffuse.files import write_json
+    from undiffuse.model import load
+    from undiffuse.names import one_of
+    from undiffuse.registry import TEXT_METRICS
+    from undiffuse.writing import Writing
+
+    options = context.params
+    asked = list(TEXT_METRICS) if options["metrics"] == "all" else options["metrics"].split(",")
+    for name in asked:
+        one_of("metric of texts", name, TEXT_METRICS)
+    steps = None
+    if "steps" in given(context):
+        (steps,) = numbers("--steps", options["steps"])
+    writing = Writing(options["sampler"], steps, seed=options["seed"])
+    loaded = load(model, options["device"])
+    rows, facts = measured(
+        loaded, asked, n=options["n"] or 64, draws=options["draws"] or DRAWS, writing=writing, bar=bar
+    )
+    cells = [["measure", "value", "standard error", "beside", ""]]
+    for row in rows:
+        error, beside = ("" if value is None else f"{value:.4g}" for value in (row.error, row.beside))
+        cells.append([row.measure, f"{row.value:.4g}", error, beside, row.what])
+    say(table(cells))
+    if json_file:
+        found = {"model": model, **facts, **conditions(), "rows": [dataclasses.asdict(row) for row in rows]}
+        say(f"{output.put(json_file, lambda path: write_json(path, found), force)}: all numbers")
 
 
 def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writing]":

@@ -1,0 +1,164 @@
+"""Measures of a model of texts on text that it has not seen: bits per character, infilling, fluency of its samples."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.build import make_data
+from undiffuse.data.texts import TextSet
+from undiffuse.errors import UsageError
+from undiffuse.evaluation.infilling import KINDS, infilled, masks
+from undiffuse.evaluation.language import Estimate, bound_bits, causal_bits, chain_rule_bits, fluency
+from undiffuse.metrics.language import Bidirectional, NGram
+from undiffuse.model import Model
+from undiffuse.objectives import count, spans
+from undiffuse.objectives.bound import continuous_bound
+from undiffuse.objectives.spans import shifted
+from undiffuse.progress import Bar, no_bar
+from undiffuse.registry import TEXT_METRICS
+from undiffuse.writing import Writing, process_of, texts_only, write
+
+DRAWS = 8
+BLOCKS = 20
+WINDOWS = 400
+ORDER = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, with its standard error if it has one; `beside` is what it is to be compared with, and says what."""
+
+    measure: str
+    value: float
+    error: float | None = None
+    beside: float | None = None
+    what: str = ""
+
+
+def measured(
+    model: Model,
+    metrics: Sequence[str] = TEXT_METRICS,
+    *,
+    n: int = 64,
+    draws: int = DRAWS,
+    blocks: int | None = BLOCKS,
+    writing: Writing | None = None,
+    bar: Bar = no_bar,
+) -> tuple[list[Row], dict[str, Any]]:
+    """The figures of each of `metrics`, names in TEXT_METRICS, and their conditions.
+
+    Args:
+        n: samples, for fluency.
+        draws: estimates of the bound for each window of the held-out text; every character is in one window.
+        blocks: of 1,000 characters, evenly spaced, for the chain rule; None: all.
+        writing: how the samples are written.
+
+    Raises UsageError for a model that is not of texts, or was trained on another text than is there now.
+    """
+    texts_only(model)
+    train, test = (_text(model, split) for split in ("train", "test"))
+    rows: list[Row] = []
+    if "bpd" in metrics:
+        rows += _bits(model, test, draws, blocks, bar)
+    if "infill" in metrics:
+        rows += _infilling(model, train, test, bar)
+    writing = writing or Writing()
+    if "fluency" in metrics:
+        rows += _fluency(model, train, n, writing, bar)
+    facts = {
+        "model_fingerprint": model.fingerprint,
+        "data": {"name": test.name, "test": test.fingerprint, "characters": test.characters},
+        "draws": draws,
+        "blocks": blocks,
+        "samples": n,
+        "writing": dataclasses.asdict(writing),
+    }
+    return rows, facts
+
+
+def log_probs(model: Model, x: Tensor) -> Tensor:
+    """ln p of every token at the masks of x, or for a model trained to the next token at every place given those
+    before it: (B, L, K)."""
+    if model.config.objective.loss == "next-token":
+        network, condition = model.denoiser.network, model.unconditional(len(x))
+        return network(shifted(x, process_of(model)), torch.zeros(len(x), device=x.device), condition).log_softmax(-1)
+    return model.denoiser(x, 0.5, model.unconditional(len(x))).log_probs  # type: ignore[attr-defined]
+
+
+def _text(model: Model, split: str) -> TextSet:
+    if model.learnt is None:
+        raise UsageError(f"{model.name} was imported without data")
+    text = make_data(model.learnt, split)
+    if (
+        not isinstance(text, TextSet)
+        or {"kind": text.tokenizer.name, "facts": text.tokenizer.facts} != model.data.tokens
+    ):
+        raise UsageError(f"{text.name} is not the text that {model.name} was trained on")
+    return text
+
+
+def _bits(model: Model, test: TextSet, draws: int, blocks: int | None, bar: Bar) -> list[Row]:
+    window, loss = model.data.shape[0], model.config.objective.loss
+    shared: dict[str, Any] = {"characters": test.characters / len(test.flat), "device": model.device, "progress": bar}
+    flat, span = np.asarray(test.flat, dtype=np.int64), model.config.network.span
+    law = partial(log_probs, model)
+    if loss == "next-token":
+        return [_row("bits per character, left to right", causal_bits(law, flat, window, **shared))]
+    absorbing = process_of(model).mask is not None
+    objective: Any = partial(spans, span=span) if span else count if absorbing else continuous_bound
+    name = f"bits per character, bound{f' in spans of {span}' if span else ''}"
+    rows = [_row(name, bound_bits(objective, model.denoiser, flat, window, draws, 0, **shared))]
+    if absorbing and not span:
+        left = chain_rule_bits(law, flat, window, process_of(model).values, blocks=blocks, **shared)
+        rows.append(_row("bits per character, left to right", left))
+    return rows
+
+
+def _infilling(model: Model, train: TextSet, test: TextSet, bar: Bar) -> list[Row]:
+    process = process_of(model)
+    if process.mask is None or model.config.network.span:
+        return []
+    windows = np.asarray(test.images[:: max(1, len(test.images) // WINDOWS)], dtype=np.int64)
+    rival = Bidirectional.learnt(np.asarray(train.flat), process.values)
+    rows = []
+    for kind in KINDS:
+        hidden = masks(kind, len(windows), windows.shape[1], 0)
+        shared: dict[str, Any] = {"windows": windows, "hidden": hidden, "mask": process.values}
+        ours = infilled(lambda x, _: log_probs(model, x), device=model.device, progress=bar, **shared)
+        theirs = infilled(lambda x, away: rival.log_probs(x.numpy(), away.numpy()), **shared)
+        for what, of_ours, of_theirs in (
+            ("right", ours.accuracy, theirs.accuracy),
+            ("bits per token", ours.bits, theirs.bits),
+        ):
+            row = _row(f"infilling {kind}, {what}", of_ours)
+            rows.append(dataclasses.replace(row, beside=of_theirs.value, what="a 5-gram model of both sides"))
+    return rows
+
+
+def _fluency(model: Model, train: TextSet, n: int, writing: Writing, bar: Bar) -> list[Row]:
+    window, half = model.data.shape[0], len(train.flat) // 2
+    judge = NGram.learnt(np.asarray(train.flat[:half]), ORDER, process_of(model).values)
+    samples = []
+    with bar("writing", n) as tick:
+        for first in range(0, n, 16):
+            numbers = range(first, min(first + 16, n))
+            nothing = np.zeros(0, np.int64)
+            samples.append(write(model, writing, numbers, nothing, window, model.condition(numbers)))
+            tick(len(numbers))
+    found = fluency(np.concatenate(samples), judge, np.asarray(train.flat[half:], dtype=np.int64))
+    real = "real text"
+    return [
+        Row(f"samples under a {ORDER}-gram model, bits per token", found.bits, None, found.real_bits, real),
+        Row("entropy of tokens in samples, bits", found.unigrams, None, found.real_unigrams, real),
+        Row("entropy of 4-grams in samples, bits", found.fourgrams, None, found.real_fourgrams, real),
+    ]
+
+
+def _row(measure: str, estimate: Estimate) -> Row:
+    return Row(measure, estimate.value, estimate.error)
