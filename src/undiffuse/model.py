@@ -38,6 +38,7 @@ from undiffuse.classifier import Classifier
 from undiffuse.conditions import Condition, Known, Labels, Request, Sentences, Several
 from undiffuse.conditions.sentences import text_of
 from undiffuse.config import Config, DataConfig, make_config
+from undiffuse.data.tokens import tokenizer_of
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import placed, shares_a_cpu
 from undiffuse.domains import Domain, domain_of
@@ -258,6 +259,8 @@ def load(name: str | os.PathLike[str], device: str | torch.device | None = None)
         default_network(config.network, domain.shape[1:])  # raises if it is not for data of this shape
         dims = len(domain.shape) - 1
         shapes = network_shapes(config, domain.shape[0], data.takes, dims)
+        if data.domain == "texts" and tokenizer_of(data.tokens).size != config.data.vocabulary:
+            raise UndiffuseError(f"the tokenizer does not have data.vocabulary = {config.data.vocabulary} tokens")
         make_denoiser(config, nn.Identity())  # raises if the target is not for the process
     except UndiffuseError as error:
         reason = cut(str(error), 250)

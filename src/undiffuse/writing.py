@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from undiffuse.conditions import Condition
-from undiffuse.data.tokens import Tokenizer
+from undiffuse.data.tokens import Tokenizer, tokenizer_of
 from undiffuse.editing.known import holding
 from undiffuse.errors import UsageError
 from undiffuse.model import Model
 from undiffuse.process import Categorical, CategoricalProcess, Time
 from undiffuse.randomness import Draw, Purpose, keyed_draws
-from undiffuse.registry import GRIDS, TOKEN_SAMPLERS, TOKENIZERS
+from undiffuse.registry import GRIDS, TOKEN_SAMPLERS
 from undiffuse.sampling import State, make_grid, trajectory
 from undiffuse.sampling.remembered import Remembered
 from undiffuse.token_denoiser import TokenDenoiser
@@ -69,8 +69,7 @@ def texts_only(model: Model) -> Tokenizer:
     """The tokenizer of a model of texts. Raises UsageError for any other model."""
     if model.data.tokens is None:
         raise UsageError(f"{model.name} is not a model of texts")
-    kind: type[Tokenizer] = TOKENIZERS.find(model.data.tokens["kind"])
-    return kind.from_facts(model.data.tokens["facts"])
+    return tokenizer_of(model.data.tokens)
 
 
 def write(

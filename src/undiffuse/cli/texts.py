@@ -223,6 +223,6 @@ def _tell(tokenizer: "Tokenizer", found: "np.ndarray", out: Path | None, force: 
         return
     whole = BETWEEN.join(texts) + "\n"
     if out.suffix.lower() == ".json":
-        whole = json.dumps({"undiffuse": json.loads(origin), "texts": texts}, ensure_ascii=False, indent=1)
+        whole = json.dumps({"undiffuse": json.loads(origin), "texts": texts}, ensure_ascii=False)
     place = output.put(out, lambda path: path.write_text(whole, "utf-8"), force)
     say(f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}: {place}")

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 
 from undiffuse.data.remarks import some
-from undiffuse.errors import UsageError
+from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.names import cut
+from undiffuse.registry import TOKENIZERS
 
 MOST = 1 << 16
 """Token numbers are uint16."""
@@ -180,3 +182,12 @@ def pieces(text: str) -> Iterator[str]:
             end = text.rfind("\n", begin, end) + 1 or end
         yield text[begin:end]
         begin = end
+
+
+def tokenizer_of(facts: Any) -> Tokenizer:
+    """The tokenizer of a model card: {"kind": its name, "facts": its facts}. Raises UndiffuseError for invalid ones."""
+    try:
+        kind: type[Tokenizer] = TOKENIZERS.find(facts["kind"])
+        return kind.from_facts(facts["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UndiffuseError(f"the tokenizer: {type(error).__name__}: {cut(str(error), 200)}") from None

@@ -19,7 +19,7 @@ HEAD = 64
 
 
 class Transformer(nn.Module):
-    """Tokens x (B, L) int64 in 0 .. categories - 1 -> logits (B, L, outputs), float32.
+    """Tokens x (B, L) int64 in 0 .. categories - 1 -> logits (B, L, outputs), of the dtype of the weights.
 
     Args:
         categories: of x, the mask among them.
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             h = block(h, turns, mask, vector)
         with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self.out(self.norm(h[:, :length].float()))
+            logits: Tensor = self.out(self.norm(h[:, :length].to(self.out.weight.dtype)))
         return logits
 
     def matrices(self) -> list[Tensor]:

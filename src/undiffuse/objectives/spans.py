@@ -30,7 +30,7 @@ def spans(
     hidden = (ranks < masked[..., None]).view(batch, length)
     x_t = x0.masked_fill(hidden, denoiser.process.values)
     logits = denoiser.network(x_t, torch.zeros(batch, device=x0.device), condition, x0)  # type: ignore[call-arg]
-    surprise = functional.cross_entropy(logits.transpose(1, 2).float(), x0, reduction="none")
+    surprise = functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
     of_spans = (surprise * hidden).view(batch, count, span).sum(-1) / masked
     return of_spans.mean(1).to(surprise.dtype)
 
@@ -38,7 +38,7 @@ def spans(
 def next_token(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
     """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The mask stands before the first token."""
     logits = denoiser.network(shifted(x0, denoiser.process), torch.zeros(len(x0), device=x0.device), condition)
-    return functional.cross_entropy(logits.transpose(1, 2).float(), x0, reduction="none").mean(1)
+    return functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none").mean(1)
 
 
 def shifted(x0: Tensor, process: CategoricalProcess | OrdinalProcess) -> Tensor:
