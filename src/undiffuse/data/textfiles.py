@@ -14,7 +14,6 @@ from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import HUB_NAME
 from undiffuse.data.reading import reading
 from undiffuse.data.remarks import readable, some
-from undiffuse.data.shards import needs
 from undiffuse.data.walk import walk
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
@@ -42,9 +41,7 @@ def is_text(source: str | os.PathLike[str]) -> bool:
     if os.path.isdir(path):
         return bool(_files(path))
     if kind == ".parquet" and os.path.isfile(path):
-        needs("pyarrow", "parquet and Arrow files")
-        with reading(readable(name)):
-            kinds = [column.type for column in _schema(path)]
+        kinds = [column.type for column in _schema(path)]
         return any(map(holds_text, kinds)) and not any(map(_may_hold_pictures, kinds))
     return kind in PLAIN
 
@@ -124,11 +121,11 @@ def _lines(path: Path) -> list[str]:
 
 def _rows(path: Path) -> list[str]:
     """The strings of a .parquet file, one from each row that is not null."""
-    needs("pyarrow", "parquet and Arrow files")
+    schema = _schema(path)
     from pyarrow import parquet
 
     with reading(str(path)):
-        return _cells(str(path), _schema(path), lambda name: parquet.read_table(path, columns=[name]).column(name))
+        return _cells(str(path), schema, lambda name: parquet.read_table(path, columns=[name]).column(name))
 
 
 def _from_hub(name: str) -> Corpus:
@@ -182,9 +179,13 @@ def _content(path: Path) -> bytes:
 
 
 def _schema(path: Path) -> "Schema":
+    from undiffuse.data.shards import needs  # it imports Pillow
+
+    needs("pyarrow", "parquet and Arrow files")
     from pyarrow import parquet
 
-    return parquet.read_schema(path)
+    with reading(str(path)):
+        return parquet.read_schema(path)
 
 
 def _may_hold_pictures(kind: "DataType") -> bool:
