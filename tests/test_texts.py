@@ -194,6 +194,19 @@ def test_a_column_of_parquet(tmp_path: Path) -> None:
         is_text(tmp_path / "broken.parquet")
 
 
+def test_a_column_on_the_hub(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"title": ["x", "y", "z"], "text": ["one two", None, "three"]}
+    splits = {"test": datasets.Dataset.from_dict({"text": ["no"]}), "train": datasets.Dataset.from_dict(rows)}
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(splits))
+    assert spelled("someone/words") == "one two\nthree"
+    assert "splits not used: test" in caplog.text
+    splits["val"] = splits.pop("train")
+    with pytest.raises(UsageError, match=r"no split 'train', only test, val"):
+        load_text("someone/others")
+
+
 def test_what_is_a_text_by_its_name(tmp_path: Path) -> None:
     assert is_text("shakespeare") and is_text("brown") and is_text("kjv")
     assert is_text("missing.txt") and is_text(Path("missing.JSONL"))  # so that reading it tells what is wrong
@@ -250,6 +263,7 @@ def test_windows(sentences: Path, tokens: str) -> None:
     assert len(test) == len(test.flat) // 7
     assert test.images.reshape(-1).tolist() == test.flat[: len(test) * 7].tolist()
     assert len(test.flat) % 7  # what is left is in `flat` alone
+    assert len(whole) == len(whole.flat) - 6  # from every position too
     assert whole.flat.tolist() == [*train.flat, *test.flat] and whole.characters == len(SENTENCES)
 
 

@@ -13,7 +13,7 @@ from undiffuse.data.tables import Group, Table, content
 from undiffuse.errors import UndiffuseError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 TIMEOUT = 5  # seconds for the one request whether the name exists
 
@@ -25,26 +25,31 @@ def open_hub(name: str, hint: str = "") -> Source:
     The hub is first asked whether the name exists, so that a mistyped path fails at once, with `hint` in the message.
     Code in a repository is never run.
     """
-    repository, _, revision = name.partition("@")
 
     def opened() -> Content:
-        needs("datasets", f"there is no path {name!r} here{hint}; data sets on the Hugging Face hub")
-        try:
-            reached = _reached(repository, revision or None)
-            import datasets  # only now: importing it takes longer than a refusal by the hub
-
-            with _offline(not reached):
-                splits = datasets.load_dataset(repository, revision=revision or None)
-        except Exception as error:  # no network, no such name, no permission: each has its own class
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UndiffuseError(
-                f"cannot get {name!r} from the Hugging Face hub, and there is no such path here{hint}: {reason[:200]}"
-            ) from error
-        licence = next(iter(splits.values())).info.license or NOT_STATED
+        splits, licence = fetched(name, hint)
         with reading(name):
             return content(name, {str(split): _table(one) for split, one in splits.items()}, licence)
 
     return Source(["hub", name], opened)
+
+
+def fetched(name: str, hint: str = "") -> "tuple[DatasetDict, str]":
+    """The splits of a data set on the hub, as `open_hub` names it, and its licence. Raises UndiffuseError."""
+    repository, _, revision = name.partition("@")
+    needs("datasets", f"there is no path {name!r} here{hint}; data sets on the Hugging Face hub")
+    try:
+        reached = _reached(repository, revision or None)
+        import datasets  # only now: importing it takes longer than a refusal by the hub
+
+        with _offline(not reached):
+            splits = datasets.load_dataset(repository, revision=revision or None)
+    except Exception as error:  # no network, no such name, no permission: each has its own class
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UndiffuseError(
+            f"cannot get {name!r} from the Hugging Face hub, and there is no such path here{hint}: {reason[:200]}"
+        ) from error
+    return splits, next(iter(splits.values())).info.license or NOT_STATED
 
 
 def _reached(repository: str, revision: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Texts in files: .txt, .jsonl, .parquet, and folders of the first two."""
+"""Texts in files: .txt, .jsonl, .parquet, and folders of the first two; and on the hub."""
 
 import difflib
 import os
@@ -11,20 +11,20 @@ from undiffuse.data.columns import is_text as holds_text
 from undiffuse.data.corpora import CORPORA
 from undiffuse.data.corpus import LARGEST, Corpus, TextSource, decoded, separated
 from undiffuse.data.entries import OPENERS
+from undiffuse.data.loading import HUB_NAME
 from undiffuse.data.reading import reading
 from undiffuse.data.remarks import readable, some
-from undiffuse.data.shards import needs
 from undiffuse.data.walk import walk
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
 from undiffuse.names import shown
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, Schema
+    from pyarrow import ChunkedArray, DataType, Schema
 
 COLUMN = "text"
 PLAIN = (".txt", ".jsonl")
-SOURCES = "a .txt, .jsonl or .parquet file, or a folder of .txt and .jsonl files"
+SOURCES = "a .txt, .jsonl or .parquet file, a folder of .txt and .jsonl files, or owner/dataset on the hub"
 
 
 def is_text(source: str | os.PathLike[str]) -> bool:
@@ -41,9 +41,7 @@ def is_text(source: str | os.PathLike[str]) -> bool:
     if os.path.isdir(path):
         return bool(_files(path))
     if kind == ".parquet" and os.path.isfile(path):
-        needs("pyarrow", "parquet and Arrow files")
-        with reading(readable(name)):
-            kinds = [column.type for column in _schema(path)]
+        kinds = [column.type for column in _schema(path)]
         return any(map(holds_text, kinds)) and not any(map(_may_hold_pictures, kinds))
     return kind in PLAIN
 
@@ -53,14 +51,17 @@ def text_source(name: str) -> TextSource:
 
     A file .txt is one document; in .jsonl each line is one, a string or an object with one under "text" or its only
     string; in .parquet each row, in the column text or the only one of strings; in a folder all of these of its .txt
-    and .jsonl files, also in folders within, in the order of their paths, part by part. Raises UsageError for another
-    source; opening it raises UndiffuseError for what cannot be read.
+    and .jsonl files, also in folders within, in the order of their paths, part by part. owner/dataset is one on the
+    hub, whose training split is read as .parquet is. Raises UsageError for another source; opening it raises
+    UndiffuseError for what cannot be read.
     """
     if name in CORPORA:
         return CORPORA[name].source()
     if name != readable(name):
         raise UsageError(f"the path {readable(name)} is not plain UTF-8 text: rename it, or link to it by another name")
     path = Path(os.path.expanduser(name))
+    if HUB_NAME.fullmatch(name) and path.suffix.lower() not in READERS and not os.path.exists(path.parts[0]):
+        return TextSource(["hub texts", name], lambda: _from_hub(name))
     if not name or not os.path.exists(path):
         near = difflib.get_close_matches(name.lower(), CORPORA, n=1)
         raise UsageError(
@@ -120,18 +121,35 @@ def _lines(path: Path) -> list[str]:
 
 def _rows(path: Path) -> list[str]:
     """The strings of a .parquet file, one from each row that is not null."""
-    needs("pyarrow", "parquet and Arrow files")
+    schema = _schema(path)
     from pyarrow import parquet
 
     with reading(str(path)):
-        schema = _schema(path)
-        name = _column(str(path), schema.names, [column.name for column in schema if holds_text(column.type)])
-        values = parquet.read_table(path, columns=[name]).column(name)
-        values.validate(full=True)
-        if values.nbytes > LARGEST:
-            raise UsageError(f"{path} holds more than {LARGEST >> 20} MiB of text: take a part of it")
-        rows = enumerate(values.to_pylist())
-        return [_checked(f"{path}, row {number}", row) for number, row in rows if row is not None]
+        return _cells(str(path), schema, lambda name: parquet.read_table(path, columns=[name]).column(name))
+
+
+def _from_hub(name: str) -> Corpus:
+    from undiffuse.data.hub import fetched
+
+    splits, licence = fetched(name)
+    train = next(iter(splits)) if len(splits) == 1 else "train"
+    if train not in splits:
+        raise UsageError(f"{name} has no split 'train', only {some(splits)}")
+    with reading(name):
+        table = splits[train].data.table
+        documents = separated(_cells(name, table.schema, table.column))
+    others = [split for split in splits if split != train]
+    return Corpus(documents, licence, (f"splits not used: {some(others)}",) if others else ())
+
+
+def _cells(where: str, schema: "Schema", column: "Callable[[str], ChunkedArray]") -> list[str]:
+    """The strings of a table that are not null."""
+    values = column(_column(where, schema.names, [one.name for one in schema if holds_text(one.type)]))
+    values.validate(full=True)
+    if values.nbytes > LARGEST:
+        raise UsageError(f"{where} holds more than {LARGEST >> 20} MiB of text: take a part of it")
+    rows = enumerate(values.to_pylist())
+    return [_checked(f"{where}, row {number}", row) for number, row in rows if row is not None]
 
 
 READERS: dict[str, Callable[[Path], list[str]]] = {".txt": _plain, ".jsonl": _lines, ".parquet": _rows}
@@ -161,9 +179,13 @@ def _content(path: Path) -> bytes:
 
 
 def _schema(path: Path) -> "Schema":
+    from undiffuse.data.shards import needs  # it imports Pillow
+
+    needs("pyarrow", "parquet and Arrow files")
     from pyarrow import parquet
 
-    return parquet.read_schema(path)
+    with reading(str(path)):
+        return parquet.read_schema(path)
 
 
 def _may_hold_pictures(kind: "DataType") -> bool:
