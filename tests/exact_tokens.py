@@ -79,6 +79,7 @@ class Fixed:
 def expected(objective: Callable[..., Tensor], denoiser: TokenDenoiser, joint: Tensor, u: float, t: float) -> float:
     """The exact mean of objective(denoiser, x_0, None, u, draw) over the data and every corruption at its time t."""
     process, every = denoiser.process, strings(joint.shape[0], joint.ndim)
+    assert isinstance(process, CategoricalProcess)
     p = joint.flatten()
     alpha = process.log_survival(t).exp().item()
     lost = 1 - alpha

@@ -19,7 +19,16 @@ from undiffuse.objectives import (
     step_times,
     variational_bound,
 )
-from undiffuse.process import Categorical, CategoricalProcess, FlowMatching, LinearSurvival, Schedule, Time, cosine
+from undiffuse.process import (
+    Categorical,
+    CategoricalProcess,
+    FlowMatching,
+    LinearSurvival,
+    Schedule,
+    Table,
+    Time,
+    cosine,
+)
 from undiffuse.token_denoiser import TokenDenoiser
 
 KINDS = ["absorbing", "uniform"]
@@ -66,7 +75,7 @@ def wrong(values: int, length: int, mask: bool) -> TokenDenoiser:
     table = torch.from_numpy(np.random.default_rng(1).normal(size=(length, size**length, values)))
     radix = size ** torch.arange(length)
 
-    def network(x_t: Tensor, log_snr: Tensor, condition: None) -> Tensor:
+    def network(x_t: Tensor, log_snr: Tensor, condition: object) -> Tensor:
         rows = [(torch.cat([x_t[:, :i], x_t[:, i + 1 :]], 1) * radix[: length - 1]).sum(1) for i in range(length)]
         return torch.stack([table[i, row] for i, row in enumerate(rows)], 1)
 
@@ -86,10 +95,8 @@ def test_independent_tokens_absorbing_is_the_entropy(steps: int, schedule: Sched
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_independent_tokens_uniform_is_the_entropy_and_the_last_gap(steps: int) -> None:
-    """H + KL(q_T, prior): what the last state still tells is lost. Half the signal of the cosine's last step is left."""
+    """H + KL(q_T, prior): what the last state still tells is lost, here by a cosine without its last step."""
     bars = cosine(steps + 1).noise_level(torch.arange(steps + 1) / (steps + 1)).alpha ** 2
-    from undiffuse.process import Table
-
     q = process("uniform", Table(1 - bars[1:] / bars[:-1]))
     joint = P[:, None] * P
     last = bars[-1].item() * P.numpy() + (1 - bars[-1].item()) / 3
@@ -112,30 +119,45 @@ def test_two_correlated_tokens(steps: int, schedule: Schedule) -> None:
 
 
 @every_kind
-def test_more_steps_are_tighter_down_to_the_continuous_bound(kind: str) -> None:
-    """Of a time-agnostic model, whatever it says: each halving of the steps lowers the bound, never past the limit.
-
-    The distance to the limit falls by half with each doubling.
-    """
-    denoiser = wrong(2, 2, kind == "absorbing")
-    joint = torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
+def test_the_continuous_bound_is_the_limit(kind: str) -> None:
+    """The distance falls by half with each doubling of the steps, for any model without time."""
+    denoiser, joint = wrong(2, 2, kind == "absorbing"), torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
     limit = integral(denoiser, joint, 40, 4)
-    bounds = [total(denoiser, joint, steps) for steps in (1, 2, 4, 8, 16, 32, 64, 128)]
+    gaps = [total(denoiser, joint, steps) - limit for steps in (16, 32, 64, 128)]
+    ratios = [a / b for a, b in itertools.pairwise(gaps)]
+    tolerance = 1e-8 if kind == "absorbing" else 0.02  # of uniform noise the terms of higher order fade
+    assert ratios[-1] == pytest.approx(2, abs=tolerance)
+
+
+@every_kind
+def test_more_steps_are_tighter(kind: str) -> None:
+    """Of a model without time that is wrong, but that more context helps, the bound falls to the continuous one.
+
+    Without that it need not: absorbing, bound_T is the right Riemann sum of the error of a masked token over t, which
+    grows with t only where context helps. So the sum of a model that context misleads lies below the integral.
+    """
+    apart = PAIR.sum(1, keepdim=True) * PAIR.sum(0)
+    belief = 0.6 * PAIR + 0.3 * apart + 0.1 / 9
+    denoiser = exact_denoiser(belief, process(kind))
+    limit = integral(denoiser, PAIR, 40, 4)
+    bounds = [total(denoiser, PAIR, steps) for steps in (1, 2, 4, 8, 16, 32, 64)]
+    assert limit > entropy(PAIR) + 0.01
     assert all(a > b > limit for a, b in itertools.pairwise(bounds))
-    print(kind, limit, [b - limit for b in bounds])
-    ratios = [(a - limit) / (b - limit) for a, b in itertools.pairwise(bounds)]
-    assert ratios[-1] == pytest.approx(2, abs=0.1)
+    if kind == "absorbing":
+        misled, joint = wrong(2, 2, True), torch.tensor([[0.5, 0.1], [0.15, 0.25]], dtype=torch.float64)
+        assert total(misled, joint, 1) < total(misled, joint, 8) < integral(misled, joint, 2)
 
 
 @every_kind
 def test_float32_does_not_bias_many_steps(kind: str) -> None:
     """With T = 10,000 the laws of a step differ by less than float32 resolves; T times a term stays right."""
-    x0, u, draw = torch.tensor([[0, 1, 2, 0]] * 9), torch.linspace(0, 0.999, 9).double(), Fixed(torch.rand(9, 4).double())
-    logits = torch.randn(9, 4, 3)
+    random = torch.Generator().manual_seed(0)
+    x0, u = torch.tensor([[0, 1, 2, 0]] * 9), torch.linspace(0, 0.999, 9, dtype=torch.float64)
+    draw, logits = Fixed(torch.rand(9, 4, generator=random).double()), torch.randn(9, 4, 3, generator=random)
 
     def term(dtype: torch.dtype) -> Tensor:
         q = CategoricalProcess(LinearSurvival(), 3, kind, dtype)
-        return variational_bound(TokenDenoiser(lambda *_: logits, q), x0, None, u, draw, steps=10_000)  # type: ignore[arg-type]
+        return variational_bound(TokenDenoiser(lambda *_: logits, q), x0, None, u, draw, steps=10_000)
 
     torch.testing.assert_close(term(torch.float32), term(torch.float64), rtol=1e-5, atol=1e-6)
 
@@ -172,7 +194,7 @@ def test_count_is_the_chain_rule_over_all_orders_and_the_continuous_bound(length
     for masks, order in itertools.product(range(length), orders):
         draw = Fixed((torch.tensor(order).double() / length).expand(len(x0), -1))
         u = torch.full((len(x0),), (masks + 0.3) / length, dtype=torch.float64)
-        by_count += float(p @ count(denoiser, x0, None, u, draw)) / len(orders)  # type: ignore[arg-type]
+        by_count += float(p @ count(denoiser, x0, None, u, draw)) / len(orders)
     chain = 0.0
     for order in orders:
         x = torch.full_like(x0, 2)
@@ -187,7 +209,7 @@ def test_count_masks_those_with_the_smallest_numbers() -> None:
     """Exactly l, at the alpha = 1 - l / L of the schedule; u = 0 masks one and the largest u all of them."""
     seen = {}
 
-    def network(x_t: Tensor, log_snr: Tensor, condition: None) -> Tensor:
+    def network(x_t: Tensor, log_snr: Tensor, condition: object) -> Tensor:
         seen["x"], seen["log_snr"] = x_t, log_snr
         return torch.zeros(*x_t.shape, 3, dtype=torch.float64)
 
@@ -200,33 +222,35 @@ def test_count_masks_those_with_the_smallest_numbers() -> None:
 
 
 def test_count_needs_a_mask() -> None:
-    with pytest.raises(UsageError, match="objective.loss=count needs masks"):
+    with pytest.raises(UsageError, match=r"objective\.loss=count needs masks"):
         count(exact_denoiser(PAIR, process("uniform")), strings(3, 2), None, torch.zeros(9), Fixed(torch.zeros(9, 2)))
 
 
 # The continuous bound.
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [("absorbing", FlowMatching()), ("uniform", FlowMatching())], ids=KINDS)
+@every_kind
+@pytest.mark.parametrize("schedule", [LinearSurvival(), FlowMatching()], ids=["survival", "flow"])
 def test_exact_denoisers_reach_the_entropy(kind: str, schedule: Schedule) -> None:
     """Independent or not, on any schedule: in continuous time no two tokens jump at once, so the joint law is exact.
 
     With uniform noise that holds only because the logits are the leave-one-out prediction.
     """
-    for one in (LinearSurvival(), schedule):
-        for joint in (P[:, None] * P, PAIR):
-            bound = integral(exact_denoiser(joint, process(kind, one)), joint, 60, 4)
-            assert bound == pytest.approx(entropy(joint), abs=1e-9)
+    for joint in (P[:, None] * P, PAIR):
+        bound = integral(exact_denoiser(joint, process(kind, schedule)), joint, 60, 4)
+        assert bound == pytest.approx(entropy(joint), abs=1e-9)
 
 
 def test_the_posterior_in_place_of_leave_one_out_is_worse() -> None:
     """p(x_0 | x_t) as w counts the element's own evidence twice: the bound is then far above the entropy."""
 
+    q = process("uniform")
+
     class PlugIn(TokenDenoiser):
         def logits(self, x_t: Tensor, t: Time, condition: object = None) -> Tensor:
-            return exact_denoiser(PAIR, self.process)(x_t, t).log_probs
+            return exact_denoiser(PAIR, q)(x_t, t).log_probs
 
-    bound = integral(PlugIn(lambda *_: PAIR, process("uniform")), PAIR, 60, 4)
+    bound = integral(PlugIn(lambda *_: PAIR, q), PAIR, 60, 4)
     assert bound > entropy(PAIR) + 0.1
 
 
@@ -240,7 +264,7 @@ def test_score_entropy_is_the_masked_loss() -> None:
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 4, 3)))
     draw = Fixed(torch.tensor([[0.1, 0.9, 0.2, 0.3]]).double())  # masks all but the second
     denoiser = TokenDenoiser(lambda *_: logits, process("absorbing"))
-    ours = continuous_bound(denoiser, x0, None, torch.tensor([t], dtype=torch.float64), draw)  # type: ignore[arg-type]
+    ours = continuous_bound(denoiser, x0, None, torch.tensor([t], dtype=torch.float64), draw)
     w, odds, entropy_of_scores = logits.softmax(-1).numpy()[0], (1 - t) / t, 0.0
     for i in (0, 2, 3):
         for y in range(3):
@@ -251,16 +275,16 @@ def test_score_entropy_is_the_masked_loss() -> None:
 
 def test_uniform_integrand_by_rates() -> None:
     """The sum over y of a ln(a / b) - a + b with rates from NumPy, values and time of each sample of its own."""
-    t, x0, draw = np.array([0.2, 0.7]), torch.tensor([[0, 2], [1, 1]]), Fixed(torch.tensor([[0.05, 0.9], [0.6, 0.1]]))
+    t, x0, draw = (0.2, 0.7), torch.tensor([[0, 2], [1, 1]]), Fixed(torch.tensor([[0.05, 0.9], [0.6, 0.1]]))
     logits = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 2, 3)))
     q = process("uniform")
-    ours = continuous_bound(TokenDenoiser(lambda *_: logits, q), x0, None, torch.from_numpy(t), draw)  # type: ignore[arg-type]
-    x_t, w = q.corrupt(x0, torch.from_numpy(t), draw), logits.softmax(-1).numpy()  # type: ignore[arg-type]
+    ours = continuous_bound(TokenDenoiser(lambda *_: logits, q), x0, None, torch.tensor(t, dtype=torch.float64), draw)
+    x_t, w = q.corrupt(x0, torch.tensor(t, dtype=torch.float64), draw), logits.softmax(-1).numpy()
     assert (x_t != x0).any() and (x_t == x0).any()
     for row in range(2):
         alpha, forward, expects = 1 - t[row], 1 / (1 - t[row]) / 3, 0.0
         for i, y in itertools.product(range(2), range(3)):
-            at, data = x_t[row, i].item(), np.eye(3)[x0[row, i].item()]
+            at, data = int(x_t[row, i]), np.eye(3)[int(x0[row, i])]
             if y != at:
                 true, model = (alpha * law + (1 - alpha) / 3 for law in (data, w[row, i]))
                 a, b = forward * true[y] / true[at], forward * model[y] / model[at]
@@ -275,7 +299,7 @@ def test_ends_are_finite(kind: str) -> None:
     logits = torch.randn(4, 2, 3, requires_grad=True)
     u = torch.tensor([0.0, 0.0, 1 - 2.0**-53, 1 - 2.0**-53], dtype=torch.float64)
     draw = Fixed(torch.tensor([[0.0, 0.5], [0.5, 1 - 2.0**-53]] * 2, dtype=torch.float64))
-    losses = continuous_bound(TokenDenoiser(lambda *_: logits, q), torch.ones(4, 2).long(), None, u, draw)  # type: ignore[arg-type]
+    losses = continuous_bound(TokenDenoiser(lambda *_: logits, q), torch.ones(4, 2).long(), None, u, draw)
     losses.sum().backward()
     assert losses.isfinite().all() and logits.grad is not None and logits.grad.isfinite().all()
     if kind == "uniform":  # at t = 1 nothing is left to tell, and cancellation must not be blown up by 1 / (1 - t)
@@ -290,9 +314,9 @@ def test_corruption_is_exact(kind: str) -> None:
     u = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n
     x0 = torch.full((n, 1), 1)
     for t in (0.0, 0.31, 0.8, 1.0):
-        found = torch.bincount(q.corrupt(x0, t, Fixed(u)).flatten(), minlength=q.categories).double() / n  # type: ignore[arg-type]
+        found = torch.bincount(q.corrupt(x0, t, Fixed(u)).flatten(), minlength=q.categories).double() / n
         law: Categorical = q.marginal(x0[:1], t)
         np.testing.assert_allclose(found, law.log_probs.exp()[0, 0], rtol=0, atol=1.01 / n if 0 < t < 1 else 1e-12)
     extreme = torch.tensor([[0.0], [1 - 2.0**-53]], dtype=torch.float64)
-    assert q.corrupt(x0[:2], 0.0, Fixed(extreme)).tolist() == [[1], [1]]  # type: ignore[arg-type]
-    assert q.corrupt(x0[:2], 1.0, Fixed(extreme)).tolist() == ([[3], [3]] if kind == "absorbing" else [[0], [2]])  # type: ignore[arg-type]
+    assert q.corrupt(x0[:2], 0.0, Fixed(extreme)).tolist() == [[1], [1]]
+    assert q.corrupt(x0[:2], 1.0, Fixed(extreme)).tolist() == ([[3], [3]] if kind == "absorbing" else [[0], [2]])

@@ -57,7 +57,7 @@ def plane(schedule: Schedule) -> tuple[Denoise, GaussianProcess]:
     return oracle(process, plane_x0), process
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name, one in SCHEDULES.items() if one.t_min > 0])  # where the flow begins
 def test_gaussian_data(name: str) -> None:
     """Density and latent in closed form, whatever SNR is left at the end.
 

@@ -17,7 +17,7 @@ class Recorder:
     def __init__(self) -> None:
         self.log_snr = torch.empty(0)
 
-    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: None) -> Tensor:
+    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: object) -> Tensor:
         self.log_snr = log_snr
         return RAW.expand(len(x_t), -1, -1)
 

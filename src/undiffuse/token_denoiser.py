@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import LOG_SNR_LIMIT
-from undiffuse.process import Categorical, CategoricalProcess, Time
+from undiffuse.process import Categorical, CategoricalProcess, OrdinalProcess, Time
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TokenDenoiser:
     """
 
     network: Callable[[Tensor, Tensor, Condition | None], Tensor]
-    process: CategoricalProcess
+    process: CategoricalProcess | OrdinalProcess
 
     def logits(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Tensor:
         """ln p(x_0i | the other noisy elements) + const: (B, L, K), of the process's dtype."""

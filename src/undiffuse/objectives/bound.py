@@ -54,7 +54,7 @@ def step_times(schedule: Schedule, steps: int | None = None) -> Tensor:
 
 
 def variational_bound(
-    denoiser: Denoiser,
+    denoiser: Denoiser | TokenDenoiser,
     x0: Tensor,
     condition: Condition | None,
     u: Tensor,
@@ -117,7 +117,12 @@ def hybrid_cross_entropy(
 
 
 def continuous_bound(
-    denoiser: Denoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw, values: int | None = 256
+    denoiser: Denoiser | TokenDenoiser,
+    x0: Tensor,
+    condition: Condition | None,
+    u: Tensor,
+    draw: Draw,
+    values: int | None = 256,
 ) -> Tensor:
     """The reconstruction term, or the integrand of the diffusion term, of the bound with T -> infinity, nats/dimension.
 

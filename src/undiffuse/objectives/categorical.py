@@ -77,7 +77,7 @@ def count(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: T
     """
     process = denoiser.process
     if process.mask is None:
-        raise UsageError("objective.loss=count needs masks; uniform noise has none: set objective.loss=continuous-bound")
+        raise UsageError("objective.loss=count needs masks: with uniform noise, set objective.loss=continuous-bound")
     length = x0[0].numel()
     masks = 1 + (u * length).floor().clamp(max=length - 1)
     rank = draw.uniform(float64_device(x0)).flatten(1).argsort(dim=1, stable=True).argsort(1).to(x0.device)

@@ -5,6 +5,7 @@ from undiffuse.process.closed_form import EDM, VE, VP, FlowMatching, LinearSurvi
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.laws import Categorical, Law, Normal, expand, per_sample
 from undiffuse.process.log_snr import LogSNR
+from undiffuse.process.ordinal import OrdinalProcess
 from undiffuse.process.prediction import Denoise, Prediction
 from undiffuse.process.process import Process
 from undiffuse.process.schedule import NoiseLevel, Schedule, Time, cached_by_time, float64, float64_device
@@ -24,6 +25,7 @@ __all__ = [
     "LogSNR",
     "NoiseLevel",
     "Normal",
+    "OrdinalProcess",
     "Prediction",
     "Process",
     "Schedule",

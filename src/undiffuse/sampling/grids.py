@@ -94,7 +94,12 @@ def _checked(steps: int) -> int:
 
 
 def _evenly(schedule: Schedule, length: float, steps: int) -> Tensor:
-    """The data, then N times evenly spaced from t_min to t_min + length, with the noisiest moved to 1."""
+    """The data, then N times evenly spaced from t_min to t_min + length, with the noisiest moved to 1.
+
+    With t_min = 0 the first of them would be the data once more: evenly, that is `trailing`.
+    """
+    if schedule.t_min == 0:
+        return trailing(schedule, steps)
     noisy = schedule.t_min + torch.linspace(length, 0, steps, dtype=torch.float64)
     return _on_steps(schedule, torch.cat([float64([1.0]), noisy[1:], float64([0.0])]))
 
