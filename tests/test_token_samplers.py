@@ -145,6 +145,17 @@ def test_rare_values_come_as_often_as_they_should(step: Step, dtype: torch.dtype
         assert after.x.item() == value, u
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1e-7, 1e-8])
+def test_a_rare_value_in_the_middle(p: float, dtype: torch.dtype) -> None:
+    """Its share of 4001 numbers around where it lies is its probability: float32 sums would lose it beside 1/2."""
+    told = Categorical(torch.tensor([0.5, p, 0.5 - p], dtype=torch.float64).log().to(dtype).expand(4001, 1, 3))
+    u = torch.linspace(0.5 - 2 * p, 0.5 + 2 * p, 4001, dtype=torch.float64)[:, None]
+    draw = Enumerated({(): 0 * u, (100,): u})
+    x = reveal(State(torch.full((4001, 1), 3), 1.0), 0.0, lambda x, t: told, absorbing(3), draw).x
+    assert (x == 1).sum().item() / 4000 * 4 * p == pytest.approx(p, rel=0.01)
+
+
 def any_order_cells(counts: np.ndarray) -> int:
     """A number of intervals that every conditional probability is a whole number of."""
     size, length = len(counts), counts.ndim
@@ -172,7 +183,10 @@ def test_the_law_of_first_hitting() -> None:
                 (100, 2): torch.stack([late, late, late], 1),
             }
         )
-        return counted(first_hitting(State(torch.tensor(x).expand(len(u), -1), 1.0), 0.5, denoise, q, draw).x)
+        after = first_hitting(State(torch.tensor(x).expand(len(u), -1), 1.0), 0.5, denoise, q, draw).x
+        changed = (after != torch.tensor(x)).sum(0)
+        assert changed.tolist() == [cells if token == 3 else 0 for token in x]  # one of the masks, each equally often
+        return counted(after)
 
     ours = along([1.0, 0.5, 0.25, 0.0], {(3, 3, 3): 1.0}, law)
     assert len(ours) == 27

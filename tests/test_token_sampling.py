@@ -67,16 +67,23 @@ def test_remembered_rows_are_not_evaluated_again(name: str) -> None:
 
 
 def test_first_hitting_takes_a_call_a_token() -> None:
-    """Eight calls for a batch in one step, whatever its rows; on a fine grid no more than eight for a row."""
-    for rows, steps in (([0, 1, 2, 3], 1), ([5], 1), ([5], 100), ([6], 3)):
+    """Eight calls for a batch in one step; eight for a row on any grid; none for known tokens."""
+    known = partial(holding, tokens=torch.ones(8).long(), known=torch.arange(8) < 3)
+    for rows, steps, wrap in (
+        ([0, 1, 2, 3], 1, None),
+        ([5], 1, None),
+        ([5], 100, None),
+        ([6], 3, None),
+        ([7], 2, known),
+    ):
         calls = []
 
         def denoise(x: Tensor, t: Any) -> Categorical:
             calls.append(t)  # noqa: B023
             return TokenDenoiser(network, CategoricalProcess(LinearSurvival(), 3))(x, t)
 
-        sampled("first-hitting", "absorbing", rows, denoise, steps)
-        assert len(calls) == 8
+        sampled("first-hitting", "absorbing", rows, denoise, steps, wrap)
+        assert len(calls) == (8 if wrap is None else 5)
 
 
 def test_remembered_gives_each_row_its_condition_and_time() -> None:

@@ -23,7 +23,6 @@ def guided_tokens(pair: Pair, scale: float) -> Denoise:
     def denoise(x_t: Tensor, t: Time) -> Categorical:
         towards, away = (one.log_probs for one in pair(x_t, t))
         possible = (towards > -torch.inf) & (away > -torch.inf)
-        guided = rule(towards.where(possible, 0.0), away.where(possible, 0.0))
-        return Categorical(guided.where(possible, -torch.inf).log_softmax(-1))
+        return Categorical(rule(towards, away).where(possible, -torch.inf).log_softmax(-1))
 
     return denoise

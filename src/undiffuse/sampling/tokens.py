@@ -111,7 +111,6 @@ def first_hitting(state: State, s: float, denoise: Denoise, process: Categorical
         u, which, value = own.fold(number).uniform(torch.empty(len(x), 3)).unbind(1)
         level = level * (1 - u) ** (1 / left)
         going = (left > 0) & (level > floor)
-        level = level.where(going, 0.0)  # rows at 0 have arrived at s
         if not going.any():
             break
         times = process.schedule.time(torch.log1p(-level) - level.log())
