@@ -28,8 +28,8 @@ from undiffuse.training.muon import make_optimizer
 from undiffuse.training.state import Learner, Position
 
 FINGERPRINTS = {
-    "avatars": "f45fe189cc04fc51db30e541a9a12003f048556aae335f6754a6b1da6cff674c",
-    "emoji": "80efdf90250037c8ad094d1fbeede0fab8ea4586bd8d33d114f5b0f169202222",
+    "avatars": "fa7058372198d6298f18910a874e04063afb1114656f876c15671c2cf7f84efc",
+    "emoji": "7ca7d74799d2ddb4005e5e189af902e30c1ddafae73b84fa4d69b4db9869a087",
     "fashion-mnist": "cc90ec538ac57882baf544e226a74be4530eac49be0f46eeb4c278af5ec74451",
     "fashion-mnist-likelihood": "c8d8b806427b709c771aca83ab9ef2572eca25b6260391c8d7f8c8c92ba376b4",
 }
