@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from undiffuse.data import ImageSet
 
 SHOWN = 4  # captions
+EXCERPT = 400  # characters
 MOST = 100_000  # pictures to make, far fewer than there are different ones
 
 app = typer.Typer(
@@ -61,21 +62,26 @@ def show(
     out: Path = typer.Option(None, "--out", "-o", help="The contact sheet, .png [NAME.png]."),
     force: bool = FORCE,
 ) -> None:
-    """Describe a data set, and draw a contact sheet with a row for each class.
+    """Describe a data set, and draw a contact sheet with a row for each class, or print a piece of a text.
 
     \b
     Examples:
       undiffuse data show emoji
       undiffuse data show ~/pictures --size 64 --out pictures.png
+      undiffuse data show shakespeare
     """
     import numpy as np
 
     from undiffuse import output
     from undiffuse.data import load
+    from undiffuse.data.textfiles import is_text
     from undiffuse.domains import domain_of
     from undiffuse.names import format_shape
     from undiffuse.plots import save_grid
 
+    if is_text(name):
+        _show_text(name, split)
+        return
     output.claim({"--out": out}, force, {"--out": [".png"]})
     if out and _inside(out, name):
         raise UsageError(f"--out {out} lies inside {name} and would become one of its pictures: choose another place")
@@ -141,6 +147,20 @@ def make(
     place = output.put(out or output.fresh(Path(f"{name}.npz")), write, force)
     train, test = len(arrays["x_train"]), len(arrays["x_test"])
     say(f"{train} + {test} pictures of {format_shape((size, size, 3))}, to train and to test: {place}")
+
+
+def _show_text(name: str, split: str) -> None:
+    """What `show` says of a text."""
+    from undiffuse.data.remarks import readable
+    from undiffuse.data.texts import load_text
+
+    with bar("reading") as tick:
+        data = load_text(name, split, length=1, progress=tick)
+    say(f"{data.name} ({split}): {data.characters:,} characters, {data.tokenizer.size} different; {data.licence}")
+    say(f"fingerprint {data.fingerprint[:16]}")
+    middle = len(data.flat) // 2
+    for line in data.tokenizer.decode(data.flat[middle : middle + EXCERPT]).split("\n"):
+        say(f"  {readable(line)}")
 
 
 def _captions(data: "ImageSet") -> list[str]:
