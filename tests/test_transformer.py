@@ -25,9 +25,9 @@ def network(span: int = 0, seed: int = 0, times: bool = False) -> Transformer:
     return made.requires_grad_(False)
 
 
-def denoiser(span: int = 0) -> TokenDenoiser:
+def denoiser(span: int = 0, shifts: bool = False) -> TokenDenoiser:
     made = network(span)
-    return TokenDenoiser(made, CategoricalProcess(LinearSurvival(), K, dtype=torch.float64))
+    return TokenDenoiser(made, CategoricalProcess(LinearSurvival(), K, dtype=torch.float64), shifts=shifts)
 
 
 def seen_by(made: Transformer, length: int) -> Tensor:
@@ -91,7 +91,7 @@ def test_spans_of_one_token_are_a_likelihood() -> None:
 def test_the_rival_is_a_likelihood() -> None:
     x0 = strings()
     draw = Given(torch.zeros(len(x0), 3, dtype=torch.float64), is_uniform=True)
-    loss = next_token(denoiser(1), x0, None, torch.zeros(len(x0), dtype=torch.float64), draw)
+    loss = next_token(denoiser(1, shifts=True), x0, None, torch.zeros(len(x0), dtype=torch.float64), draw)
     assert (-3 * loss.double()).exp().sum() == pytest.approx(1, abs=1e-10)
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ import torch
 from conftest import Command
 from exact_tokens import exact_denoiser
 
-from undiffuse import load
+from undiffuse import load, sample
 from undiffuse.data.texts import load_text
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.evaluation.texts import measured
 from undiffuse.model import Model
+from undiffuse.networks import Transformer
+from undiffuse.objectives import next_token, spans
+from undiffuse.process import CategoricalProcess, LinearSurvival
+from undiffuse.randomness import Given
+from undiffuse.token_denoiser import TokenDenoiser
 from undiffuse.training import train
 from undiffuse.weights import sha256_of_weights
 from undiffuse.writing import Writing, infill, rewrite, write
@@ -105,28 +112,68 @@ def test_a_rewritten_text_changes_with_the_strength(runs: dict[str, Path], kind:
     assert changed[0] < changed[1] < changed[2] and changed[0] < 0.15 and changed[2] > 0.4
 
 
+def small(denoiser: TokenDenoiser, model: Model, span: int = 0) -> Model:
+    """A model of three tokens of three values, with this denoiser and no network that has a device."""
+    network = model.config.network.model_copy(update={"span": span})
+    config = model.config.model_copy(update={"network": network})
+    made = Model("small", config, replace(model.data, shape=(3,)), denoiser, {})  # type: ignore[arg-type]
+    object.__setattr__(made, "taken", lambda condition, count: condition)
+    return made
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "device", torch.device("cpu"))
+
+
+def agrees(found: np.ndarray, law: np.ndarray) -> bool:
+    """Whether draws, int64 (N, ...), have the law, within four standard errors of every outcome."""
+    counts = np.zeros(law.shape)
+    np.add.at(counts, tuple(found.T), 1)
+    return bool((abs(counts / len(found) - law) < 4 * np.sqrt(law * (1 - law) / len(found)) + 1e-9).all())
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 def test_the_law_of_an_infilled_text_is_the_conditional_law(runs: dict[str, Path]) -> None:
-    """With the exact denoiser of a joint law over three tokens, by 4,000 draws: within four standard errors."""
-    model = load(runs["absorbing"])
     torch.manual_seed(0)
     joint = torch.rand(3, 3, 3, dtype=torch.float64)
     joint /= joint.sum()
-    process = type(model.denoiser.process)(model.denoiser.process.schedule, 3, dtype=torch.float64)
-    exact = exact_denoiser(joint, process)
+    process = CategoricalProcess(LinearSurvival(), 3, dtype=torch.float64)
+    model = small(exact_denoiser(joint, process), load(runs["absorbing"]))
+    found = infill(model, Writing(), range(4000), np.array([0, 2, 0]), np.array([True, False, True]))
+    assert agrees(found[:, [0, 2]], (joint[:, 2, :] / joint[:, 2, :].sum()).numpy())
 
-    data = model.data.__class__(**{**vars(model.data), "shape": (3,)})
-    small = Model("exact", model.config, data, exact, {})  # type: ignore[arg-type]
-    object.__setattr__(small, "taken", lambda condition, count: condition)
-    known = np.array([0, 2, 0])
-    free = np.array([True, False, True])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Model, "device", torch.device("cpu"))
-        found = infill(small, Writing(), range(4000), known, free)
-    conditional = (joint[:, 2, :] / joint[:, 2, :].sum()).numpy()
-    counts = np.zeros((3, 3))
-    np.add.at(counts, (found[:, 0], found[:, 2]), 1)
-    error = np.sqrt(conditional * (1 - conditional) / 4000)
-    assert (abs(counts / 4000 - conditional) < 4 * error).all()
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("shifts", [False, True])
+def test_what_writes_in_order_writes_the_law_that_it_was_trained_to(runs: dict[str, Path], shifts: bool) -> None:
+    """Both losses are likelihoods (tests/test_transformer.py): of what `write` draws."""
+    torch.manual_seed(1)
+    network = Transformer(4, 3, width=64, blocks=1, span=1).double().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    denoiser = TokenDenoiser(network, CategoricalProcess(LinearSurvival(), 3, dtype=torch.float64), shifts=shifts)
+    x0 = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    u, draw = torch.zeros(27, dtype=torch.float64), Given(torch.rand(27, 3, dtype=torch.float64), True)
+    loss = next_token(denoiser, x0, None, u, draw) if shifts else spans(denoiser, x0, None, u, draw, span=1)
+    law = (-3 * loss).exp().reshape(3, 3, 3).numpy()
+    assert law.max() > 3 * law.min()
+    found = write(small(denoiser, load(runs["absorbing"]), 1), Writing(), range(4000), np.zeros(0, int), 3)
+    assert agrees(found, law)
+
+
+def test_blanks_know_what_comes_after_their_window(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every blank of a long text is written with a quarter of a window of text behind it."""
+    model = load(runs["absorbing"])
+    tokens, seen = np.arange(100) % 5, []
+
+    def watched(model: Model, writing: Writing, tokens: np.ndarray, free: np.ndarray, *others: Any, **more: Any) -> Any:
+        seen.append(free.copy())
+        return tokens
+
+    monkeypatch.setattr("undiffuse.writing.fill", watched)
+    infill(model, Writing(), range(1), tokens, np.isin(np.arange(100), [5, 20, 21, 40, 99]))
+    assert [np.flatnonzero(free).tolist() for free in seen] == [[5, 20, 21], [6, 7], [6], [23]]
 
 
 def test_commands(runs: dict[str, Path], text: Path, command: Command, tmp_path: Path) -> None:
@@ -138,11 +185,13 @@ def test_commands(runs: dict[str, Path], text: Path, command: Command, tmp_path:
     written = json.loads((tmp_path / "found.json").read_text())
     assert all(one.startswith("the ") and one.endswith(" sat on") and len(one) == 14 for one in written["texts"])
     assert command("show", "found.json")[1].startswith("undiffuse edit")
+    code, out, _ = command("redo", "found.json", "--out", "again.json")
+    assert code == 0 and "the same" in out
     (tmp_path / "one.txt").write_text("the cat sat on the mat.")
     code, out, _ = command("edit", run, "one.txt", "--strength", 0.01)
     assert code == 0 and out == "the cat sat on the mat.\n"
     code, out, _ = command("evaluate", run, "-n", 4, "--json", "found2.json")
-    assert code == 0 and "bits per character, bound" in out and "infilling spans, right" in out
+    assert code == 0 and "bits per character, windows apart, bound" in out and "infilling spans, right" in out
     rows = {row["measure"]: row["value"] for row in json.loads((tmp_path / "found2.json").read_text())["rows"]}
     assert 0.5 < rows["bits per character, left to right"] < 5
     code, out, _ = command("explain", run, "--out", "pictures")
@@ -199,6 +248,49 @@ def test_masks_are_needed_where_masks_are_revealed(runs: dict[str, Path], comman
 def test_settings_that_do_not_fit(text: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         train({"data.source": str(text), **TINY, **settings}, tmp_path / "run", report=lambda _: None)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "spans", "next-token"])
+def test_every_kind_is_measured_and_explained_or_refused(runs: dict[str, Path], command: Command, kind: str) -> None:
+    run = str(runs[kind])
+    code, out, err = command("evaluate", run, "-n", 2, "--draws", 1)
+    assert (code, err) == (0, "") and "bits per character, windows apart" in out and "infilling" not in out
+    code, _, err = command("evaluate", run, "--metrics", "infill")
+    assert code == 2 and "infilling is measured where any tokens are masked" in err
+    code, _, err = command("explain", run)
+    assert (code == 0) == (kind == "uniform") and (kind == "uniform" or "writes in order" in err)
+
+
+def test_other_commands_refuse_texts(runs: dict[str, Path], command: Command) -> None:
+    run = str(runs["absorbing"])
+    for arguments in (
+        ("tune", run),
+        ("export", run, "--format", "onnx", "--out", "a.onnx"),
+        ("export", run, "--out", "x"),
+    ):
+        code, out, err = command(*arguments)
+        assert code in (1, 2) and "pictures" in err and err.count("\n") == 1, (arguments, out, err)
+    with pytest.raises(UsageError, match="is for pictures"):
+        sample(run, 2)
+
+
+def test_fine_tuning_keeps_the_tokens(runs: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    base = str(runs["absorbing"])
+    quick = {"training.steps": 2, "training.precision": "fp32", "training.base": base}
+    train({"data.source": str(text), **quick}, tmp_path / "run", report=lambda _: None)
+    assert load(tmp_path / "run").data.shape == (24,)
+    (tmp_path / "other.txt").write_text("zebras drink quietly.\n" * 60)
+    with pytest.raises(UsageError, match="was trained on other tokens"):
+        train({"data.source": str(tmp_path / "other.txt"), **quick}, tmp_path / "other", report=lambda _: None)
+
+
+def test_a_changed_text_is_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "cats.txt"
+    path.write_text(TEXT)
+    train({"data.source": str(path), **TINY, "training.steps": 2}, tmp_path / "run", report=lambda _: None)
+    path.write_text(TEXT[300:] + TEXT[:300])
+    with pytest.raises(UsageError, match="is not the text that"):
+        measured(load(tmp_path / "run"))
 
 
 def test_pictures_have_no_tokens(whole: Path, command: Command, tmp_path: Path) -> None:

@@ -206,6 +206,8 @@ def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> Networ
         raise UsageError("network.kind=transformer is for texts")
     if config.patch not in (None, 1) or config.attention or config.head or config.fourier or config.kernel:
         raise UsageError("network.patch, attention, head, fourier and kernel are not for network.kind=transformer")
+    if config.values or config.options:
+        raise UsageError("network.values and options are not for network.kind=transformer")
     channels = config.channels or (max(HEAD, HEAD * round(config.width * 192 / HEAD)),)
     if len(channels) != 1 or channels[0] % HEAD:
         raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of {HEAD}")
@@ -398,7 +400,8 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     if config.network.kind == "transformer":
         # What is made for pictures (guidance, likelihood, ODEs) refuses texts by their domain; the rest asks nothing
         # of a denoiser that this one has not.
-        return cast(Denoiser, TokenDenoiser(network, make_token_process(config)))
+        shifts = config.objective.loss == "next-token"
+        return cast(Denoiser, TokenDenoiser(network, make_token_process(config), shifts=shifts))
     sigma_data = _sigma_data(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")
@@ -465,7 +468,7 @@ def make_objective(config: Config) -> Objective:
         raise UsageError("objective.loss=next-token needs network.span=1: a network that looks only back")
     if objective.loss == "spans" and config.data.length % span:
         raise UsageError(f"network.span = {span} does not divide data.length = {config.data.length}")
-    if objective.loss in ("count", "spans") and config.process.kind != "absorbing":
+    if objective.loss in ("count", "spans", "next-token") and config.process.kind != "absorbing":
         raise UsageError(f"objective.loss={objective.loss} counts masks: it needs process.kind=absorbing")
     weighting = _with(
         WEIGHTINGS.find(objective.weighting),

@@ -131,10 +131,10 @@ class DataConfig(_Section):
         0.0, ge=0, lt=1, description="probability of each move of EDM's augmentation, such as 0.12; samples are unmoved"
     )
 
-    length: int = Field(128, ge=4, le=65_536, description="tokens of a window of text")
+    length: int = Field(128, ge=4, le=16_384, description="tokens of a window of text")
     tokens: TokensName = Field("characters", description="what texts are made of")
     vocabulary: int | None = Field(
-        None, ge=2, le=65_535, description="how many tokens there are; None: as in the text, or 1024 for tokens=bpe"
+        None, ge=1, le=65_536, description="how many tokens there are; None: as in the text, or 1024 for tokens=bpe"
     )
 
     _added: ClassVar[tuple[str, ...]] = ("augment", "length", "tokens", "vocabulary")

@@ -13,7 +13,7 @@ from undiffuse.cache import folder_for, locked, writing
 from undiffuse.conditions import Condition
 from undiffuse.errors import UsageError
 from undiffuse.interop.onnx import MISSING, OnnxNetwork, export_onnx, onnx_takes, open_session
-from undiffuse.model import Model
+from undiffuse.model import Model, pictures_only
 from undiffuse.names import one_of
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import ENGINES
@@ -40,6 +40,10 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
     Raises UsageError for an engine that is not available.
     """
     one_of("engine", engine, ("auto", *ENGINES))
+    if model.data.domain == "texts" and engine == "auto":
+        return model
+    if engine != "torch":
+        pictures_only(model, f"the engine {engine}")
     if model.engine == engine:
         return model
     folder = folder_for(

@@ -19,7 +19,7 @@ from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.guidance import Guidance, Overshoot, inside_interval
 from undiffuse.guide import guided_denoiser, with_guide
-from undiffuse.model import Model, load
+from undiffuse.model import Model, load, pictures_only
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.sampling import (
@@ -123,7 +123,8 @@ class Recipe:
             raise UsageError(str(error)) from None
 
     def check(self, model: Model) -> None:
-        """Raises UsageError for a sampler that the model cannot have."""
+        """Raises UsageError for a sampler that the model cannot have, and for a model of texts."""
+        pictures_only(model, "this way of sampling")
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
 

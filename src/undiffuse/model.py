@@ -59,6 +59,7 @@ __all__ = [
     "checkpoints",
     "find",
     "load",
+    "pictures_only",
     "read_card",
     "read_grids",
     "with_process",
@@ -135,6 +136,8 @@ class Model:
             facts.append(dataclasses.asdict(self.data.condition))
         if self.data.domain != "pictures":  # keeps the fingerprints of models of pictures
             facts.append(self.data.domain)
+        if self.data.tokens is not None:
+            facts.append(self.data.tokens)
         if self.guide is not None:
             facts.append(self.guide.fingerprint)
         return hashlib.sha256(
@@ -232,6 +235,12 @@ class Model:
         return condition.to(self.device)
 
 
+def pictures_only(model: Model, what: str) -> None:
+    """Raises UsageError for a model of texts: `what` is not for it."""
+    if model.data.domain == "texts":
+        raise UsageError(f"{what} is for pictures, and {model.name} is a model of texts")
+
+
 def write_model(
     folder: Path, config: Config, data: DataFacts, training: dict[str, Any], weights: dict[str, Tensor]
 ) -> None:
@@ -285,6 +294,7 @@ def with_process(model: Model, **settings: Any) -> Model:
     `settings` are those of `undiffuse.config.ProcessConfig`, the rest at its defaults. Raises UsageError for invalid
     ones, and for a model whose target is defined only under its own process (denoiser.score_scale=state).
     """
+    pictures_only(model, "another process")
     if model.denoiser.target == SCORE_OF_STATE:
         raise UsageError(
             f"{model.name} predicts the score of x_t itself, as old models do (denoiser.score_scale=state): "

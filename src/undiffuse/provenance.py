@@ -30,7 +30,7 @@ KEYWORD = "undiffuse"
 FORMAT = 1
 LONGEST = 65_535  # bytes: what the comment of a zip file can hold
 KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff'}
-"""The files that hold a recipe, and how they begin."""
+"""The files that hold a recipe, and how they begin: pictures, arrays and, written with it, texts."""
 
 Words = Annotated[str, Field(max_length=LONGEST, strict=True)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", strict=True)]
@@ -158,8 +158,6 @@ def inscribe(path: Path, text: str) -> None:
         return
     if len(text) > LONGEST:
         warn(f"the recipe is left out: it takes {len(text):,} bytes, more than the {LONGEST:,} that a file can hold")
-    elif kind == ".json":
-        return  # it was written with it
     elif kind == ".png":
         with path.open("r+b") as file:  # it only grows; to truncate it would make some file systems flush it
             longer = with_text(file.read(), KEYWORD, text)
@@ -171,8 +169,8 @@ def inscribe(path: Path, text: str) -> None:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Of a .png or .npz file, or of the first sample in a folder. Raises UsageError for a file that has none,
-    UndiffuseError for one that is damaged. Nothing is unpacked and at most `LONGEST` bytes are parsed."""
+    """Of a .png, .npz or .json file, or of the first sample in a folder. Raises UsageError for a file that has none,
+    UndiffuseError for one that is damaged. Nothing is unpacked; of all but .json at most `LONGEST` bytes are parsed."""
     shown = readable(str(path))
     if path.is_dir():
         path = next((one for one in sorted(path.iterdir()) if re.fullmatch(r"\d{6,}\.png", one.name)), path)
@@ -186,14 +184,14 @@ def read_provenance(path: Path) -> Provenance:
         raise UndiffuseError(f"cannot read the recipe of {shown}: {readable(cut(str(error), 200))}") from None
     if text is None:
         raise UsageError(
-            f"{shown} carries no recipe: .png and .npz files of undiffuse sample and edit do, unless another program "
-            "has saved them since"
+            f"{shown} carries no recipe: .png, .npz and .json files of undiffuse sample and edit do, unless another "
+            "program has saved them since"
         )
     return _parsed(text, f"the recipe of {shown} is damaged")
 
 
 def kind_of(path: Path) -> str:
-    """ ".png", ".npz" (any zip) or "" (something else), by the file's first bytes. Raises OSError."""
+    """ ".png", ".npz" (any zip), ".json" (of texts) or "" (something else), by the first bytes. Raises OSError."""
     with path.open("rb") as file:
         begins = file.read(len(SIGNATURE))
     return next((kind for kind, beginning in KINDS.items() if begins.startswith(beginning)), "")

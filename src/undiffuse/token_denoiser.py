@@ -9,7 +9,7 @@ probabilities: Sahoo et al. 2024, section 3.2.3). Under uniform noise the logits
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,15 +26,19 @@ class TokenDenoiser:
     Attributes:
         network: (x_t int64 (B, L), log-SNR (B,) float32, condition) -> logits (B, L, K).
         process: any of its kind and number of values, not only the one trained on.
+        shifts: the network is given what stands before each place, as autoregressive models are, and not its own token.
     """
 
     network: Callable[[Tensor, Tensor, Condition | None], Tensor]
     process: CategoricalProcess | OrdinalProcess
+    shifts: bool = field(default=False, kw_only=True)
 
     def logits(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Tensor:
         """ln p(x_0i | the other noisy elements) + const: (B, L, K), of the process's dtype."""
         log_snr = self.process.schedule.log_snr(t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         log_snr = log_snr.to(device=x_t.device, dtype=torch.float32).expand(len(x_t))
+        if self.shifts:  # the mask stands before the first
+            x_t = torch.cat([torch.full_like(x_t[:, :1], self.process.values), x_t[:, :-1]], 1)
         return self.network(x_t, log_snr, condition).to(self.process.dtype)
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Categorical:

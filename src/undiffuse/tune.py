@@ -9,7 +9,7 @@ from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe, states
-from undiffuse.model import find, load
+from undiffuse.model import find, load, pictures_only
 from undiffuse.progress import Bar, no_bar
 from undiffuse.sampling import SAMPLERS, search_grid
 
@@ -41,7 +41,9 @@ def tune(
     for recipe in recipes:
         if SAMPLERS[recipe.sampler].random or SAMPLERS[recipe.sampler].guides:
             raise UsageError(f"no grid is searched for {recipe.sampler}: choose ddim, euler, heun, dpm++ or unipc")
-    model = with_engine(load(name, device), engine, bar=bar)
+    model = load(name, device)
+    pictures_only(model, "undiffuse tune")
+    model = with_engine(model, engine, bar=bar)
     numbers = range(samples)
     condition = model.condition(numbers)
     with bar("a fine trajectory", samples * FINE.steps) as tick:

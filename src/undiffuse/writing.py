@@ -25,6 +25,10 @@ from undiffuse.token_denoiser import TokenDenoiser
 
 BLANK = "_"
 """In a text to be filled in, stands for one token."""
+BETWEEN = "\n\n* * *\n\n"
+"""Between texts in one file."""
+BATCH = 16
+"""Texts that the commands write at once."""
 Tick = Callable[[int], None]
 
 
@@ -35,7 +39,7 @@ class Writing:
     Attributes:
         sampler: a name in TOKEN_SAMPLERS; "auto": first-hitting where tokens are masked and `steps` is None, else
             ancestral.
-        steps: N; None: as many as there are tokens to write.
+        steps: N, for each window or span; None: as many as there are tokens to write in it.
         grid: a name in GRIDS; None: the sampler's.
         seed: of all randomness.
     """
@@ -62,7 +66,10 @@ class Writing:
         """The times to visit for `count` tokens, from `start`."""
         name = self.named(process)
         steps = 1 if name == "first-hitting" and self.steps is None else self.steps or count
-        return start * make_grid(self.grid or TOKEN_SAMPLERS[name].grid, process.schedule, steps)
+        try:
+            return start * make_grid(self.grid or TOKEN_SAMPLERS[name].grid, process.schedule, steps)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
 
 def texts_only(model: Model) -> Tokenizer:
@@ -112,8 +119,8 @@ def infill(
 ) -> np.ndarray:
     """`tokens` (L,) with those at `free`, bool (L,), written anew: int64 (B, L).
 
-    A text longer than the window is filled in from left to right, in windows of which three quarters lie after the
-    first blank.
+    A text longer than the window is filled in from left to right, in windows of which a quarter lies before the first
+    blank and a quarter after the last that is kept.
     """
     window, part = model.data.shape[0], 0
     found, left = np.tile(tokens.astype(np.int64), (len(numbers), 1)), free.copy()
@@ -121,10 +128,13 @@ def infill(
         first = int(np.flatnonzero(left)[0])
         start = max(0, min(first - window // 4, len(tokens) - window))
         here = slice(start, start + window)
-        found[:, here] = fill(model, writing, found[:, here], left[here], numbers, condition, part=part)
+        whole = fill(model, writing, found[:, here], left[here], numbers, condition, part=part)
+        end = start + window if start + window >= len(tokens) else start + 3 * window // 4
+        kept = slice(start, end)
+        found[:, kept] = whole[:, : end - start]
         if tick:
-            tick(int(left[here].sum()))
-        left[here], part = False, part + 1
+            tick(int(left[kept].sum()))
+        left[kept], part = False, part + 1
     return found
 
 
@@ -181,12 +191,14 @@ def fill(
     if not free.any():
         return x.cpu().numpy()
     places = torch.from_numpy(np.flatnonzero(free)).to(model.device)
-    if process.mask is None:
-        step = holding(TOKEN_SAMPLERS[writing.named(process)].step, x, torch.from_numpy(~free).to(x.device))
-        start = process.prior(x).sample(_draws(writing, numbers, part)(0))
-        return _sampled(model, writing, start, _draws(writing, numbers, part), condition, step=step).cpu().numpy()
     padded = torch.full((len(x), window), process.values, device=x.device)
     padded[:, : x.shape[1]] = x
+    if process.mask is None:  # what lies beyond a short text is written too, and cut off
+        known = torch.from_numpy(np.pad(~free, (0, window - len(free)))).to(x.device)
+        step = holding(TOKEN_SAMPLERS[writing.named(process)].step, padded.clamp(max=process.values - 1), known)
+        start = process.prior(padded).sample(_draws(writing, numbers, part)(0))
+        written = _sampled(model, writing, start, _draws(writing, numbers, part), condition, step=step)
+        return written[:, : x.shape[1]].cpu().numpy()
     padded[:, places] = process.values
     span = model.config.network.span or window
     asked = Remembered(model.denoiser.bind, condition)

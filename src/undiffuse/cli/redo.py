@@ -26,7 +26,7 @@ SAMPLE = re.compile(r"\d{6,}\.\w+")
 
 
 def redo(
-    file: Path = typer.Argument(..., help="A .png or .npz that undiffuse has written, or a folder of samples."),
+    file: Path = typer.Argument(..., help="A .png, .npz or .json that undiffuse has written, or a folder of samples."),
     out: Path = typer.Option(None, "--out", "-o", help="What to write [FILE-redone]."),
     force: bool = typer.Option(
         False, "--force", help="Run even if the model or the images have changed, and overwrite existing output."
@@ -140,13 +140,16 @@ def _shows_the_same(one: Path, other: Path) -> bool:
     from undiffuse.data import policy
     from undiffuse.data.npy import Archive, open_npy
     from undiffuse.errors import UndiffuseError
+    from undiffuse.files import read_json
     from undiffuse.provenance import kind_of
 
     try:
         if kind_of(one) == ".png":
             return np.array_equal(np.asarray(policy.decode(one)), np.asarray(policy.decode(other)))
+        if kind_of(one) == ".json":
+            return bool(read_json(one)["texts"] == read_json(other)["texts"])
         a, b = open_npy(one), open_npy(other)
         assert isinstance(a, Archive) and isinstance(b, Archive)
         return a.names == b.names and all(np.array_equal(a.read(name), b.read(name)) for name in a.names)
-    except (UndiffuseError, ValueError):
+    except (UndiffuseError, ValueError, KeyError):
         return False

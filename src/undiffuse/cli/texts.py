@@ -1,13 +1,13 @@
 """What the commands do with a model of texts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import given, numbers, say, table
+from undiffuse.cli.console import alone, given, numbers, say, table
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from undiffuse.model import Model
     from undiffuse.writing import Writing
 
-BETWEEN = "\n\n* * *\n\n"
 SAMPLE = ("model", "n", "sampler", "steps", "grid", "prompt", "length", "seed", "out", "device", "force")
 EDIT = ("model", "images", "infill", "strength", "n", "sampler", "steps", "grid", "seed", "out", "device", "force")
 EVALUATE = ("subject", "metrics", "n", "draws", "sampler", "steps", "seed", "json_file", "device", "force")
@@ -54,6 +53,7 @@ def sample(
     context: typer.Context, model: str, prompts: Sequence[str], length: int | None, out: Path | None, force: bool
 ) -> None:
     """`undiffuse sample` of a model of texts; the rest of its options are in the context."""
+    alone("sample")
     check_options(context, SAMPLE)
     if len(prompts) > 1:
         raise UsageError("a text begins with one --prompt")
@@ -68,8 +68,10 @@ def sample(
         raise UsageError(f"--length {length}: the prompt alone has {len(prompt)} tokens")
     origin = recorded(context, loaded, writing.seed)
     count = context.params["n"] if "n" in given(context) else 1
-    with bar("writing", length - len(prompt)) as tick:
-        found = write(loaded, writing, range(count), prompt, length, loaded.condition(range(count)), tick)
+    with bar("writing", _batches(count) * (length - len(prompt))) as tick:
+        found = _in_batches(
+            count, lambda part: write(loaded, writing, part, prompt, length, loaded.condition(part), tick)
+        )
     _tell(tokenizer, found, out, force, origin.text())
 
 
@@ -97,13 +99,16 @@ def edit(
     if not 0 < strength <= 1:
         raise UsageError(f"--strength {strength:g} must lie above 0 and at most at 1")
     origin = recorded(context, loaded, writing.seed, texts)
-    samples, work = range(context.params["n"]), len(tokens) if free is None else int(free.sum())
-    condition = loaded.condition(samples)
-    with bar("writing", work) as tick:
+    count, work = context.params["n"], len(tokens) if free is None else int(free.sum())
+
+    def edited(part: range) -> "np.ndarray":
+        condition = loaded.condition(part)
         if free is None:
-            found = ways.rewrite(loaded, writing, samples, tokens, strength, condition, tick)
-        else:
-            found = ways.infill(loaded, writing, samples, tokens, free, condition, tick)
+            return ways.rewrite(loaded, writing, part, tokens, strength, condition, tick)
+        return ways.infill(loaded, writing, part, tokens, free, condition, tick)
+
+    with bar("writing", _batches(count) * work) as tick:
+        found = _in_batches(count, edited)
     _tell(tokenizer, found, out, force, origin.text())
 
 
@@ -111,15 +116,16 @@ def explain(context: typer.Context, model: str, out: Path, seed: int, force: boo
     """`undiffuse explain` of a model of texts."""
     check_options(context, EXPLAIN)
     from undiffuse import output
-    from undiffuse.build import make_data
+    from undiffuse.evaluation.texts import learnt_text
     from undiffuse.explain import PICTURES
     from undiffuse.explain_texts import draw, work
     from undiffuse.model import load
     from undiffuse.provenance import inscribe
 
     loaded = load(model)
-    assert loaded.learnt
-    text = make_data(loaded.learnt, "test").images[0]
+    if loaded.config.network.span:
+        raise UsageError(f"{model} writes in order; explain follows models that write in any")
+    text = learnt_text(loaded, "test").images[0]
     origin = recorded(context, loaded, seed)
     pictures: list[tuple[Path, str]] = []
 
@@ -137,6 +143,7 @@ def explain(context: typer.Context, model: str, out: Path, seed: int, force: boo
 
 def evaluate(context: typer.Context, model: str, json_file: Path | None, force: bool) -> None:
     """`undiffuse evaluate` of a model of texts."""
+    alone("evaluate")
     check_options(context, EVALUATE)
     from undiffuse import output
     from undiffuse.devices import conditions
@@ -148,12 +155,15 @@ def evaluate(context: typer.Context, model: str, json_file: Path | None, force: 
     from undiffuse.writing import Writing
 
     options = context.params
-    asked = list(TEXT_METRICS) if options["metrics"] == "all" else options["metrics"].split(",")
+    asked = [name.strip() for name in options["metrics"].split(",")]
+    asked = list(TEXT_METRICS) if asked == ["all"] else asked
     for name in asked:
         one_of("metric of texts", name, TEXT_METRICS)
     steps = None
     if "steps" in given(context):
-        (steps,) = numbers("--steps", options["steps"])
+        steps, *others = numbers("--steps", options["steps"])
+        if others:
+            raise UsageError(f"--steps {options['steps']}: one number for a model of texts")
     writing = Writing(options["sampler"], steps, seed=options["seed"])
     loaded = load(model, options["device"])
     rows, facts = measured(
@@ -167,6 +177,21 @@ def evaluate(context: typer.Context, model: str, json_file: Path | None, force: 
     if json_file:
         found = {"model": model, **facts, **conditions(), "rows": [dataclasses.asdict(row) for row in rows]}
         say(f"{output.put(json_file, lambda path: write_json(path, found), force)}: all numbers")
+
+
+def _batches(count: int) -> int:
+    from undiffuse.writing import BATCH
+
+    return -(-count // BATCH)
+
+
+def _in_batches(count: int, written: "Callable[[range], np.ndarray]") -> "np.ndarray":
+    """The texts 0 .. count - 1, some at a time: each depends on its number alone."""
+    import numpy as np
+
+    from undiffuse.writing import BATCH
+
+    return np.concatenate([written(range(n, min(n + BATCH, count))) for n in range(0, count, BATCH)])
 
 
 def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writing]":
@@ -216,6 +241,7 @@ def _tell(tokenizer: "Tokenizer", found: "np.ndarray", out: Path | None, force: 
 
     from undiffuse import output
     from undiffuse.data.remarks import readable
+    from undiffuse.writing import BETWEEN
 
     texts = [tokenizer.decode(row) for row in found]
     if out is None:

@@ -7,19 +7,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from undiffuse.build import make_data
 from undiffuse.data.texts import TextSet
 from undiffuse.errors import UsageError
-from undiffuse.evaluation.infilling import KINDS, infilled, masks
+from undiffuse.evaluation.infilling import KINDS, SPAN, infilled, masks
 from undiffuse.evaluation.language import Estimate, bound_bits, causal_bits, chain_rule_bits, fluency
 from undiffuse.metrics.language import Bidirectional, NGram
 from undiffuse.model import Model
-from undiffuse.objectives import count, spans
+from undiffuse.objectives import count, next_token, spans
 from undiffuse.objectives.bound import continuous_bound
-from undiffuse.objectives.spans import shifted
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import TEXT_METRICS
 from undiffuse.writing import Writing, process_of, texts_only, write
@@ -61,14 +59,19 @@ def measured(
 
     Raises UsageError for a model that is not of texts, or was trained on another text than is there now.
     """
-    texts_only(model)
-    train, test = (_text(model, split) for split in ("train", "test"))
+    train, test = (learnt_text(model, split) for split in ("train", "test"))
+    writing, window = writing or Writing(), model.data.shape[0]
+    whole, infills = set(metrics) == set(TEXT_METRICS), not model.config.network.span and process_of(model).mask
+    if "infill" in metrics and not whole and not (infills and window >= 2 * SPAN):
+        raise UsageError(f"infilling is measured where any tokens are masked, and in windows of {2 * SPAN} or more")
+    n = min(n, len(train.flat) // 2 // window)
+    if "fluency" in metrics and not n:
+        raise UsageError(f"half of the training text, {len(train.flat) // 2} tokens, is shorter than a window")
     rows: list[Row] = []
     if "bpd" in metrics:
-        rows += _bits(model, test, draws, blocks, bar)
-    if "infill" in metrics:
-        rows += _infilling(model, train, test, bar)
-    writing = writing or Writing()
+        rows += _bits(model, test, draws, blocks, writing.seed, bar)
+    if "infill" in metrics and infills and window >= 2 * SPAN:
+        rows += _infilling(model, train, test, writing.seed, bar)
     if "fluency" in metrics:
         rows += _fluency(model, train, n, writing, bar)
     facts = {
@@ -85,50 +88,52 @@ def measured(
 def log_probs(model: Model, x: Tensor) -> Tensor:
     """ln p of every token at the masks of x, or for a model trained to the next token at every place given those
     before it: (B, L, K)."""
-    if model.config.objective.loss == "next-token":
-        network, condition = model.denoiser.network, model.unconditional(len(x))
-        return network(shifted(x, process_of(model)), torch.zeros(len(x), device=x.device), condition).log_softmax(-1)
-    return model.denoiser(x, 0.5, model.unconditional(len(x))).log_probs  # type: ignore[attr-defined]
+    return model.denoiser.logits(x, 0.5, model.unconditional(len(x))).log_softmax(-1)  # type: ignore[attr-defined]
 
 
-def _text(model: Model, split: str) -> TextSet:
+def learnt_text(model: Model, split: str) -> TextSet:
+    """A split of the text that a model was trained on. Raises UsageError if it is not there any more."""
+    texts_only(model)
     if model.learnt is None:
         raise UsageError(f"{model.name} was imported without data")
-    text = make_data(model.learnt, split)
-    if (
-        not isinstance(text, TextSet)
-        or {"kind": text.tokenizer.name, "facts": text.tokenizer.facts} != model.data.tokens
-    ):
-        raise UsageError(f"{text.name} is not the text that {model.name} was trained on")
+    train = make_data(model.learnt, "train")
+    if not model.has_learnt(train.fingerprint):
+        raise UsageError(f"{train.name} is not the text that {model.name} was trained on any more")
+    text = train if split == "train" else make_data(model.learnt, split)
+    assert isinstance(text, TextSet)
     return text
 
 
-def _bits(model: Model, test: TextSet, draws: int, blocks: int | None, bar: Bar) -> list[Row]:
+def _bits(model: Model, test: TextSet, draws: int, blocks: int | None, seed: int, bar: Bar) -> list[Row]:
     window, loss = model.data.shape[0], model.config.objective.loss
     shared: dict[str, Any] = {"characters": test.characters / len(test.flat), "device": model.device, "progress": bar}
     flat, span = np.asarray(test.flat, dtype=np.int64), model.config.network.span
-    law = partial(log_probs, model)
+    law, absorbing = partial(log_probs, model), process_of(model).mask is not None
+
+    def bound(objective: Any, draws: int) -> Estimate:
+        return bound_bits(objective, model.denoiser, flat, window, draws, seed, **shared)
+
     if loss == "next-token":
-        return [_row("bits per character, left to right", causal_bits(law, flat, window, **shared))]
-    absorbing = process_of(model).mask is not None
-    objective: Any = partial(spans, span=span) if span else count if absorbing else continuous_bound
-    name = f"bits per character, bound{f' in spans of {span}' if span else ''}"
-    rows = [_row(name, bound_bits(objective, model.denoiser, flat, window, draws, 0, **shared))]
-    if absorbing and not span:
+        return [
+            _row("bits per character, windows apart", bound(next_token, 1)),
+            _row("bits per character, left to right", causal_bits(law, flat, window, **shared)),
+        ]
+    if span:
+        return [_row(f"bits per character, windows apart, in spans of {span}", bound(partial(spans, span=span), draws))]
+    rows = [_row("bits per character, windows apart, bound", bound(count if absorbing else continuous_bound, draws))]
+    if absorbing:
         left = chain_rule_bits(law, flat, window, process_of(model).values, blocks=blocks, **shared)
         rows.append(_row("bits per character, left to right", left))
     return rows
 
 
-def _infilling(model: Model, train: TextSet, test: TextSet, bar: Bar) -> list[Row]:
+def _infilling(model: Model, train: TextSet, test: TextSet, seed: int, bar: Bar) -> list[Row]:
     process = process_of(model)
-    if process.mask is None or model.config.network.span:
-        return []
     windows = np.asarray(test.images[:: max(1, len(test.images) // WINDOWS)], dtype=np.int64)
     rival = Bidirectional.learnt(np.asarray(train.flat), process.values)
     rows = []
     for kind in KINDS:
-        hidden = masks(kind, len(windows), windows.shape[1], 0)
+        hidden = masks(kind, len(windows), windows.shape[1], seed)
         shared: dict[str, Any] = {"windows": windows, "hidden": hidden, "mask": process.values}
         ours = infilled(lambda x, _: log_probs(model, x), device=model.device, progress=bar, **shared)
         theirs = infilled(lambda x, away: rival.log_probs(x.numpy(), away.numpy()), **shared)

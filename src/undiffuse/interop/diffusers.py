@@ -27,7 +27,7 @@ from undiffuse.files import atomic_folder, write_json
 from undiffuse.interop.scheduler import SCHEDULES, TARGETS, Scheduler, Settings, find_scheduler, process_of
 from undiffuse.interop.tables import read_table
 from undiffuse.interop.weights import FLOATS, WEIGHTS, check_shapes, find_weights, read_headers, read_weights
-from undiffuse.model import DataFacts, Model, with_process, write_model
+from undiffuse.model import DataFacts, Model, pictures_only, with_process, write_model
 from undiffuse.names import cut, fault, listed, shown
 from undiffuse.networks import UNet2D
 from undiffuse.process import Table
@@ -241,6 +241,7 @@ def export_diffusers(model: Model, out: str | Path) -> Path:
     Uses the adapter if `needs_adapter` gives a reason. DDIM gives our samples (threshold="clip", grid="trailing") with
     use_clipped_model_output=True, for numbers of steps that divide T.
     """
+    pictures_only(model, "export")
     out, adapted, network = _new(out), needs_adapter(model) is not None, model.network
     if not isinstance(model.denoiser.process.schedule, Table):
         model = with_process(model, schedule="cosine")  # its network takes the log-SNR, whatever the process

@@ -18,7 +18,7 @@ from undiffuse.conditions import Condition, Labels, check_given
 from undiffuse.conditions.labels import index_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
-from undiffuse.model import Model
+from undiffuse.model import Model, pictures_only
 from undiffuse.networks import UNet2D
 
 LARGEST_DIFFERENCE = 1e-4
@@ -132,6 +132,7 @@ def export_onnx(model: Model, path: Path) -> float:
 
     Raises UndiffuseError, and leaves nothing behind, if the two do not agree.
     """
+    pictures_only(model, "export")
     if model.device.type != "cpu":
         raise UsageError("export from the CPU: add --device cpu")
     with atomic_file(path) as temporary:

@@ -5,7 +5,7 @@ Pre-norm (Xiong et al. 2020) with LayerNorm (a fused kernel on a CPU, as RMSNorm
 x_t itself, so there the network needs no time.
 """
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-@cache
+@lru_cache(8)
 def _turns(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (L, HEAD / 2) of the positions' angles (Su et al. 2021, eq. 15)."""
     frequencies = 10_000 ** (-torch.arange(HEAD // 2, dtype=torch.float64) / (HEAD // 2))
@@ -134,7 +134,7 @@ def _turns(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
-@cache
+@lru_cache(8)
 def _mask(length: int, span: int, with_clean: bool, device: torch.device) -> Tensor | None:
     """Who (row) may attend to whom (column), bool (L, L), or (2 L, 2 L) for x and the clean text; None: all to all."""
     if not span and not with_clean:

@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from undiffuse.conditions import Condition
-from undiffuse.process import CategoricalProcess, OrdinalProcess
 from undiffuse.randomness import Draw
 from undiffuse.token_denoiser import TokenDenoiser
 
@@ -36,11 +35,6 @@ def spans(
 
 
 def next_token(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
-    """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The mask stands before the first token."""
-    logits = denoiser.network(shifted(x0, denoiser.process), torch.zeros(len(x0), device=x0.device), condition)
+    """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The denoiser is one that `shifts`."""
+    logits = denoiser.logits(x0, 0.5, condition)
     return functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none").mean(1)
-
-
-def shifted(x0: Tensor, process: CategoricalProcess | OrdinalProcess) -> Tensor:
-    """What stands before each token: the mask before the first."""
-    return torch.cat([torch.full_like(x0[:, :1], process.values), x0[:, :-1]], 1)

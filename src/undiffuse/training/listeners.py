@@ -22,7 +22,7 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.model import DataFacts, Model
 from undiffuse.training.loop import TrainingStep
 from undiffuse.training.state import Learner
-from undiffuse.writing import Writing, texts_only, write
+from undiffuse.writing import BETWEEN, Writing, texts_only, write
 
 PREVIEWS = 16
 REPORT_EVERY = 30.0  # seconds between lines if no bar can be drawn
@@ -121,7 +121,7 @@ class Listeners:
             )
             spell = texts_only(model).decode
             with atomic_file(self.run / "previews" / f"step-{step:08d}.txt") as temporary:
-                temporary.write_text("\n\n* * *\n\n".join(spell(row) for row in written) + "\n", "utf-8")
+                temporary.write_text(BETWEEN.join(spell(row) for row in written) + "\n", "utf-8")
             return
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
-from undiffuse.build import make_data, make_denoiser, make_objective, make_process
+from undiffuse.build import make_data, make_denoiser, make_objective, make_schedule
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, shares_a_cpu
@@ -239,7 +239,7 @@ class _Run:
         importance = self.learner.importance
         if importance is None or self.config.objective.loss != "continuous-bound":
             return self.config
-        schedule = make_process(self.config.process).schedule
+        schedule = make_schedule(self.config.process)
         if not isinstance(schedule, LogSNR):
             return self.config
         log_snrs = tuple(importance.learnt_log_snrs(schedule.log_snrs, RECONSTRUCTION).tolist())

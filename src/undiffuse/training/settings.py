@@ -54,7 +54,11 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
 
 
 def _for_texts(config: Config, data: TextSet, precision: str) -> Config:
-    held = {"vocabulary": data.tokenizer.size, "length": data.shape[0]}
+    if config.data.tokens != "bpe" and config.data.vocabulary not in (None, data.tokenizer.size):
+        raise UsageError(
+            f"data.vocabulary: the text has {data.tokenizer.size} different {config.data.tokens}: leave it out"
+        )
+    held = {"tokens": data.tokenizer.name, "vocabulary": data.tokenizer.size, "length": data.shape[0]}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=held),

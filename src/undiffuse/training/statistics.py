@@ -41,7 +41,7 @@ def data_facts(config: Config, data: ImageSet) -> DataFacts:
         data.fingerprint,
         data.domain,
         takes,
-        {"kind": config.data.tokens, "facts": data.tokenizer.facts} if isinstance(data, TextSet) else None,
+        {"kind": data.tokenizer.name, "facts": data.tokenizer.facts} if isinstance(data, TextSet) else None,
     )
 
 

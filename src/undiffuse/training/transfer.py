@@ -55,6 +55,11 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
     unconditional samples. Augmentation labels that the base does not have start without an effect. Raises UsageError
     for weights of other names or shapes. A network that is shown known pixels starts as one that is not.
     """
+    if base.data.tokens != data.tokens:
+        raise UsageError(
+            f"{base.name} was trained on other tokens than {data.name} has: its weights mean nothing for these. Models "
+            "with data.tokens=bytes read any text"
+        )
     source, added = base.network, isinstance(network, InpaintingUNet) and not isinstance(base.network, InpaintingUNet)
     if added:
         source = copy.deepcopy(source)
