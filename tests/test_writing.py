@@ -204,7 +204,7 @@ def test_commands(runs: dict[str, Path], text: Path, command: Command, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--class", "a"], "--class-name is not for models of texts"),
+        (["sample", "--class", "a"], "--class is not for models of texts, which take -n, --sampler"),
         (["sample", "--prompt", "the cat", "--length", 5], "--length 5: the prompt alone has 7 tokens"),
         (["sample", "--prompt", "a", "--prompt", "b"], "one --prompt"),
         (["sample", "--prompt", "the ☃"], "no such character"),

@@ -37,16 +37,10 @@ def is_text(model: str) -> bool:
 
 def check_options(context: typer.Context, taken: Sequence[str]) -> None:
     """Raises UsageError for options that were given and that texts do not take."""
+    names = {str(one.name): one.opts[0] for one in context.command.params if one.opts[0].startswith("-")}
     if others := [name for name in given(context) if name not in taken]:
-        raise UsageError(f"{_option(others[0])} is not for models of texts, which take {_options(taken)}")
-
-
-def _options(names: Sequence[str]) -> str:
-    return ", ".join(_option(name) for name in names if name not in ("model", "images"))
-
-
-def _option(name: str) -> str:
-    return "-n" if name == "n" else f"--{name.replace('_', '-')}"
+        possible = ", ".join(names[name] for name in taken if name in names)
+        raise UsageError(f"{names[others[0]]} is not for models of texts, which take {possible}")
 
 
 def sample(
