@@ -16,6 +16,8 @@ from undiffuse.networks.embedding import Conditioning, zero_
 
 HEAD = 64
 """Channels of an attention head: of 32, attention on a CPU takes a third longer for the same product."""
+NEAR = 5
+"""Neighbours that an embedding is mixed with."""
 
 
 class Transformer(nn.Module):
@@ -48,6 +50,7 @@ class Transformer(nn.Module):
         self.span = span
         self.embedding = nn.Embedding(categories, width)
         nn.init.normal_(self.embedding.weight, std=0.5)
+        self.neighbours = Neighbours(width, span)
         self.conditioning = Conditioning(width, encoders) if times or encoders else None
         self.times = times
         self.blocks = nn.ModuleList(Layer(width, self.conditioning is not None, dropout) for _ in range(blocks))
@@ -68,7 +71,12 @@ class Transformer(nn.Module):
         vector = None
         if self.conditioning is not None:
             vector = self.conditioning(log_snr if self.times else torch.zeros_like(log_snr), condition)
-        h = self.embedding(x if clean is None else torch.cat([x, clean], 1))
+        h = self.embedding(x)
+        if clean is None:
+            h = self.neighbours(h)
+        else:
+            given = self.embedding(clean)
+            h = torch.cat([self.neighbours(h, given), self.neighbours(given)], 1)
         mask = _mask(length, self.span, clean is not None, x.device)
         turns = _turns(length, x.device)
         if clean is not None:
@@ -83,10 +91,44 @@ class Transformer(nn.Module):
         """The weights for Muon: those of the layers, except of what conditions them."""
         return [
             layer.weight
-            for block in self.blocks
-            for name, layer in block.named_modules()
+            for part in (self.neighbours, *self.blocks)
+            for name, layer in part.named_modules()
             if isinstance(layer, nn.Linear) and name != "modulation"
         ]
+
+
+class Neighbours(nn.Module):
+    """Adds to each embedding, (B, L, width), a linear function of the NEAR around it, or before it for spans of 1.
+
+    Attention takes long to learn which neighbour is which (docs/text-diffusion.md has figures). A place sees what it may
+    attend to and no more.
+    """
+
+    def __init__(self, width: int, span: int):
+        super().__init__()
+        self.span = span
+        self.offsets = range(1 - NEAR, 1) if span == 1 else range(-(NEAR // 2), NEAR // 2 + 1)
+        self.mix = nn.Linear(NEAR * width, width, bias=False)
+
+    def forward(self, x: Tensor, clean: Tensor | None = None) -> Tensor:
+        """What lies before the span of a place is taken from `clean` (B, L, width), if it is given."""
+        number = torch.arange(x.shape[1], device=x.device) // (self.span or x.shape[1])
+        near = []
+        for offset in self.offsets:
+            here = _moved(x, offset)
+            if self.span and offset > 0:
+                here = here * (_moved(number[None, :, None] + 1, offset) == number[:, None] + 1)
+            elif clean is not None and offset < 0:
+                same = _moved(number[None, :, None] + 1, offset) == number[:, None] + 1
+                here = torch.where(same, here, _moved(clean, offset))
+            near.append(here)
+        return x + self.mix(torch.cat(near, -1))
+
+
+def _moved(x: Tensor, offset: int) -> Tensor:
+    """At each place what is `offset` places on, 0 beyond the ends: (B, L, C)."""
+    length = x.shape[1]
+    return functional.pad(x, (0, 0, max(-offset, 0), max(offset, 0)))[:, max(offset, 0) :][:, :length]
 
 
 class Layer(nn.Module):
