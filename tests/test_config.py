@@ -241,9 +241,13 @@ def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
     """Every key is known, every value valid, the whole buildable; and "balanced" alone is what there is without."""
     config = make_config(preset(name))
     assert (config == Config()) == (name == "balanced")
-    network = default_network(config.network, (28, 28))
-    config = config.model_copy(update={"network": network})
-    config = config.model_copy(update={"denoiser": config.denoiser.model_copy(update={"sigma_data": 1.0})})
+    text = name == "text"
+    network = default_network(config.network, () if text else (28, 28))
+    denoiser = config.denoiser.model_copy(
+        update={"sigma_data": 1.0, "target": "categorical" if text else config.denoiser.target}
+    )
+    config = config.model_copy(update={"network": network, "denoiser": denoiser})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": 80 if text else None})})
     make_denoiser(config, make_network(config, 1, label_facts([1 / 10] * 10))), make_objective(config)
 
 
