@@ -100,8 +100,8 @@ class Transformer(nn.Module):
 class Neighbours(nn.Module):
     """Adds to each embedding, (B, L, width), a linear function of the NEAR around it, or before it for spans of 1.
 
-    Attention takes long to learn which neighbour is which (docs/text-diffusion.md has figures). A place sees what it may
-    attend to and no more.
+    Attention takes long to learn which neighbour is which (docs/text-diffusion.md). A place sees what it may attend to
+    and no more.
     """
 
     def __init__(self, width: int, span: int):
