@@ -10,6 +10,7 @@ from conftest import Command
 from undiffuse.cli.early import CHOICES
 from undiffuse.engines import ENGINES
 from undiffuse.generate import THRESHOLDS
+from undiffuse.registry import TOKEN_SAMPLERS
 from undiffuse.sampling import GRIDS, SAMPLERS
 
 CODE = """
@@ -84,7 +85,7 @@ def test_no_torch_to_find_that_something_is_wrong(tmp_path: Path) -> None:
 
 def test_the_names_are_those_there_are() -> None:
     """In order."""
-    assert CHOICES["sampler"]() == ("auto", *SAMPLERS)
+    assert CHOICES["sampler"]() == ("auto", *SAMPLERS, *TOKEN_SAMPLERS)
     assert tuple(CHOICES["grid"]()) == tuple(GRIDS)
     assert tuple(CHOICES["threshold"]()) == tuple(THRESHOLDS)
     assert CHOICES["engine"]() == ("auto", *ENGINES)
