@@ -462,10 +462,10 @@ def make_objective(config: Config) -> Objective:
     if (objective.loss in OF_TOKENS) != (config.network.kind == "transformer") and objective.loss not in OF_BOTH:
         raise UsageError(f"objective.loss={objective.loss} is {'' if objective.loss in OF_TOKENS else 'not '}for texts")
     span = config.network.span
-    if (objective.loss == "spans") != (span > 1 or (span == 1 and objective.loss != "next-token")):
-        raise UsageError("network.span goes with objective.loss=spans, and 1 with next-token too")
     if objective.loss == "next-token" and span != 1:
         raise UsageError("objective.loss=next-token needs network.span=1: a network that looks only back")
+    if objective.loss != "next-token" and (objective.loss == "spans") != (span > 0):
+        raise UsageError("network.span goes with objective.loss=spans, and 1 with next-token too")
     if objective.loss == "spans" and config.data.length % span:
         raise UsageError(f"network.span = {span} does not divide data.length = {config.data.length}")
     if objective.loss in ("count", "spans", "next-token") and config.process.kind != "absorbing":

@@ -40,9 +40,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
     Raises UsageError for an engine that is not available.
     """
     one_of("engine", engine, ("auto", *ENGINES))
-    if model.data.domain == "texts" and engine == "auto":
-        return model
-    if engine != "torch":
+    if engine not in ("auto", "torch"):
         pictures_only(model, f"the engine {engine}")
     if model.engine == engine:
         return model

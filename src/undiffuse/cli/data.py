@@ -150,7 +150,7 @@ def make(
 
 
 def _show_text(name: str, split: str) -> None:
-    """What `show` says of a text."""
+    """Describes a text, and prints a piece of it."""
     from undiffuse.data.remarks import readable
     from undiffuse.data.texts import load_text
 

@@ -1,6 +1,8 @@
 """`undiffuse explain`."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -8,6 +10,9 @@ from undiffuse.cli import complete
 from undiffuse.cli.console import FORCE, say
 from undiffuse.cli.recorded import recorded
 from undiffuse.progress import bar
+
+if TYPE_CHECKING:
+    from undiffuse.provenance import Provenance
 
 
 def explain(
@@ -29,9 +34,8 @@ def explain(
     """
     from undiffuse import output
     from undiffuse.cli import texts
-    from undiffuse.explain import PICTURES, draw, work
+    from undiffuse.explain import draw, work
     from undiffuse.model import load
-    from undiffuse.provenance import inscribe
 
     out = out or output.fresh(Path(f"explain-{output.name_of(model)}"))
     output.claim_folder("--out", out, force)
@@ -40,14 +44,25 @@ def explain(
         return
     loaded = load(model)
     origin = recorded(context, loaded, seed)
+    with bar("drawing", work(loaded, count)) as tick:
+        put_pictures(out, lambda folder: draw(loaded, folder, count, seed, tick), origin, force)
+
+
+def put_pictures(
+    out: Path, draw: "Callable[[Path], Iterable[tuple[Path, str]]]", origin: "Provenance", force: bool
+) -> None:
+    """Writes the pictures that `draw` makes in a folder, with their recipe, to `out`, and says what they show."""
+    from undiffuse import output
+    from undiffuse.explain import PICTURES
+    from undiffuse.provenance import inscribe
+
     pictures: list[tuple[Path, str]] = []
 
     def write(folder: Path) -> None:
-        for path, caption in draw(loaded, folder, count, seed, tick):
+        for path, caption in draw(folder):
             inscribe(path, origin.text())
             pictures.append((path, caption))
 
-    with bar("drawing", work(loaded, count)) as tick:
-        place = output.put_folder(out, write, PICTURES, force)
+    place = output.put_folder(out, write, PICTURES, force)
     for path, caption in pictures:
         say(f"{place / path.name}\n    {caption}")

@@ -1,4 +1,4 @@
-"""What the commands do with a model of texts."""
+"""The commands for a model of texts."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -109,30 +109,18 @@ def edit(
 def explain(context: typer.Context, model: str, out: Path, seed: int, force: bool) -> None:
     """`undiffuse explain` of a model of texts."""
     check_options(context, EXPLAIN)
-    from undiffuse import output
+    from undiffuse.cli.explain import put_pictures
     from undiffuse.evaluation.texts import learnt_text
-    from undiffuse.explain import PICTURES
     from undiffuse.explain_texts import draw, work
     from undiffuse.model import load
-    from undiffuse.provenance import inscribe
 
     loaded = load(model)
     if loaded.config.network.span:
         raise UsageError(f"{model} writes in order; explain follows models that write in any")
     text = learnt_text(loaded, "test").images[0]
     origin = recorded(context, loaded, seed)
-    pictures: list[tuple[Path, str]] = []
-
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        for path, caption in draw(loaded, folder, text, seed, tick):
-            inscribe(path, origin.text())
-            pictures.append((path, caption))
-
     with bar("drawing", work(loaded)) as tick:
-        place = output.put_folder(out, write, PICTURES, force)
-    for path, caption in pictures:
-        say(f"{place / path.name}\n    {caption}")
+        put_pictures(out, lambda folder: draw(loaded, folder, text, seed, tick), origin, force)
 
 
 def evaluate(context: typer.Context, model: str, json_file: Path | None, force: bool) -> None:

@@ -14,7 +14,7 @@ from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import HUB_NAME
 from undiffuse.data.reading import reading
 from undiffuse.data.remarks import readable, some
-from undiffuse.data.walk import walk
+from undiffuse.data.walk import holds_pictures, walk
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
 from undiffuse.names import shown
@@ -89,10 +89,9 @@ def text_source(name: str) -> TextSource:
 
 def _files(folder: Path) -> list[Path]:
     """The texts in a folder, sorted; none if it holds pictures, also in formats that are not read."""
-    found = walk(folder)
-    if found.pictures or found.unread:
+    if holds_pictures(folder):
         return []
-    return [folder / file for file in found.texts if file.suffix.lower() in PLAIN]
+    return [folder / file for file in walk(folder).texts if file.suffix.lower() in PLAIN]
 
 
 def _plain(path: Path) -> list[str]:

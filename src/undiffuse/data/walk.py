@@ -103,6 +103,16 @@ def walk(root: Path) -> Found:
     return Found(sorted(pictures), unread, sorted(bare), remarks, sorted(texts))
 
 
+def holds_pictures(root: Path) -> bool:
+    """Whether `walk` finds a picture, of a format that is read or not; looks no further than the first."""
+    return any(
+        _reason(root / folder / name) in ("", KIND)
+        for folder, names in _folders(root, defaultdict(list), [])
+        for name in names
+        if not name.startswith(".")
+    )
+
+
 def _folders(
     root: Path, left_out: dict[str, list[PurePosixPath]], twice: list[tuple[PurePosixPath, PurePosixPath]]
 ) -> Iterator[tuple[PurePosixPath, list[str]]]:

@@ -53,7 +53,7 @@ def holding(step: Step, tokens: Tensor, known: Tensor) -> Step:
     """`step` of a categorical process that never changes the tokens that are known.
 
     Under absorbing noise they stand in every state that the step or the denoiser sees, the first included: the law of
-    the others is as exact as the step, for the network is made to be told some tokens. Under uniform noise they are
+    the others is as exact as the step, for the network is made to be given some tokens. Under uniform noise they are
     noised to the level of each step, which is `keeping`: replacement, and not the conditional law.
 
     Args:
@@ -61,7 +61,7 @@ def holding(step: Step, tokens: Tensor, known: Tensor) -> Step:
         known: bool, broadcast against it.
     """
 
-    def told(x: Tensor) -> Tensor:
+    def with_known(x: Tensor) -> Tensor:
         return torch.where(known, tokens, x)
 
     def held(state: State, s: float, denoise: Denoise, process: CategoricalProcess, draw: Draw) -> State:
@@ -69,9 +69,9 @@ def holding(step: Step, tokens: Tensor, known: Tensor) -> Step:
             return keeping(step, tokens, ~known)(state, s, denoise, process, draw)
 
         def informed(x_t: Tensor, t: Time) -> Any:
-            return denoise(told(x_t), t)
+            return denoise(with_known(x_t), t)
 
-        after = step(dataclasses.replace(state, x=told(state.x)), s, informed, process, draw)
-        return dataclasses.replace(after, x=told(after.x))
+        after = step(dataclasses.replace(state, x=with_known(state.x)), s, informed, process, draw)
+        return dataclasses.replace(after, x=with_known(after.x))
 
     return held

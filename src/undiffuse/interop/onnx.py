@@ -44,9 +44,11 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
 
 
 def onnx_takes(model: Model) -> bool:
-    """Whether the model's condition can be an input of the file: it must be labels or nothing."""
+    """Whether the model's inputs can be those of the file: no tokens, and a condition of labels or nothing."""
     takes = model.data.takes
-    return (takes is None or takes.kind == Labels.kind) and not model.config.network.inpaint
+    return (
+        model.data.tokens is None and (takes is None or takes.kind == Labels.kind) and not model.config.network.inpaint
+    )
 
 
 class Plain(nn.Module):

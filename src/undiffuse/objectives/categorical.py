@@ -38,7 +38,7 @@ def categorical_bound(
         return jump_divergence(process.double(), w, x0, x_t, t).flatten(1).mean(1).to(logits)
     # SNR' = alpha' / (1 - alpha)^2
     weight = -process.schedule.snr_derivative(t) * _noise(process.schedule, t)
-    return weight.to(logits) * (_errors(logits, x0) * (x_t == process.mask)).flatten(1).mean(1)
+    return weight.to(logits) * (errors(logits, x0) * (x_t == process.mask)).flatten(1).mean(1)
 
 
 def jump_divergence(process: CategoricalProcess, w: Categorical, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -84,10 +84,10 @@ def count(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: T
     masked = (rank < masks.to(rank.device)[:, None]).view_as(x0)
     t = process.schedule.time((length - masks).log() - masks.log())  # alpha_t = 1 - l / L
     logits = denoiser.logits(torch.where(masked, process.mask, x0), t, condition)
-    return (_errors(logits, x0) * masked).flatten(1).sum(1) / masks.to(logits)
+    return (errors(logits, x0) * masked).flatten(1).sum(1) / masks.to(logits)
 
 
-def _errors(logits: Tensor, x0: Tensor) -> Tensor:
+def errors(logits: Tensor, x0: Tensor) -> Tensor:
     """The cross-entropy of each token, in nats, like x0."""
     return cross_entropy(logits.movedim(-1, 1), x0, reduction="none")
 

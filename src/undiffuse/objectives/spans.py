@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from undiffuse.conditions import Condition
+from undiffuse.objectives.categorical import errors
 from undiffuse.randomness import Draw
 from undiffuse.token_denoiser import TokenDenoiser
 
@@ -29,12 +29,10 @@ def spans(
     hidden = (ranks < masked[..., None]).view(batch, length)
     x_t = x0.masked_fill(hidden, denoiser.process.values)
     logits = denoiser.network(x_t, torch.zeros(batch, device=x0.device), condition, x0)  # type: ignore[call-arg]
-    surprise = functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
-    of_spans = (surprise * hidden).view(batch, count, span).sum(-1) / masked
-    return of_spans.mean(1).to(surprise.dtype)
+    of_spans = (errors(logits, x0) * hidden).view(batch, count, span).sum(-1) / masked
+    return of_spans.mean(1).to(logits)
 
 
 def next_token(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
     """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The denoiser is one that `shifts`."""
-    logits = denoiser.logits(x0, 0.5, condition)
-    return functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none").mean(1)
+    return errors(denoiser.logits(x0, 0.5, condition), x0).mean(1)

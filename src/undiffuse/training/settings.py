@@ -26,7 +26,6 @@ def decided_precision(precision: str) -> str:
 
 def decided(config: Config, data: ImageSet, precision: str) -> Config:
     """`config` with the settings that depend on data and machine decided. Raises UsageError for unsuitable data."""
-    sigma_data = config.denoiser.sigma_data
     domain = domain_of(data)
     domain.check(config.data)
     if config.denoiser.target == CATEGORICAL and domain.values != VALUES and data.domain != "texts":
@@ -39,7 +38,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
             "--preset text has it"
         )
     if isinstance(data, TextSet):
-        return _for_texts(config, data, precision)
+        config = _spelled(config, data)
+    sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
         sigma_data = root_mean_square(data)
     network = default_network(config.network, domain.shape[1:])
@@ -55,20 +55,15 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     )
 
 
-def _for_texts(config: Config, data: TextSet, precision: str) -> Config:
+def _spelled(config: Config, data: TextSet) -> Config:
+    """`config` with what the tokenizer of a text decides."""
     if config.data.tokens != "bpe" and config.data.vocabulary not in (None, data.tokenizer.size):
         raise UsageError(
             f"data.vocabulary: the text has {data.tokenizer.size} different {config.data.tokens}: leave it out"
         )
     held = {"tokens": data.tokenizer.name, "vocabulary": data.tokenizer.size, "length": data.shape[0]}
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update=held),
-            "denoiser": config.denoiser.model_copy(update={"sigma_data": 1.0, "target": CATEGORICAL}),
-            "network": default_network(config.network, ()),
-            "training": config.training.model_copy(update={"precision": precision}),
-        }
-    )
+    denoiser = config.denoiser.model_copy(update={"sigma_data": 1.0, "target": CATEGORICAL})
+    return config.model_copy(update={"data": config.data.model_copy(update=held), "denoiser": denoiser})
 
 
 def _usual_target(network: NetworkConfig, shape: tuple[int, ...]) -> str:
