@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.networks import Transformer
-from undiffuse.networks.transformer import _turned, _turns
+from undiffuse.networks.transformer import _mask, _turned, _turns, attention
 from undiffuse.objectives import count, next_token, spans
 from undiffuse.process import CategoricalProcess, LinearSurvival
 from undiffuse.randomness import Given
@@ -144,3 +144,19 @@ def test_time_is_seen_only_where_it_is_asked_for() -> None:
         made = network(times=times)
         same = torch.allclose(made(x, torch.zeros(2)), made(x, torch.full((2,), 3.0)))
         assert same != times
+
+
+@pytest.mark.parametrize("span", [0, 1])
+def test_plain_attention_is_the_fused_one(span: int) -> None:
+    """Both in bf16 beside float64: rounding of bf16 (2^-8) is all that parts them, in the result and in gradients."""
+    torch.manual_seed(0)
+    mask, upstream = _mask(40, span, False, torch.device("cpu")), torch.randn(2, 3, 40, 16)
+    parts = [torch.randn(2, 3, 40, 16, dtype=torch.bfloat16) for _ in range(3)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        q, k, v = (part.detach().to(dtype, copy=True).requires_grad_() for part in parts)
+        h = attention(q, k, v, mask)
+        (h * upstream.to(dtype)).sum().backward()
+        found.append([h.detach().double(), *(x.grad.double() for x in (q, k, v))])
+    for plain, exact in zip(*found, strict=True):
+        torch.testing.assert_close(plain, exact, rtol=0, atol=2**-7 * exact.abs().amax().item())

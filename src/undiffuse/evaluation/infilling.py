@@ -62,18 +62,19 @@ def infilled(
     fill: Fill,
     windows: np.ndarray,
     hidden: np.ndarray,
-    mask: int,
+    mask: int | None,
     *,
     device: torch.device | str = "cpu",
     progress: Bar = no_bar,
 ) -> Infilling:
     """The scores of a model on windows, int64 (B, L), of which `hidden`, bool (B, L), the same number in each row, is
-    replaced by `mask`. Each hidden token is predicted on its own; standard errors are over windows."""
+    replaced by `mask`; None: none is replaced, for a model that sees only what stands before each place, which is so
+    told all of that. Each hidden token is predicted on its own; standard errors are over windows."""
     right, nats = [], []
     with progress("infilling", len(windows)) as tell:
         for first in range(0, len(windows), BATCH):
             x0, away = windows[first : first + BATCH], hidden[first : first + BATCH]
-            seen = torch.from_numpy(np.where(away, mask, x0)).to(device)
+            seen = torch.from_numpy(x0 if mask is None else np.where(away, mask, x0)).to(device)
             law = torch.as_tensor(fill(seen, torch.from_numpy(away).to(device))).cpu().double().numpy()[away]
             shape = (len(x0), -1)
             right.append((law.argmax(-1) == x0[away]).reshape(shape).mean(1))

@@ -61,7 +61,7 @@ def measured(
     """
     train, test = (learnt_text(model, split) for split in ("train", "test"))
     writing, window = writing or Writing(), model.data.shape[0]
-    whole, infills = set(metrics) == set(TEXT_METRICS), not model.config.network.span and process_of(model).mask
+    whole, infills = set(metrics) == set(TEXT_METRICS), _infills(model)
     if "infill" in metrics and not whole and not (infills and window >= 2 * SPAN):
         raise UsageError(f"infilling is measured where any tokens are masked, and in windows of {2 * SPAN} or more")
     n = min(n, len(train.flat) // 2 // window)
@@ -89,6 +89,11 @@ def log_probs(model: Model, x: Tensor) -> Tensor:
     """ln p of every token at the masks of x, or for a model trained to the next token at every place given those
     before it: (B, L, K)."""
     return model.denoiser.logits(x, 0.5, model.unconditional(len(x))).log_softmax(-1)  # type: ignore[attr-defined]
+
+
+def _infills(model: Model) -> bool:
+    """Whether it can be asked for single tokens: with any of them masked, or with all that comes before them."""
+    return process_of(model).mask is not None and model.config.objective.loss != "spans"
 
 
 def learnt_text(model: Model, split: str) -> TextSet:
@@ -131,17 +136,18 @@ def _infilling(model: Model, train: TextSet, test: TextSet, seed: int, bar: Bar)
     process = process_of(model)
     windows = np.asarray(test.images[:: max(1, len(test.images) // WINDOWS)], dtype=np.int64)
     rival = Bidirectional.learnt(np.asarray(train.flat), process.values)
+    looks_back = model.config.network.span == 1
+    mask, note = (None, ", told all before") if looks_back else (process.values, "")
     rows = []
     for kind in KINDS:
-        hidden = masks(kind, len(windows), windows.shape[1], seed)
-        shared: dict[str, Any] = {"windows": windows, "hidden": hidden, "mask": process.values}
-        ours = infilled(lambda x, _: log_probs(model, x), device=model.device, progress=bar, **shared)
-        theirs = infilled(lambda x, away: rival.log_probs(x.numpy(), away.numpy()), **shared)
+        shared: dict[str, Any] = {"windows": windows, "hidden": masks(kind, len(windows), windows.shape[1], seed)}
+        ours = infilled(lambda x, _: log_probs(model, x), mask=mask, device=model.device, progress=bar, **shared)
+        theirs = infilled(lambda x, away: rival.log_probs(x.numpy(), away.numpy()), mask=process.values, **shared)
         for what, of_ours, of_theirs in (
             ("right", ours.accuracy, theirs.accuracy),
             ("bits per token", ours.bits, theirs.bits),
         ):
-            row = _row(f"infilling {kind}, {what}", of_ours)
+            row = _row(f"infilling {kind}{note}, {what}", of_ours)
             rows.append(dataclasses.replace(row, beside=of_theirs.value, what="a 5-gram model of both sides"))
     return rows
 

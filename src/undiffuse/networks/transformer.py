@@ -16,8 +16,10 @@ from undiffuse.networks.embedding import Conditioning, zero_
 
 HEAD = 64
 """Channels of an attention head: of 32, attention on a CPU takes a third longer for the same product."""
-NEAR = 5
-"""Neighbours that an embedding is mixed with."""
+LONGEST_PLAIN = 512
+"""Tokens up to which a plain product of attention is the faster one to train on a CPU."""
+FIRST_NEAR, NEAR = 5, 3
+"""How many neighbours are looked at together, itself among them: of an embedding, and by each MLP."""
 
 
 class Transformer(nn.Module):
@@ -50,10 +52,11 @@ class Transformer(nn.Module):
         self.span = span
         self.embedding = nn.Embedding(categories, width)
         nn.init.normal_(self.embedding.weight, std=0.5)
-        self.neighbours = Neighbours(width, span)
+        self.mix = nn.Linear(FIRST_NEAR * width, width, bias=False)
         self.conditioning = Conditioning(width, encoders) if times or encoders else None
         self.times = times
-        self.blocks = nn.ModuleList(Layer(width, self.conditioning is not None, dropout) for _ in range(blocks))
+        modulated = self.conditioning is not None
+        self.blocks = nn.ModuleList(Layer(width, span, modulated, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, bias=False)
         self.out = zero_(nn.Linear(width, outputs))
 
@@ -71,18 +74,14 @@ class Transformer(nn.Module):
         vector = None
         if self.conditioning is not None:
             vector = self.conditioning(log_snr if self.times else torch.zeros_like(log_snr), condition)
-        h = self.embedding(x)
-        if clean is None:
-            h = self.neighbours(h)
-        else:
-            given = self.embedding(clean)
-            h = torch.cat([self.neighbours(h, given), self.neighbours(given)], 1)
+        h = self.embedding(x if clean is None else torch.cat([x, clean], 1))
+        h = h + self.mix(neighbours(h, FIRST_NEAR, self.span, clean is not None))
         mask = _mask(length, self.span, clean is not None, x.device)
         turns = _turns(length, x.device)
         if clean is not None:
             turns = (torch.cat([turns[0]] * 2), torch.cat([turns[1]] * 2))
         for block in self.blocks:
-            h = block(h, turns, mask, vector)
+            h = block(h, turns, mask, clean is not None, vector)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.out(self.norm(h[:, :length].to(self.out.weight.dtype)))
         return logits
@@ -91,38 +90,37 @@ class Transformer(nn.Module):
         """The weights for Muon: those of the layers, except of what conditions them."""
         return [
             layer.weight
-            for part in (self.neighbours, *self.blocks)
+            for part in (self.mix, *self.blocks)
             for name, layer in part.named_modules()
             if isinstance(layer, nn.Linear) and name != "modulation"
         ]
 
 
-class Neighbours(nn.Module):
-    """Adds to each embedding, (B, L, width), a linear function of the NEAR around it, or before it for spans of 1.
+def neighbours(x: Tensor, count: int, span: int, with_clean: bool) -> Tensor:
+    """(B, L, C) -> (B, L, count C): each place beside those around it, or before it for spans of 1.
 
-    Attention takes long to learn which neighbour is which (docs/text-diffusion.md). A place sees what it may attend to
-    and no more.
+    A place sees what it may attend to and no more, and 0 elsewhere. With the clean text in the second half of x, a span
+    sees that for what is before it.
     """
+    if with_clean:
+        x, clean = x.chunk(2, 1)
+        return torch.cat([_near(x, count, span, clean), _near(clean, count, span)], 1)
+    return _near(x, count, span)
 
-    def __init__(self, width: int, span: int):
-        super().__init__()
-        self.span = span
-        self.offsets = range(1 - NEAR, 1) if span == 1 else range(-(NEAR // 2), NEAR // 2 + 1)
-        self.mix = nn.Linear(NEAR * width, width, bias=False)
 
-    def forward(self, x: Tensor, clean: Tensor | None = None) -> Tensor:
-        """What lies before the span of a place is taken from `clean` (B, L, width), if it is given."""
-        number = torch.arange(x.shape[1], device=x.device) // (self.span or x.shape[1])
-        near = []
-        for offset in self.offsets:
-            here = _moved(x, offset)
-            if self.span and offset > 0:
-                here = here * (_moved(number[None, :, None] + 1, offset) == number[:, None] + 1)
-            elif clean is not None and offset < 0:
-                same = _moved(number[None, :, None] + 1, offset) == number[:, None] + 1
-                here = torch.where(same, here, _moved(clean, offset))
-            near.append(here)
-        return x + self.mix(torch.cat(near, -1))
+def _near(x: Tensor, count: int, span: int, clean: Tensor | None = None) -> Tensor:
+    number = torch.arange(1, x.shape[1] + 1, device=x.device)[None, :, None]
+    number = 1 + (number - 1) // (span or x.shape[1])  # 0 is beyond the ends
+    first = 1 - count if span == 1 else -(count // 2)
+    near = []
+    for offset in range(first, first + count):
+        here = _moved(x, offset)
+        if span and offset > 0:
+            here = here * (_moved(number, offset) == number)
+        elif clean is not None and offset < 0:
+            here = torch.where(_moved(number, offset) == number, here, _moved(clean, offset))
+        near.append(here)
+    return torch.cat(near, -1)
 
 
 def _moved(x: Tensor, offset: int) -> Tensor:
@@ -132,29 +130,54 @@ def _moved(x: Tensor, offset: int) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention and an MLP over (B, L, width), modulated by a vector (B, width) if `modulated`."""
+    """Attention and an MLP over (B, L, width), modulated by a vector (B, width) if `modulated`.
 
-    def __init__(self, width: int, modulated: bool, dropout: float):
+    The MLP sees the neighbours too: attention takes long to learn which is which (docs/text-diffusion.md).
+    """
+
+    def __init__(self, width: int, span: int, modulated: bool, dropout: float):
         super().__init__()
+        self.span = span
         self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.up = nn.Linear(NEAR * width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
         zero_(self.o), zero_(self.down)
         self.dropout = nn.Dropout(dropout)
         self.modulation = zero_(nn.Linear(width, 4 * width)) if modulated else None
 
     def forward(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, vector: Tensor | None = None
+        self,
+        x: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        with_clean: bool = False,
+        vector: Tensor | None = None,
     ) -> Tensor:
         scale1 = shift1 = scale2 = shift2 = None
         if self.modulation is not None and vector is not None:
             scale1, shift1, scale2, shift2 = self.modulation(vector)[:, None].chunk(4, -1)
         h = _modulated(self.norm1(x), scale1, shift1)
         q, k, v = (layer(h).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        h = functional.scaled_dot_product_attention(_turned(q, turns), _turned(k, turns), v, attn_mask=mask)
+        h = attention(_turned(q, turns), _turned(k, turns), v, mask)
         x = x + self.dropout(self.o(h.transpose(1, 2).flatten(2)))
-        h = _modulated(self.norm2(x), scale2, shift2)
+        h = neighbours(_modulated(self.norm2(x), scale2, shift2), NEAR, self.span, with_clean)
         return x + self.dropout(self.down(functional.gelu(self.up(h))))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v of q, k and v (B, heads, L, C), over the columns where the mask (L, L) is true.
+
+    To train in bf16 on a CPU, PyTorch's fused kernel takes 1.6 to 2.6 times the time of the plain product, because of
+    its backward pass (L = 256 and 128).
+    """
+    trained = torch.is_grad_enabled() and q.requires_grad
+    if not trained or q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > LONGEST_PLAIN:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
