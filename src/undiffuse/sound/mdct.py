@@ -7,8 +7,8 @@ The transform with M bands (Princen and Bradley 1986; Princen, Johnson and Bradl
 with the sine window w(n) = sin(pi (n + 1/2) / (2 M)). It is computed as a rotation of each pair of samples that lie
 symmetrically about a border between blocks, and then the cosines of each block of M alone. Both are orthogonal. The two
 ends of a clip have no neighbour, so there is no rotation there: the window is 1 up to the edge. The whole is therefore
-an orthogonal L x L matrix, every coefficient is local in time (as it would not be had the ends been joined to a circle),
-and the density of a clip is that of its coefficients.
+an orthogonal L x L matrix, every coefficient is local in time (had the ends been joined to a circle, the first would
+hear the last sample), and the density of a clip is that of its coefficients.
 """
 
 import math
