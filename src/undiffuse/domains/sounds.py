@@ -120,14 +120,18 @@ class Waves(Sounds):
         return _steps(x0[:, 0].cpu().double())
 
     def log_volume(self, x0: "Tensor") -> "Tensor":
-        """ln |d row / d x_0| in nats, float64 (N,), the row in its steps: L ln 32768, whatever x_0 (N, 1, L) is.
+        """ln |d row / d x_0| in nats, the row in its steps: L ln 32768, whatever x_0 (N, 1, L) is.
+
+        float64 (N,) on the CPU.
 
         For a density p of x_0, that of the row is p(x_0) / |d row / d x_0|, and a row of integers has a cell of volume
         1. So (-ln p(x_0) + log_volume) / (L ln 2) are its bits per sample where the density is even over the cell, and
         in the mean a bound on them if the row is dequantised, by up to half a step to either side, before `encode`
         (Theis et al. 2016, eq. 2).
         """
-        return x0.new_full((len(x0),), self.stored[0] * math.log(FULL_SCALE)).double()
+        import torch
+
+        return torch.full((len(x0),), self.stored[0] * math.log(FULL_SCALE), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class MDCT(Sounds):
         return _steps(inverse_mdct(expand(x0[:, 0].cpu().double(), self._scale())))
 
     def log_volume(self, x0: "Tensor") -> "Tensor":
-        """ln |d row / d x_0| in nats, float64 (N,), the row in its steps: as `Waves.log_volume`, and used as that is.
+        """ln |d row / d x_0| in nats, the row in its steps: as `Waves.log_volume`, and used as that is.
 
         row = 32768 D^T c with an orthogonal D, so |det| = 32768^L, and c = s sign(u) u^2 in each place, so
         dc / du = 2 s |u|: together L ln 32768 + sum ln(2 s |u|). It is minus infinity where a coefficient is exactly 0,
@@ -226,7 +230,7 @@ class MDCT(Sounds):
         from undiffuse.sound.companding import log_slope
 
         slopes = log_slope(x0[:, 0].cpu().double(), self._scale()).flatten(1).sum(1)
-        return slopes.to(x0.device) + self.stored[0] * math.log(FULL_SCALE)
+        return slopes + self.stored[0] * math.log(FULL_SCALE)
 
     def _scale(self) -> "Tensor":
         import torch
