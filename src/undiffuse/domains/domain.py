@@ -19,7 +19,7 @@ class Domain(Protocol):
     `model.json` holds of it besides its name.
 
     Rows are NumPy arrays (N, *stored), as data sets hold them and samples are written; x_0 is a float tensor
-    (N, *shape) in [-1, 1], as networks and processes use it.
+    (N, *shape) in [-1, 1], or about so, as networks and processes use it.
     """
 
     @property
