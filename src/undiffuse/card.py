@@ -22,7 +22,7 @@ from undiffuse.registry import BUILT_IN, built_in
 
 FORMAT = 1
 SENTENCES = "sentences"
-LARGEST_SIDE = 16_384  # pixels
+LARGEST_SIDE = 2**17  # pixels, or samples of a sound
 MOST_NUMBERS = 2**28  # in one image: a gigabyte of float32
 
 Words = Annotated[str, Field(max_length=10_000, strict=True)]
@@ -59,6 +59,9 @@ class DataFacts:
 
     `tokens` is for texts: {"kind": a name in TOKENIZERS, "facts": those of the tokenizer}.
 
+    `sound` is for sounds, what their domain is made from besides `shape` (undiffuse.domains.sounds): {"rate": Hz}, and
+    for "mdct" {"rate": Hz, "scale": [one number per band]}.
+
     A class of share 0 had no training data; it is kept so that labels mean the same as in the data.
     Raises ValueError for facts that contradict each other.
     """
@@ -75,6 +78,7 @@ class DataFacts:
     domain: Words = "pictures"
     condition: ConditionFacts | None = None
     tokens: dict[Words, Any] | None = None
+    sound: dict[Words, Any] | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -98,6 +98,23 @@ def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"
     save_figure(figure, path)
 
 
+def sounds(amplitudes: np.ndarray, levels: np.ndarray, rate: int, path: str | Path) -> None:
+    """Waveforms (N, L) at `rate` Hz, each above its spectrogram (N, bands, frames), four abreast; all in [-1, 1]."""
+    columns = min(4, len(amplitudes))
+    lines = math.ceil(len(amplitudes) / columns)
+    figure = Figure(figsize=(2.4 * columns, 2.4 * lines))
+    panels = figure.subplots(2 * lines, columns, squeeze=False, gridspec_kw={"height_ratios": [1, 2] * lines})
+    for axes in panels.flat:
+        axes.set_axis_off()
+    time = np.arange(amplitudes.shape[1]) / rate
+    for number, (wave, spectrogram) in enumerate(zip(amplitudes, levels, strict=True)):
+        above, below = panels[2 * (number // columns) :, number % columns][:2]
+        above.plot(time, wave, linewidth=0.4)
+        above.set(xlim=(0, len(wave) / rate), ylim=(-1, 1))
+        below.imshow(spectrogram, origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, atomically."""
     with atomic_file(path) as temporary:

@@ -291,6 +291,9 @@ DOMAINS: Registry[Any] = Registry(
         "pictures": "undiffuse.domains.pictures:Pictures",
         "points": "undiffuse.domains.points:Points",
         "texts": "undiffuse.domains.texts:Texts",
+        "waves": "undiffuse.domains.sounds:Waves",
+        "log-mel": "undiffuse.domains.sounds:LogMel",
+        "mdct": "undiffuse.domains.sounds:MDCT",
     },
 )
 """Kinds of data (`undiffuse.domains.Domain`)."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,6 +71,11 @@ class ImageSet:
             made = TEXTS.find(text).learnt([one for captions in self.captions for one in captions], length)
             self._described[text, length] = Captions.of(self.captions, made)
         return self._described[text, length]
+
+    @property
+    def sound(self) -> dict[str, Any] | None:
+        """What the domain needs besides the shape of a row: for sounds their rate; None for other data."""
+        return None
 
     @property
     def shape(self) -> tuple[int, ...]:

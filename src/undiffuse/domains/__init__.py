@@ -1,8 +1,10 @@
 """The kinds of data. Importing this package does not import torch, because model cards use it."""
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol
 
 from undiffuse.domains.domain import Domain
+from undiffuse.names import shown
 from undiffuse.registry import DOMAINS
 
 
@@ -13,13 +15,21 @@ class _Facts(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def sound(self) -> dict[str, Any] | None: ...
+
 
 def domain_of(facts: _Facts) -> Domain:
     """The domain of a data set, or of the facts that a model has about one.
 
-    Raises UsageError for an unknown domain, ValueError for a row shape that it does not allow.
+    Raises UsageError for an unknown domain, ValueError for a row shape or facts about sound that it does not allow.
     """
-    domain: Domain = DOMAINS.find(facts.domain)(tuple(facts.shape))
+    kind, sound = DOMAINS.find(facts.domain), facts.sound or {}
+    try:
+        inspect.signature(kind).bind(facts.shape, **sound)
+    except TypeError as error:
+        raise ValueError(f"sound = {shown(facts.sound)} does not fit {facts.domain}: {error}") from None
+    domain: Domain = kind(tuple(facts.shape), **sound)
     return domain
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from undiffuse.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Domain(Protocol):
-    """A frozen object made from the shape of a stored row, all that `model.json` holds of it besides its name.
+    """A frozen object made from the shape of a stored row, and for sounds from what `DataFacts.sound` says: all that
+    `model.json` holds of it besides its name.
 
     Rows are NumPy arrays (N, *stored), as data sets hold them and samples are written; x_0 is a float tensor
-    (N, *shape) in [-1, 1], as networks and processes use it.
+    (N, *shape) in [-1, 1], or about so, as networks and processes use it.
     """
 
     @property
@@ -60,3 +63,10 @@ class Domain(Protocol):
 
     def show(self, rows: np.ndarray, path: Path) -> None:
         """All of them in one .png, written atomically: previews and grids."""
+
+
+def refuse_picture_settings(settings: "DataConfig", what: str) -> None:
+    """Raises UsageError for settings that only pictures have, `what` saying what this is instead."""
+    for key in ("size", "channels", "flip", "shift", "augment"):
+        if getattr(settings, key):
+            raise UsageError(f"data.{key} is for pictures, and {what}: leave it out")

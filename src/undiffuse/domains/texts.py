@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undiffuse.errors import UsageError
+from undiffuse.domains.domain import refuse_picture_settings
 from undiffuse.files import atomic_file
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class Texts:
 
     def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for settings that only pictures have."""
-        for key in ("size", "channels", "flip", "shift", "augment"):
-            if getattr(settings, key):
-                raise UsageError(f"data.{key} is for pictures, and this is a text: leave it out")
+        refuse_picture_settings(settings, "this is a text")
 
     def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows: texts are not augmented."""

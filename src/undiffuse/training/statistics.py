@@ -42,6 +42,7 @@ def data_facts(config: Config, data: ImageSet) -> DataFacts:
         data.domain,
         takes,
         {"kind": data.tokenizer.name, "facts": data.tokenizer.facts} if isinstance(data, TextSet) else None,
+        data.sound,
     )
 
 
