@@ -68,7 +68,7 @@ def read_sound(place: Place, rate: int, trim: bool = True) -> Sound:
     In this order:
 
     1. The channels are averaged.
-    2. Another rate is converted by soxr (its quality VHQ: linear phase, steep, alias and images below -120 dB).
+    2. Another rate is converted by soxr (its quality VHQ, whose filter is steep and has linear phase).
     3. The sound is divided into frames of 20 ms, and those 40 dB below the loudest are silence. With `trim`, all of it
        at the beginning and at the end goes but for 20 ms (one frame).
     4. One gain brings the root mean square of the other frames to -23 dB of full scale, or the peak to .99 where that

@@ -124,7 +124,7 @@ def _stamped(name: str, root: Path, files: Sequence[Path], opened: Callable[[], 
     return SoundSource([name, FORM, str(root.resolve()), stamps(root, relative)], opened)
 
 
-PITCHES, SPEEDS = (30, 50, 70), (140, 180)
+PITCHES, SPEEDS = (30, 50, 70), (170, 210)
 """As espeak-ng counts them: 0 to 99, and words a minute."""
 
 
@@ -172,7 +172,7 @@ SPEECH: dict[str, Named] = {
         Named(
             "digits-spoken",
             "zero to nine by espeak-ng: synthetic voices",
-            5880,
+            5940,
             16_000,
             "made by espeak-ng (GPL-3 or later)",
             "sudo apt-get install espeak-ng",
