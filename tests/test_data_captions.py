@@ -140,7 +140,7 @@ def test_a_name_that_several_pictures_end_with_is_not_guessed(folder: Folder, ca
     got = data.load(root, "all")
     assert (got.captions, got.classes, got.labels.tolist()) == (((), (), ("two",)), ("cat", "dog"), [0, 1, 1])
     assert "1 of 2 captions are not used, since they name no picture, or several: 1.png" in caplog.text
-    assert "1 of 3 images have captions, 2 have none" in caplog.text
+    assert "1 of 3 pictures have captions, 2 have none" in caplog.text
 
 
 def test_splits(folder: Folder) -> None:
@@ -197,7 +197,7 @@ def test_changed_captions_are_noticed(folder: Folder) -> None:
     ("texts", "told"),
     [
         ({"captions.txt": "a.png\tone\nx.png\tgone\ny.png\tgone"}, "2 of 3 captions are not used.*: x.png gone, y.png"),
-        ({"captions.txt": "a.png\tone"}, "1 of 2 images have captions, 1 have none"),
+        ({"captions.txt": "a.png\tone"}, "1 of 2 pictures have captions, 1 have none"),
         ({"captions.txt": "\n \n"}, "captions.txt: there are no captions in it"),
         ({"metadata.csv": "id,label\n3,4\n"}, "metadata.csv: not used: expected .*, found not both among id,label"),
         ({"metadata.jsonl": '{"file_name": "a.png"}'}, "metadata.jsonl: not used: .*among file_name"),

@@ -196,7 +196,7 @@ def test_a_class_called_test(tree: Tree, caplog: pytest.LogCaptureFixture) -> No
         (("train/a/0.png", "Test/a/0.png", "test/a/0.png"), "Test, test may each be the test split"),
         (
             ("train/a/0.png", "train/stray.png", "test/a/0.png"),
-            r"train: 1 images lie beside class folders .*stray\.png",
+            r"train: 1 pictures lie beside class folders .*stray\.png",
         ),
         (("trainA/0.png", "trainB/0.png", "testA/0.png"), "testA, trainA, trainB may be splits or classes"),
         (("train_32x32/0.png", "valid_32x32/0.png"), "train_32x32, valid_32x32 may be splits"),

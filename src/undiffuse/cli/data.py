@@ -35,6 +35,7 @@ def list_() -> None:
     """
     from undiffuse.data import catalogue
     from undiffuse.data.corpora import CORPORA
+    from undiffuse.data.speech import SPEECH
     from undiffuse.names import format_shape
 
     for entry in catalogue():
@@ -45,9 +46,14 @@ def list_() -> None:
         say(f"{text.name:14} {text.characters:,} characters: {text.summary} ({text.licence})")
         if not text.find():
             say(f"{'':14} not installed; get it with: {text.how_to_get}")
+    for sounds in SPEECH.values():
+        say(f"{sounds.name:14} {sounds.count:>6} sounds at {sounds.rate:,} Hz: {sounds.summary} ({sounds.licence})")
+        if not sounds.find():
+            say(f"{'':14} not installed; get it with: {sounds.how_to_get}")
     say(
         "Your own: a folder of images (subfolders are classes, captions.txt describes them), .npz, .npy, .parquet, "
-        "or a hub name such as owner/name; a text: .txt, .jsonl, .parquet or a folder of them."
+        "or a hub name such as owner/name; a text: .txt, .jsonl, .parquet or a folder of them; "
+        "sounds: .wav, .flac, .mp3 or a folder of them."
     )
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from undiffuse.cache import writing
 from undiffuse.data import policy
 from undiffuse.data.imageset import MixedSizes
+from undiffuse.data.reading import report
 from undiffuse.data.source import Content, Header
 from undiffuse.data.stored import finish
 from undiffuse.errors import UndiffuseError
 from undiffuse.names import format_shape
 
-SHOWN = 10
 CHUNK = 256
 DARK = 64  # the brightest of 14-bit values stored in 16 bits; 12-bit values reach 16, masks 1
 Tick = Callable[[int, int], None]
@@ -48,7 +48,7 @@ def build(
         skipped, remarks = len(reasons), list(content.remarks)
         reasons |= _unreadable_elsewhere(content, chosen)
         if reasons:
-            message = _report(content, reasons, content.count)
+            message = report([(content.where(index), reason) for index, reason in reasons.items()], content.count)
             if not skip_corrupt or not good.any():
                 raise UndiffuseError(message + ("" if skip_corrupt else "\nUse --skip-corrupt to leave them out."))
             remarks.append(f"{message}\nThey are left out.")
@@ -208,11 +208,3 @@ def _compact(path: Path, good: np.ndarray) -> None:
         kept[target] = images[row]
     kept.flush()
     smaller.replace(path)
-
-
-def _report(content: Content, reasons: dict[int, str], total: int) -> str:
-    lines = [f"{len(reasons)} of {total} images cannot be read:"]
-    lines += [f"  {content.where(index)}: {reason}" for index, reason in list(reasons.items())[:SHOWN]]
-    if len(reasons) > SHOWN:
-        lines.append(f"  ... and {len(reasons) - SHOWN} more")
-    return "\n".join(lines)

@@ -21,11 +21,15 @@ NUMBER = re.compile(r"#\d+$")  # image.jpg#0, image.jpg#1: the captions of one p
 
 @dataclass(frozen=True)
 class CaptionFiles:
-    """The files with captions under a folder, relative to it: lists, and the text beside each picture that has one."""
+    """The files with captions under a folder, relative to it: lists, and the text beside each picture that has one.
+
+    noun is what has captions: "sound" for sounds.
+    """
 
     lists: tuple[PurePosixPath, ...]
     beside: dict[PurePosixPath, PurePosixPath]
     remarks: tuple[str, ...]
+    noun: str = "picture"
 
     def paths(self) -> list[PurePosixPath]:
         """All files, each once, in a fixed order."""
@@ -35,7 +39,7 @@ class CaptionFiles:
 def find_captions(root: Path, found: Found) -> CaptionFiles:
     """The caption files among all that was found under `root`, going by their names; nothing is opened."""
     if not found.texts:
-        return CaptionFiles((), {}, ())  # without looking at a hundred thousand names
+        return CaptionFiles((), {}, (), found.kind.noun)  # without looking at a hundred thousand names
     lists = tuple(file for file in found.texts if file.name.lower() in LISTS)
     others = [file for file in found.texts if file not in set(lists)]
     texts = {_stem(file): file for file in others if file.suffix.lower() == ".txt"}
@@ -46,10 +50,10 @@ def find_captions(root: Path, found: Found) -> CaptionFiles:
     unread = [file for file in others if "caption" in file.stem.lower() and _stem(file) not in known]
     place, remarks = readable(str(root)), []
     if alone := [file for file in alone if file not in unread]:
-        remarks.append(f"{place}: {len(alone)} texts beside no picture of the same name: {some(alone)}")
+        remarks.append(f"{place}: {len(alone)} texts beside no {found.kind.noun} of the same name: {some(alone)}")
     if unread:
         remarks.append(f"{place}: not read: {some(unread)}; lists of captions are called {', '.join(LISTS)}")
-    return CaptionFiles(lists, beside, tuple(remarks))
+    return CaptionFiles(lists, beside, tuple(remarks), found.kind.noun)
 
 
 def _stem(file: PurePosixPath) -> PurePosixPath:
@@ -70,7 +74,8 @@ def read_captions(
     for file in files.lists:
         place = readable(str(root / file))
         listed = read_list(place, _text(root / file), names.under(file.parent))
-        remarks += [f"{readable(str(file))}: {one}" for one in (*listed.remarks, *_lost(place, listed, file, pictures))]
+        lost = _lost(place, listed, file, pictures, files.noun)
+        remarks += [f"{readable(str(file))}: {one}" for one in (*listed.remarks, *lost)]
         for picture, sentences in listed.found:
             captions[picture] += sentences
     texts = {picture: _sentences(root / file) for picture, file in files.beside.items()}
@@ -79,24 +84,24 @@ def read_captions(
             captions[picture] += sentences
     elif texts:
         some_of = some(sorted(set(files.beside.values())))
-        remarks.append(f"no captions: the texts beside the pictures hold no word (boxes of objects?): {some_of}")
+        remarks.append(f"no captions: the texts beside the {files.noun}s hold no word (boxes of objects?): {some_of}")
     found = tuple(distinct(captions[picture]) for picture in used)
-    return (found if any(found) else ()), (*remarks, *coverage(found))
+    return (found if any(found) else ()), (*remarks, *coverage(found, files.noun))
 
 
-def _lost(place: str, listed: Listed, file: PurePosixPath, pictures: Sequence[PurePosixPath]) -> list[str]:
+def _lost(place: str, listed: Listed, file: PurePosixPath, pictures: Sequence[PurePosixPath], noun: str) -> list[str]:
     """A remark on entries without a picture. Raises UsageError if no entry has one."""
     if not listed.lost:
         return [] if listed.found or listed.remarks else ["there are no captions in it"]
     if not listed.found:
         example = readable(posixpath.relpath(str(pictures[0]), str(file.parent)))
         raise UsageError(
-            f"{place}: none of its {len(listed.lost):,} entries names a picture (the first: {listed.lost[0]!r}). "
+            f"{place}: none of its {len(listed.lost):,} entries names a {noun} (the first: {listed.lost[0]!r}). "
             f"Expected {_example(file.name.lower(), example)}"
         )
     return [
         f"{len(listed.lost):,} of {len(listed.lost) + len(listed.found):,} captions are not used, since they "
-        f"name no picture, or several: {some(dict.fromkeys(listed.lost))}"
+        f"name no {noun}, or several: {some(dict.fromkeys(listed.lost))}"
     ]
 
 

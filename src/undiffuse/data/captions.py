@@ -73,10 +73,10 @@ def is_caption_name(column: str) -> bool:
     return any(caption_word(column) in words for words in CAPTION_WORDS)
 
 
-def coverage(captions: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """A remark on how many images have captions, unless all or none have."""
+def coverage(captions: Sequence[tuple[str, ...]], noun: str = "image") -> tuple[str, ...]:
+    """A remark on how many of the images or sounds have captions, unless all or none have."""
     without = sum(not one for one in captions)
     if without in (0, len(captions)):
         return ()
     have = len(captions) - without
-    return (f"{have:,} of {len(captions):,} images have captions, {without:,} have none",)
+    return (f"{have:,} of {len(captions):,} {noun}s have captions, {without:,} have none",)

@@ -30,7 +30,7 @@ def open_folder(root: Path) -> Source:
     for remark in (*layout.remarks, *texts.remarks):
         warn(remark)
     files = layout.files
-    classes = _texts(place, {name for name in layout.classes if name is not None})
+    classes = class_names(place, {name for name in layout.classes if name is not None})
 
     def opened() -> Content:
         names = sorted(classes.values())
@@ -50,11 +50,11 @@ def open_folder(root: Path) -> Source:
             remarks=remarks,
         )
 
-    stamps = [[str(file), *_stamp(root / file)] for file in (*files, *texts.paths())]
+    stamps = [[str(file), *stamp(root / file)] for file in (*files, *texts.paths())]
     return Source(["folder", str(root.resolve()), stamps, layout.classes, layout.test], opened)
 
 
-def _texts(place: str, names: set[str]) -> dict[str, str]:
+def class_names(place: str, names: set[str]) -> dict[str, str]:
     """Folder names -> class names. Raises UsageError if two become equal."""
     texts = {name: readable(name) for name in names}
     if len(set(texts.values())) < len(texts):
@@ -64,7 +64,7 @@ def _texts(place: str, names: set[str]) -> dict[str, str]:
     return texts
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
     try:
         facts = path.stat()
     except OSError:  # a broken link: reading it raises the error

@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from undiffuse.data.remarks import kinds, readable, some
-from undiffuse.data.walk import Found
+from undiffuse.data.walk import Found, Kind
 from undiffuse.errors import UsageError
 
 SPLIT = re.compile(
@@ -18,12 +18,14 @@ SPLIT = re.compile(
     re.IGNORECASE,
 )
 HELD_OUT = ("test", "val")  # in order of preference
-NO_CLASS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "data"})
+NO_CLASS = frozenset(
+    {"images", "image", "imgs", "img", "pictures", "photos", "data", "audio", "sounds", "clips", "wav", "wavs"}
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The pictures in use, relative to the root, and what is known about each.
+    """The pictures or sounds in use, relative to the root, and what is known about each.
 
     classes   its class or None; all None for an unlabelled set
     test      whether it is held out; None for a set without splits
@@ -51,7 +53,7 @@ def arrange(root: Path, found: Found) -> Layout:
     """Splits and classes of the pictures under `root`. Raises UsageError if they are ambiguous."""
     place = readable(str(root))
     seen = [*found.pictures, *found.unread]
-    depth, remarks = _unwrap(place, seen)
+    depth, remarks = _unwrap(place, seen, found.kind)
     roles = {top: role(top) for top in sorted(_tops(seen, depth))}
     trains, held_out = ([top for top in roles if roles[top] in kind] for kind in (("train",), HELD_OUT))
     if trains and held_out:
@@ -81,7 +83,7 @@ def _loose(files: Sequence[PurePosixPath], depth: int) -> list[PurePosixPath]:
     return [file for file in files if len(file.parts) == depth + 1]
 
 
-def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
+def _unwrap(place: str, files: list[PurePosixPath], kind: Kind) -> tuple[int, list[str]]:
     """How many levels of folders are mere wrappers, and remarks about them.
 
     A folder that holds all pictures, none of them directly, is a wrapper. So is a lone train/, test/ or images/. But
@@ -94,7 +96,7 @@ def _unwrap(place: str, files: list[PurePosixPath]) -> tuple[int, list[str]]:
         if role(only) or only.lower() in NO_CLASS:
             settled = depth + 1
             if role(only) in HELD_OUT:
-                remarks.append(f"{place}: there is {readable(only)}/ and no train/: its pictures are the whole set")
+                remarks.append(f"{place}: there is {readable(only)}/ and no train/: its {kind.noun}s are the whole set")
         elif _loose(files, depth + 1):
             break
         depth += 1
@@ -135,14 +137,16 @@ def _split_in_classes(place: str, found: Found, depth: int, remarks: list[str]) 
     }
     if others := [file for file, split in roles.items() if split is None]:
         raise UsageError(
-            f"{place}: classes have train/ and test/ (or val/) in them, but {len(others)} pictures are in neither "
-            f"({some(others[:1])}). Move them, or make train/ and test/ the first level."
+            f"{place}: classes have train/ and test/ (or val/) in them, but {len(others)} {found.kind.noun}s are in "
+            f"neither ({some(others[:1])}). Move them, or make train/ and test/ the first level."
         )
     test = next(kind for kind in HELD_OUT if kind in roles.values())
     files = [file for file in found.pictures if roles[file] in ("train", test)]
     if unused := len(found.pictures) - len(files):
-        remarks.append(f"{place}: {unused} pictures are in neither split and not used: test is used, not validation")
-    classes = _classes(place, Found(files, found.unread, [], []), depth)
+        remarks.append(
+            f"{place}: {unused} {found.kind.noun}s are in neither split and not used: test is used, not validation"
+        )
+    classes = _classes(place, replace(found, pictures=files), depth)
     return Layout(files, classes, [roles[file] == test for file in files], remarks)
 
 
@@ -155,7 +159,7 @@ def _split(place: str, found: Found, depth: int, roles: dict[str, str | None], r
     if unused:
         counts = [f"{name}/ ({count})" if name in roles else name for name, count in sorted(unused.items())]
         remarks.append(
-            f"{place}: {unused.total()} pictures are in neither split and not used: {some(counts)}; "
+            f"{place}: {unused.total()} {found.kind.noun}s are in neither split and not used: {some(counts)}; "
             f"the splits are {readable(train)}/ and {readable(test)}/"
         )
     labelled = {top: None not in part.values() for top, part in used.items()}
@@ -184,7 +188,10 @@ def _part(place: str, found: Found, depth: int, top: str, remarks: list[str]) ->
         for files in (found.pictures, found.unread, found.bare)
     )
     if not pictures:
-        raise UsageError(f"{place} holds only pictures in unsupported formats ({kinds(unread)}): convert them to PNG")
+        kind = found.kind
+        raise UsageError(
+            f"{place} holds only {kind.noun}s in unsupported formats ({kinds(unread)}): convert them to {kind.target}"
+        )
     level = depth + 1  # train/images/cat, seg_train/seg_train/cat
     while (
         len(tops := _tops(pictures, level)) == 1
@@ -192,7 +199,7 @@ def _part(place: str, found: Found, depth: int, top: str, remarks: list[str]) ->
         and (role(top := tops.pop()) or top.lower() in NO_CLASS)
     ):
         level += 1
-    part = Found(pictures, unread, bare, [])
+    part = replace(found, pictures=pictures, unread=unread, bare=bare)
     remarks += _without_pictures(place, part, level)
     return dict(zip(pictures, _classes(place, part, level), strict=True))
 
@@ -205,24 +212,25 @@ def _without_pictures(place: str, found: Found, depth: int) -> list[str]:
         for one in found.bare
         if len(one.parts) <= depth + 1 and (role(one.name) or (labelled and len(one.parts) == depth + 1))
     ]
-    return [f"{place}: no pictures in {some(bare)}: not used as classes or splits"] if bare else []
+    return [f"{place}: no {found.kind.noun}s in {some(bare)}: not used as classes or splits"] if bare else []
 
 
 def _classes(place: str, found: Found, depth: int) -> list[str | None]:
     """The class of each picture: its folder's name at a depth; None for all if none has one."""
+    noun = found.kind.noun
     loose = _loose(found.pictures, depth)
     if len(loose) == len(found.pictures):
         return [None] * len(loose)
     if loose:
         raise UsageError(
-            f"{place}: {len(loose)} images lie beside class folders (the first is {readable(str(loose[0]))}). "
-            "Move them into a class folder, or all images into one folder for a set without classes."
+            f"{place}: {len(loose)} {noun}s lie beside class folders (the first is {readable(str(loose[0]))}). "
+            f"Move them into a class folder, or all {noun}s into one folder for a set without classes."
         )
     lost = _tops(found.unread, depth) - _tops(found.pictures, depth)
     if lost:
         files = [file for file in found.unread if len(file.parts) > depth + 1 and file.parts[depth] in lost]
         raise UsageError(
-            f"{place}: no picture of the class {some(sorted(lost))} can be read: {kinds(files)} are not supported. "
-            "Convert them to PNG, or move the folder elsewhere."
+            f"{place}: no {noun} of the class {some(sorted(lost))} can be read: {kinds(files)} are not supported. "
+            f"Convert them to {found.kind.target}, or move the folder elsewhere."
         )
     return [file.parts[depth] for file in found.pictures]

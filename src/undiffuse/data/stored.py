@@ -75,11 +75,13 @@ def fingerprint(
     classes: tuple[str, ...],
     captions: Sequence[Sequence[str]] = (),
 ) -> str:
-    """sha256 over shape, pixels, labels, class names and captions, hexadecimal; the same on every machine."""
+    """sha256 over shape, rows (little-endian), labels, class names and captions, hexadecimal; the same on every
+    machine."""
     digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
     flat = images.reshape(-1)
     for start in range(0, len(flat), HASH_CHUNK):
-        digest.update(flat[start : start + HASH_CHUNK].tobytes())
+        chunk = flat[start : start + HASH_CHUNK]
+        digest.update(chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes())
     if labels is not None:
         digest.update(labels.astype("<i8").tobytes())
     if captions:

@@ -1,9 +1,9 @@
-"""The pictures under a folder, and remarks on everything that looks like one but is not read."""
+"""The pictures or sounds under a folder, and remarks on everything that looks like one but is not read."""
 
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,10 @@ UNREAD = _endings(
     "nrw dng arw srf sr2 orf rw2 raf pef ptx srw x3f 3fr fff iiq erf kdc dcr mrw mos rwl gpr dcm dicom dds icns cur "
     "fits fit fts xpm xbm ras rgb rgba bw pic djvu cin dpx heics heifs avci avcs jls jpeg2000 jph jhc pgx wbmp pam ktx"
 )
+SOUND = _endings("wav flac ogg oga mp3 aiff aif opus")
+UNREAD_SOUND = _endings(
+    "m4a aac wma amr awb ape wv mka caf au snd ra mid midi 3gp ac3 dts mpc tta w64 rf64 gsm weba dsf dff m4b aifc alac"
+)
 NO_PICTURE = _endings(  # not worth opening
     "txt json jsonl csv tsv xml yaml yml toml cfg ini md rst html htm log lock db py ipynb npy npz mat h5 pt pth pkl "
     "safetensors parquet zip gz tar pdf mp4 mov avi mkv webm"
@@ -42,11 +46,33 @@ BEGINNINGS += (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n")  # JPEG 2
 UNREAD_BEGINNINGS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"8BPS\x00\x01")  # JPEG XL, Photoshop
 BRANDS = {b"avif": True, b"avis": True} | dict.fromkeys(b"heic heix heim heis hevc hevx mif1 msf1".split(), False)
 
-KIND = "pictures in unsupported formats; convert them to PNG first"
 NAME = "pictures by their content but not by their name; give them an extension such as .png or .jpg"
 LINK = "broken links"
 RUN = "the output of undiffuse is not data"
 LEAVINGS = "thumbnails or deleted files, judging by the folder's name; rename it if it is data"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is looked for.
+
+    noun     "picture"
+    target   the format to convert others to
+    read     the endings of files that are read, in lower case
+    unread   those of files that are of this kind and are not
+    content  why a file with another ending, or none, is left out: as `_reason`
+    """
+
+    noun: str
+    target: str
+    read: frozenset[str]
+    unread: frozenset[str]
+    content: Callable[[Path], str | None]
+
+    @property
+    def unsupported(self) -> str:
+        """Why a file of `unread` is left out."""
+        return f"{self.noun}s in unsupported formats; convert them to {self.target} first"
 
 
 @dataclass(frozen=True)
@@ -57,6 +83,7 @@ class Found:
     unread    pictures in unsupported formats
     bare      folders with neither, at any depth
     texts     files that may hold captions
+    kind      what `pictures` are
     """
 
     pictures: list[PurePosixPath]
@@ -64,24 +91,28 @@ class Found:
     bare: list[PurePosixPath]
     remarks: list[str]
     texts: list[PurePosixPath] = field(default_factory=list)
+    kind: Kind = field(default_factory=lambda: PICTURES)
 
 
-def walk(root: Path) -> Found:
+def walk(root: Path, kind: Kind | None = None) -> Found:
     """Finds everything under `root` that is a picture by its extension, or by its first bytes if it has none.
+
+    Or a sound: `kind` is `PICTURES` (if None) or `SOUNDS`, which go by their extension alone.
 
     Hidden files and folders are left out, and so are, with a remark, folders of thumbnails (`NO_DATA`) and of runs of
     undiffuse. Links are followed, but not in loops. Raises UsageError if two names lead to one folder with pictures,
     and UndiffuseError if a folder cannot be read.
     """
+    kind = kind or PICTURES
     pictures: list[PurePosixPath] = []
     texts: list[PurePosixPath] = []
     left_out: dict[str, list[PurePosixPath]] = defaultdict(list)
     twice: list[tuple[PurePosixPath, PurePosixPath]] = []
     folders = set()
-    for folder, names in _folders(root, left_out, twice):
+    for folder, names in _folders(root, kind, left_out, twice):
         folders.add(folder)
         for name in names:
-            reason = None if name.startswith(".") else _reason(root / folder / name)
+            reason = None if name.startswith(".") else _reason(root / folder / name, kind)
             if reason == "":
                 pictures.append(folder / name)
             elif reason:
@@ -92,29 +123,43 @@ def walk(root: Path) -> Found:
         if any(picture.is_relative_to(first) for picture in pictures):
             raise UsageError(
                 f"{readable(str(root))}: {readable(str(first))} and {readable(str(second))} are one folder with two "
-                "names (one is a link), so its pictures would count twice. Remove the link, or move it elsewhere."
+                f"names (one is a link), so its {kind.noun}s would count twice. Remove the link, or move it elsewhere."
             )
     remarks = []
     for reason, files in left_out.items():
-        counts = f"{len(files)} files ({kinds(files)})" if reason in (KIND, NAME) else f"{len(files)}"
+        counts = f"{len(files)} files ({kinds(files)})" if reason in (kind.unsupported, NAME) else f"{len(files)}"
         remarks.append(f"{readable(str(root))}: left out {counts}: {reason}: {some(sorted(files))}")
-    unread = sorted(left_out.get(KIND, ()))
+    unread = sorted(left_out.get(kind.unsupported, ()))
     bare = folders.difference(*(file.parents for file in [*pictures, *unread]))
-    return Found(sorted(pictures), unread, sorted(bare), remarks, sorted(texts))
+    return Found(sorted(pictures), unread, sorted(bare), remarks, sorted(texts), kind)
 
 
 def holds_pictures(root: Path) -> bool:
     """Whether `walk` finds a picture, of a format that is read or not; looks no further than the first."""
     return any(
-        _reason(root / folder / name) in ("", KIND)
-        for folder, names in _folders(root, defaultdict(list), [])
+        _reason(root / folder / name, PICTURES) in ("", PICTURES.unsupported)
+        for folder, names in _folders(root, PICTURES, defaultdict(list), [])
         for name in names
         if not name.startswith(".")
     )
 
 
+def first_kind(root: Path, *kinds: Kind) -> Kind | None:
+    """The kind of the first file under `root` that is of one of them by its ending; looks no further."""
+    for _, names in _folders(root, kinds[0], defaultdict(list), []):
+        for name in sorted(names):
+            ending = PurePosixPath(name).suffix.lower()
+            found = [kind for kind in kinds if ending in kind.read | kind.unread]
+            if found and not name.startswith("."):
+                return found[0]
+    return None
+
+
 def _folders(
-    root: Path, left_out: dict[str, list[PurePosixPath]], twice: list[tuple[PurePosixPath, PurePosixPath]]
+    root: Path,
+    kind: Kind,
+    left_out: dict[str, list[PurePosixPath]],
+    twice: list[tuple[PurePosixPath, PurePosixPath]],
 ) -> Iterator[tuple[PurePosixPath, list[str]]]:
     """Yields each folder that may hold data, relative to `root`, with the names of its files."""
     chains: dict[str, tuple[Path, ...]] = {}  # a folder as walked -> the real folders from the root down to it
@@ -137,7 +182,7 @@ def _folders(
             subfolders[:] = set(subfolders) - WRITTEN_BY_A_RUN  # a run within its data folder: the rest is still data
         chains[folder], visited[real] = (*above, real), here
         dropped = [name for name in subfolders if name.lower() in NO_DATA]
-        if leavings := [here / name for name in dropped if _holds_pictures(root / here / name)]:
+        if leavings := [here / name for name in dropped if _holds(root / here / name, kind)]:
             left_out[LEAVINGS] += leavings
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in dropped)
         yield here, files
@@ -153,17 +198,22 @@ def is_run(subfolders: list[str], files: list[str]) -> bool:
     return run or {"model.json", "weights.safetensors"} <= set(files)
 
 
-def _holds_pictures(folder: Path) -> bool:
-    return any(Path(name).suffix.lower() in READ for _, _, files in os.walk(folder) for name in files if name[0] != ".")
+def _holds(folder: Path, kind: Kind) -> bool:
+    return any(
+        Path(name).suffix.lower() in kind.read for _, _, files in os.walk(folder) for name in files if name[0] != "."
+    )
 
 
-def _reason(path: Path) -> str | None:
-    """Why a file is left out: "" for a picture to read, None for a file that is not a picture."""
-    kind = path.suffix.lower()
-    if kind in READ:
+def _reason(path: Path, kind: Kind) -> str | None:
+    """Why a file is left out: "" for one to read, None for one that is not of this kind."""
+    ending = path.suffix.lower()
+    if ending in kind.read:
         return ""
-    if kind in UNREAD:
-        return KIND
+    return kind.unsupported if ending in kind.unread else kind.content(path)
+
+
+def _picture_by_content(path: Path) -> str | None:
+    kind = path.suffix.lower()
     if kind in NO_PICTURE:
         return None
     try:
@@ -176,4 +226,8 @@ def _reason(path: Path) -> str | None:
     brand = begins[8:12] if begins[4:8] == b"ftyp" else b""
     if begins.startswith(BEGINNINGS) or (begins[:4], begins[8:12]) == (b"RIFF", b"WEBP") or BRANDS.get(brand):
         return NAME if kind else ""
-    return KIND if begins.startswith(UNREAD_BEGINNINGS) or brand in BRANDS else None
+    return PICTURES.unsupported if begins.startswith(UNREAD_BEGINNINGS) or brand in BRANDS else None
+
+
+PICTURES: Kind = Kind("picture", "PNG", READ, UNREAD, _picture_by_content)
+SOUNDS = Kind("sound", "FLAC", SOUND, UNREAD_SOUND, lambda path: None)
