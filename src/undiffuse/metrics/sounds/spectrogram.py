@@ -11,7 +11,7 @@ LOWEST = 50.0  # Hz
 BLOCK = 500
 FLOOR = -100.0  # dB, relative to a sine wave of full scale
 HANN = 3
-"""The sum of the power over the bins of a sine wave: 1.5 for a Hann window (Harris 1978, table I), twice for padding."""
+"""The sum of the power over the bins of a sine wave: 1.5 for a Hann window (Harris 1978), twice for padding."""
 DECIBELS = -FLOOR / 2
 """In a step of 1 of a spectrogram."""
 FACTS = f"log-mel, {BANDS} bands from {LOWEST:g} Hz, 40 ms Hann windows every 20 ms, floor {FLOOR:g} dB"
