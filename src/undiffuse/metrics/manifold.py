@@ -65,25 +65,25 @@ def measure_manifold(samples: np.ndarray, reference: np.ndarray) -> dict[str, Me
     }
 
 
-def nearest(queries: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest item of each uint8 query (N, H, W, C): its distance and its index.
+def nearest(queries: np.ndarray, items: np.ndarray, scale: float = 255) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest item of each query, such as uint8 (N, H, W, C): its distance and its index.
 
-    Returns float64 (N,), the root mean square difference of pixels in [0, 1], and int64 (N,), the item's index. The
-    search is in float32; the distances of the items found are exact.
+    Returns float64 (N,), the root mean square difference of numbers divided by `scale`, such as pixels in [0, 1], and
+    int64 (N,), the item's index. The search is in float32; the distances of the items found are exact.
     """
     index = torch.zeros(len(queries), dtype=torch.int64)
     best = torch.full((len(queries),), torch.inf)
     for columns, y in blocks(items):
-        y = (y / 127.5 - 1).float()
+        y = (y / (scale / 2) - 1).float()
         for rows, x in blocks(queries):
-            found, where = _squared_distances((x / 127.5 - 1).float(), y).min(1)
+            found, where = _squared_distances((x / (scale / 2) - 1).float(), y).min(1)
             closer = found < best[rows]
             best[rows] = torch.where(closer, found, best[rows])
             index[rows] = torch.where(closer, where + columns.start, index[rows])
     distance = np.empty(len(queries))
     for rows, x in blocks(queries):
         found = torch.from_numpy(np.array(items[index[rows].numpy()], dtype=np.float64)).flatten(1)
-        distance[rows] = ((x - found) / 255).square().mean(1).sqrt().numpy()
+        distance[rows] = ((x - found) / scale).square().mean(1).sqrt().numpy()
     return distance, index.numpy()
 
 

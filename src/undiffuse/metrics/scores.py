@@ -10,10 +10,15 @@ def _entropy(p: np.ndarray, axis: int = -1) -> np.ndarray:
     return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(axis)
 
 
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits, dtype=np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
 def inception_score(logits: np.ndarray) -> Measure:
     """exp of the mean KL divergence of p(y | x) from p(y) (Salimans et al. 2016): from 1 to the number of classes."""
-    p = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    p /= p.sum(1, keepdims=True)
+    p = np.exp(_log_softmax(logits))
     entropies = _entropy(p)
 
     def score(counts: np.ndarray) -> float:
@@ -21,6 +26,47 @@ def inception_score(logits: np.ndarray) -> Measure:
         return float(np.exp(_entropy(share @ p) - share @ entropies))
 
     return bootstrap(len(p), score, replicates=200)
+
+
+def modified_inception_score(logits: np.ndarray) -> Measure:
+    """exp of the mean KL divergence of p(y | x_i) from p(y | x_j) over all pairs (Gurumurthy et al. 2017, section 4).
+
+    With the samples of all classes together, as for SC09 (Kong et al. 2021), it has no upper bound.
+    """
+    log_p = _log_softmax(logits)
+    p = np.exp(log_p)
+    entropies = _entropy(p)
+
+    def score(counts: np.ndarray) -> float:
+        share = counts / counts.sum()
+        return float(np.exp(-(share @ p) @ (share @ log_p) - share @ entropies))
+
+    return bootstrap(len(p), score, replicates=200)
+
+
+def am_score(logits: np.ndarray, shares: np.ndarray) -> Measure:
+    """KL(shares, p(y)) plus the mean entropy of p(y | x), in nats (Zhou et al. 2018, eq. 14): 0 at best.
+
+    `shares` (K,): of the classes in training.
+    """
+    p = np.exp(_log_softmax(logits))
+    entropies = _entropy(p)
+    here = shares > 0
+
+    def score(counts: np.ndarray) -> float:
+        share = counts / counts.sum()
+        return float(shares[here] @ np.log(shares[here] / (share @ p)[here]) + share @ entropies)
+
+    return bootstrap(len(p), score, replicates=200)
+
+
+def share_distance(labels: np.ndarray, shares: np.ndarray) -> Measure:
+    """The total variation distance of the frequencies of labels (N,) from `shares` (K,): from 0 to 1."""
+
+    def distance(counts: np.ndarray) -> float:
+        return float(np.abs(np.bincount(labels, counts, len(shares)) / counts.sum() - shares).sum() / 2)
+
+    return bootstrap(len(labels), distance, replicates=200)
 
 
 def class_entropy(labels: np.ndarray, classes: int) -> Measure:

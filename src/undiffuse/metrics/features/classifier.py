@@ -6,6 +6,7 @@ its numbers are the same on every machine.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,10 +69,7 @@ def classifier(train: ImageSet, test: ImageSet | None, tick: Callable[[int, int]
         with locked(folder):
             if not (folder / "card.json").exists():
                 _make(folder, train, test, tick)
-    card = read_json(folder / "card.json")
-    network = Classifier(train.shape[2], len(train.classes))
-    network.load_state_dict(load_file(folder / "weights.safetensors"))
-    network.eval().requires_grad_(False)
+    network, card = kept(folder, train.shape[2], len(train.classes))
     size = _size(train.shape)
 
     @torch.inference_mode()
@@ -101,33 +99,64 @@ def _input(images: Tensor, channels: int, size: int | None) -> Tensor:
 
 
 def _make(folder: Path, train: ImageSet, test: ImageSet | None, tick: Callable[[int, int], None] | None) -> None:
-    """Trains (AdamW, one cosine, no augmentation) and writes weights and card."""
+    """Trains without augmentation and writes weights and card."""
     assert train.labels is not None
-    size, count = _size(train.shape), len(train)
-    epochs = max(EPOCHS, -(-LEAST_STEPS * BATCH // count))
-    steps = epochs * -(-count // BATCH)
+    channels, size = train.shape[2], _size(train.shape)
+
+    def inputs(rows: np.ndarray, epoch: int) -> Tensor:
+        return _input(torch.from_numpy(train.images[rows]), channels, size)
+
+    network, steps = fitted(channels, len(train.classes), inputs, np.array(train.labels), EPOCHS, tick)
+    accuracy = None if test is None else _accuracy(network, test, channels, size)
+    keep(folder, network, {"data": train.name, "accuracy": accuracy, "steps": steps, "batch": BATCH})
+
+
+def fitted(
+    channels: int,
+    classes: int,
+    inputs: Callable[[np.ndarray, int], Tensor],
+    labels: np.ndarray,
+    epochs: int,
+    tick: Callable[[int, int], None] | None,
+) -> tuple[Classifier, int]:
+    """A network trained by AdamW and one cosine, and after how many steps: LEAST_STEPS or `epochs`, if that is more.
+
+    `inputs` gives those of rows (B,) in an epoch, float32 (B, channels, H, W), and `labels` are int64 (N,).
+    """
+    batches = -(-len(labels) // BATCH)
+    epochs = max(epochs, -(-LEAST_STEPS * BATCH // len(labels)))
+    steps, done = epochs * batches, 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator(0, Purpose.CHOICE).initial_seed())
-        network = Classifier(train.shape[2], len(train.classes))
+        network = Classifier(channels, classes)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    labels, done = torch.from_numpy(np.array(train.labels)), 0
     for epoch in range(epochs):
-        order = stream(0, Purpose.ORDER, epoch).permutation(count)
-        for rows in np.array_split(order, -(-count // BATCH)):
-            x = _input(torch.from_numpy(train.images[rows]), train.shape[2], size)
-            functional.cross_entropy(network(x).logits, labels[rows]).backward()
+        order = stream(0, Purpose.ORDER, epoch).permutation(len(labels))
+        for rows in np.array_split(order, batches):
+            truth = torch.from_numpy(labels[rows])
+            functional.cross_entropy(network(inputs(rows, epoch)).logits, truth).backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             done += 1
             if tick:
                 tick(done, steps)
-    network.eval()
-    accuracy = None if test is None else _accuracy(network, test, train.shape[2], size)
+    return network.eval(), steps
+
+
+def keep(folder: Path, network: Classifier, card: dict[str, Any]) -> None:
+    """Writes weights and card."""
     with writing(folder) as temporary:
         save_file(network.state_dict(), temporary / "weights.safetensors")
-        write_json(temporary / "card.json", {"data": train.name, "accuracy": accuracy, "steps": steps, "batch": BATCH})
+        write_json(temporary / "card.json", card)
+
+
+def kept(folder: Path, channels: int, classes: int) -> tuple[Classifier, dict[str, Any]]:
+    """What `keep` wrote: the network, ready to use, and the card."""
+    network = Classifier(channels, classes)
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    return network.eval().requires_grad_(False), read_json(folder / "card.json")
 
 
 @torch.inference_mode()
