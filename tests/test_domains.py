@@ -43,6 +43,7 @@ class Bits:
     values = 2
     noun = "bits"
     suffix = ".txt"
+    bounded = True
     features = ()
 
     @property

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from undiffuse.conditions import Condition, Encoders, Labels
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
+from undiffuse.data.sounds import is_sounds, load_sounds
 from undiffuse.data.textfiles import is_text
 from undiffuse.data.texts import load_text
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
@@ -50,6 +52,17 @@ def make_data(config: DataConfig, split: str = "train", progress: Callable[[int,
             length=config.length,
             progress=progress,
         )
+    if is_sounds(config.source):
+        sounds = load_sounds(
+            config.source,
+            split,
+            rate=config.rate,
+            seconds=config.seconds,
+            trim=config.trim,
+            skip_corrupt=config.skip_corrupt,
+            progress=progress,
+        )
+        return replace(sounds, domain=config.sound)
     return load_data(
         config.source,
         split,

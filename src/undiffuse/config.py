@@ -137,7 +137,17 @@ class DataConfig(_Section):
         None, ge=1, le=65_536, description="how many tokens there are; None: as in the text, or 1024 for tokens=bpe"
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("augment", "length", "tokens", "vocabulary")
+    sound: Literal["log-mel", "mdct", "waves"] = Field(
+        "log-mel", description="what sounds are to the network: log-mel spectrograms, their MDCT or the samples"
+    )
+    rate: int | None = Field(None, ge=4000, le=48_000, description="of sounds, in Hz; None: theirs, at most 16000")
+    seconds: float | None = Field(None, gt=0, le=60, description="of a row of sound; None: for most files, up to 1.28")
+    trim: bool = Field(True, description="leave out the silence at both ends of a sound")
+
+    _added: ClassVar[tuple[str, ...]] = (
+        *("augment", "length", "tokens", "vocabulary"),
+        *("sound", "rate", "seconds", "trim"),
+    )
 
 
 class ProcessConfig(_Section):

@@ -43,7 +43,8 @@ class Recipe:
         steps: N; see `evaluations` for their cost.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); only for sampler="ddim".
         grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the sampler's default.
-        threshold: "clip" keeps predicted images in range, "dynamic" scales by a quantile, "none" leaves them.
+        threshold: "clip" keeps predicted data in its range, if it has one (`Domain.bounded`), "dynamic" scales by a
+            quantile, "none" leaves it.
         seed: of the noise.
         guidance: how strongly the condition, or the model's guide, guides (`undiffuse.guide`).
     """
@@ -136,6 +137,12 @@ class Recipe:
         denoise = guided_denoiser(model, condition, self.guidance)
         if overshoot is not None:
             denoise = overshoot.watch(denoise)
+        return self.thresholded(model, denoise)
+
+    def thresholded(self, model: Model, denoise: Denoise) -> Denoise:
+        """`denoise` with its predictions of x_0 kept in the range of the model's data, if that has one."""
+        if not model.domain.bounded:
+            return denoise
         wrapped: Denoise = THRESHOLDS[self.threshold](denoise, model.denoiser.process)
         return wrapped
 

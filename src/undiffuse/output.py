@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from undiffuse.domains import Domain
+from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync, fsynced_at_the_end
 from undiffuse.memory import total_memory
@@ -167,12 +168,16 @@ def _link(made: Path, target: Path) -> None:
         made.rename(target)
 
 
-def check(out: Path, count: int, force: bool = False) -> None:
+def check(out: Path, count: int, force: bool = False, kind: str = ".png") -> None:
     """Checks, before the work, that `count` samples can be written to `out`. Raises UsageError for an unknown suffix,
-    too large a grid or an existing path; UndiffuseError for a place that cannot be written to."""
+    too large a grid or an existing path; UndiffuseError for a place that cannot be written to.
+
+    `kind`: the suffix of the samples' domain.
+    """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
-    if suffix and suffix not in SAMPLE_FILES:
-        raise UsageError(f"--out {out}: write .png (a grid), .npz, .npy, or a folder's name")
+    if suffix and suffix not in (*SAMPLE_FILES, kind):
+        whole = "" if kind == ".png" else f"{kind} (one after another), "
+        raise UsageError(f"--out {out}: write {whole}.png (a grid), .npz, .npy, or a folder's name")
     if suffix == ".png" and count > MOST_IN_A_GRID:
         raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
     if suffix:
@@ -224,6 +229,8 @@ def write(
     def file(path: Path) -> None:
         if suffix == ".png":
             domain.show(rows, path)
+        elif isinstance(domain, Sounds):
+            domain.join(rows, path) if suffix == domain.suffix else array(path)
         else:
             array(path)
         if origin:
@@ -233,7 +240,8 @@ def write(
         place = put_folder(out, folder, names_of_samples(domain.suffix), force)
     else:
         place = put(out, file, force)
-    return f"{len(rows)} samples of {format_shape(rows.shape[1:3])}: {place}"
+    size = f"{domain.seconds:g} s" if isinstance(domain, Sounds) else format_shape(rows.shape[1:3])
+    return f"{len(rows)} samples of {size}: {place}"
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:

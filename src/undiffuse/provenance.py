@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from undiffuse import __version__
 from undiffuse.data.png import SIGNATURE, text_of, with_text
 from undiffuse.data.remarks import readable, warn
+from undiffuse.data.wav import comment_of, with_comment
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
 from undiffuse.names import cut, fault
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 KEYWORD = "undiffuse"
 FORMAT = 1
 LONGEST = 65_535  # bytes: what the comment of a zip file can hold
-KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff'}
-"""The files that hold a recipe, and how they begin: pictures, arrays and, written with it, texts."""
+KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff', ".wav": b"RIFF"}
+"""The files that hold a recipe, and how they begin: pictures, arrays, sounds and, written with it, texts."""
 
 Words = Annotated[str, Field(max_length=LONGEST, strict=True)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", strict=True)]
@@ -148,7 +149,8 @@ def _machine(model: "Model") -> dict[str, str]:
 
 
 def inscribe(path: Path, text: str) -> None:
-    """Puts `text` into a finished file: into a PNG or, as its comment, a zip such as .npz; others cannot hold one.
+    """Puts `text` into a finished file: into a PNG or a WAV, or as its comment into a zip such as .npz; others cannot
+    hold one.
 
     A text that is too long, of thousands of sources, is left out with a warning. The file is not flushed to disk, which
     `undiffuse.output` does before it moves the file to its place.
@@ -163,19 +165,25 @@ def inscribe(path: Path, text: str) -> None:
             longer = with_text(file.read(), KEYWORD, text)
             file.seek(0)
             file.write(longer)
+    elif kind == ".wav":
+        with path.open("r+b") as file:
+            with_comment(file, text)
     else:
         with ZipFile(path, "a") as archive:
             archive.comment = text.encode()
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Of a .png, .npz or .json file, or of the first sample in a folder. Raises UsageError for a file that has none,
-    UndiffuseError for one that is damaged. Nothing is unpacked; of all but .json at most `LONGEST` bytes are parsed."""
+    """Of a .png, .npz, .wav or .json file, or of the first sample in a folder.
+
+    Nothing is unpacked; of all but .json at most `LONGEST` bytes are parsed. Raises UsageError for a file that has
+    none, UndiffuseError for one that is damaged.
+    """
     shown = readable(str(path))
     if path.is_dir():
-        path = next((one for one in sorted(path.iterdir()) if re.fullmatch(r"\d{6,}\.png", one.name)), path)
+        path = next((one for one in sorted(path.iterdir()) if re.fullmatch(r"\d{6,}\.(png|wav)", one.name)), path)
         if path.is_dir():
-            raise UsageError(f"the folder {shown} has no samples in it (000000.png ...): name a file")
+            raise UsageError(f"the folder {shown} has no samples in it (000000.png or .wav ...): name a file")
     try:
         text = _text(path)
     except FileNotFoundError:
@@ -184,14 +192,14 @@ def read_provenance(path: Path) -> Provenance:
         raise UndiffuseError(f"cannot read the recipe of {shown}: {readable(cut(str(error), 200))}") from None
     if text is None:
         raise UsageError(
-            f"{shown} carries no recipe: .png, .npz and .json files of undiffuse sample and edit do, unless another "
-            "program has saved them since"
+            f"{shown} carries no recipe: .png, .npz, .wav and .json files of undiffuse sample and edit do, unless "
+            "another program has saved them since"
         )
     return _parsed(text, f"the recipe of {shown} is damaged")
 
 
 def kind_of(path: Path) -> str:
-    """ ".png", ".npz" (any zip), ".json" (of texts) or "" (something else), by the first bytes. Raises OSError."""
+    """ ".png", ".npz" (any zip), ".wav", ".json" (of texts) or "" (another), by the first bytes. Raises OSError."""
     with path.open("rb") as file:
         begins = file.read(len(SIGNATURE))
     return next((kind for kind, beginning in KINDS.items() if begins.startswith(beginning)), "")
@@ -207,7 +215,7 @@ def _text(path: Path) -> str | None:
         with ZipFile(path) as archive:
             return archive.comment.decode() or None
     with path.open("rb") as file:
-        return text_of(file, KEYWORD, LONGEST)
+        return comment_of(file, LONGEST) if kind_of(path) == ".wav" else text_of(file, KEYWORD, LONGEST)
 
 
 def _parsed(text: str, damaged: str) -> Provenance:

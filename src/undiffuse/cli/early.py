@@ -63,9 +63,10 @@ def _check_subject(subject: str) -> None:
 def check_source(source: str) -> None:
     """Raises UsageError if `source` is neither a data set nor a path, and cannot be a name on the hub."""
     from undiffuse.data.loading import HUB_NAME, OPENERS, load
+    from undiffuse.data.sounds import is_sounds
     from undiffuse.data.textfiles import is_text
 
-    if is_text(source):
+    if is_text(source) or is_sounds(source):
         return
     if not (source in OPENERS or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()):
         load(source)

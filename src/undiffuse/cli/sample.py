@@ -59,7 +59,7 @@ def sample(
         None,
         "--out",
         "-o",
-        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; texts: .txt or .json.",
+        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; sounds: .wav too, texts: .txt or .json.",
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,
@@ -83,7 +83,9 @@ def sample(
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
     """
     from undiffuse import output
+    from undiffuse.card import find, read_card
     from undiffuse.cli import texts
+    from undiffuse.domains import domain_of
     from undiffuse.generate import Recipe
 
     if texts.is_text(model):
@@ -93,8 +95,9 @@ def sample(
         raise UsageError("--length is for models of texts")
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
-    out = out or output.fresh(Path(f"{output.name_of(model)}-samples.png"))
-    output.check(out, n, force)
+    kind = domain_of(read_card(find(model)).data).suffix
+    out = out or output.fresh(Path(f"{output.name_of(model)}-samples{kind}"))
+    output.check(out, n, force, kind)
 
     from undiffuse.conditions import Labels, parts_of
     from undiffuse.engines import with_engine

@@ -4,7 +4,9 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +43,13 @@ class SoundSet(ImageSet):
     rate: int
     lengths: np.ndarray
     domain: str = "waves"
+
+    @cached_property
+    def sound(self) -> dict[str, Any]:
+        """What their domain is made from: the rate, and for the MDCT the scale of each band in these rows."""
+        from undiffuse.domains.sounds import band_scales
+
+        return {"rate": self.rate} | ({"scale": list(band_scales(self.images))} if self.domain == "mdct" else {})
 
 
 def is_sounds(source: str | os.PathLike[str]) -> bool:

@@ -14,7 +14,7 @@ from undiffuse.data.entries import OPENERS
 from undiffuse.data.loading import HUB_NAME
 from undiffuse.data.reading import reading
 from undiffuse.data.remarks import readable, some
-from undiffuse.data.walk import holds_pictures, walk
+from undiffuse.data.walk import SOUNDS, first_kind, holds_pictures, walk
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import parse_json
 from undiffuse.names import shown
@@ -30,8 +30,8 @@ SOURCES = "a .txt, .jsonl or .parquet file, a folder of .txt and .jsonl files, o
 def is_text(source: str | os.PathLike[str]) -> bool:
     """Whether a source is a text: by its name or ending, a folder by the names in it, a table by its columns.
 
-    A folder is one if it holds .txt or .jsonl files and no pictures, a .parquet file if it has a column of strings and
-    none that could hold pictures. Reads no other content.
+    A folder is one if it holds .txt or .jsonl files and neither pictures nor sounds, a .parquet file if it has a column
+    of strings and none that could hold pictures. Reads no other content.
     """
     name = os.fspath(source)
     if name in CORPORA or name in OPENERS:
@@ -39,7 +39,7 @@ def is_text(source: str | os.PathLike[str]) -> bool:
     path = Path(os.path.expanduser(name))
     kind = path.suffix.lower()
     if os.path.isdir(path):
-        return bool(_files(path))
+        return bool(_files(path)) and first_kind(path, SOUNDS) is None
     if kind == ".parquet" and os.path.isfile(path):
         kinds = [column.type for column in _schema(path)]
         return any(map(holds_text, kinds)) and not any(map(_may_hold_pictures, kinds))

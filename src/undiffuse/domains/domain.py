@@ -35,6 +35,10 @@ class Domain(Protocol):
         """How many values an element of a row can take, 0 .. values - 1; None for continuous data."""
 
     @property
+    def bounded(self) -> bool:
+        """Whether x_0 lies in [-1, 1], so that predictions of it may be clipped to that."""
+
+    @property
     def noun(self) -> str:
         """The plural noun for them, and the name of their array in an .npz file."""
 

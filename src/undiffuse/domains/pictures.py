@@ -21,6 +21,7 @@ class Pictures:
 
     stored: tuple[int, ...]
     values = 256
+    bounded = True
     noun = "images"
     suffix = ".png"
     features = ("classifier", "efficientnet-lite0", "inception")

@@ -22,6 +22,7 @@ class Points:
 
     stored: tuple[int, ...]
     values = None
+    bounded = True
     noun = "points"
     suffix = ".txt"
     features = ()

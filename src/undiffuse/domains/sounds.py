@@ -45,6 +45,7 @@ class Sounds:
     stored: tuple[int, ...]
     rate: int
     values = None
+    bounded = True
     noun = "sounds"
     suffix = ".wav"
     features = ()
@@ -59,6 +60,11 @@ class Sounds:
             raise ValueError(
                 f"sounds of {self.stored[0]} samples at {self.rate} Hz: the length must be a multiple of {hop} (20 ms)"
             )
+
+    @property
+    def seconds(self) -> float:
+        """The length of a clip."""
+        return self.stored[0] / self.rate
 
     def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for settings that only pictures have."""
@@ -75,6 +81,11 @@ class Sounds:
             file.setsampwidth(2)
             file.setframerate(self.rate)
             file.writeframes(row.astype("<i2").tobytes())
+
+    def join(self, rows: np.ndarray, path: Path) -> None:
+        """All of them in one WAV, with a fifth of a second of silence between them."""
+        between = np.zeros((len(rows), self.rate // 5), np.int16)
+        self.save(np.concatenate([rows, between], 1).reshape(-1)[: -between.shape[1]], path)
 
     def show(self, rows: np.ndarray, path: Path) -> None:
         """Each waveform above its log-mel spectrogram; 16 of them at most."""
@@ -159,12 +170,13 @@ class MDCT(Sounds):
     """x_0 is the signed root of the MDCT, (1, M, L / M): see `undiffuse.sound.mdct` and `undiffuse.sound.companding`.
 
     x_0 has no bound: of speech, 7 % of the elements are beyond 1, and clipped to it there is 4 dB of signal to noise
-    left. So the threshold of samplers has to be "none".
+    left.
     `scale` has one number for each of the M bands (`band_scales`), the amplitude of 1 being full scale. Raises
     ValueError for a scale that is not positive and finite, and for a number of bands that is odd or does not divide L.
     """
 
     scale: tuple[float, ...]
+    bounded = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ class Texts:
 
     stored: tuple[int, ...]
     values = None
+    bounded = True
     noun = "texts"
     suffix = ".txt"
     features = ()

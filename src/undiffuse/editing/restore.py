@@ -26,7 +26,7 @@ from undiffuse.model import Model
 from undiffuse.process import float64_device
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import keyed_draws
-from undiffuse.registry import RESTORERS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import RESTORERS, SAMPLERS
 from undiffuse.sampling import Step, trajectory
 
 FORMAT = 2
@@ -141,7 +141,7 @@ def restore(
         step: Step = partial(entry, observation=observation, **needs) if entry.steps else recipe.step
         if not entry.steps:
             denoise = entry(denoise, process, observation, **needs)
-        denoise = THRESHOLDS[recipe.threshold](denoise, process)
+        denoise = recipe.thresholded(model, denoise)
         draws = keyed_draws(recipe.seed, numbers[here])
         start = process.prior(torch.empty(len(numbers[here]), *map.shape, device=model.device)).sample(draws(0))
         for state in trajectory(denoise, process, grid, step, start, draws):

@@ -17,6 +17,7 @@ from undiffuse.card import DataFacts, checkpoints, read_card, read_run, recorded
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.data import ImageSet
 from undiffuse.data.entries import OPENERS
+from undiffuse.data.speech import SPEECH
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import Model, load
@@ -29,7 +30,7 @@ LOGS = (".log", ".txt", ".out", ".err")  # files that a shell or a cluster may h
 def located(source: str) -> str:
     """A data set's name, independent of the working directory: paths become absolute, other names stay as they are."""
     path = os.path.expanduser(source)
-    return source if source in OPENERS or not os.path.exists(path) else str(Path(path).absolute())
+    return source if source in (*OPENERS, *SPEECH) or not os.path.exists(path) else str(Path(path).absolute())
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
