@@ -13,12 +13,14 @@ entropies of their tokens beside those of real text. Writes OUT/TEXT.json after 
 
 import argparse
 import dataclasses
-import tempfile
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from equal_time import steps_in
 
 from undiffuse import load, train
 from undiffuse.config import preset
@@ -34,19 +36,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "spans": {"objective.loss": "spans", "network.span": 16},
 }
 STEPS = (4, 8, 16, 32, 64, 128, 256)
-TRIAL = (20, 80)
-"""The steps of two short runs, whose difference is what a step costs."""
-
-
-def steps_in(minutes: float, values: dict[str, Any]) -> int:
-    """How many training steps take so many minutes of CPU time here."""
-    seconds = []
-    for steps in TRIAL:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.process_time()
-            train(values | {"training.steps": steps}, folder, report=lambda line: None)
-            seconds.append(time.process_time() - began)
-    return round(60 * minutes * (TRIAL[1] - TRIAL[0]) / (seconds[1] - seconds[0]))
 
 
 def figures(model: str | Path, metrics: list[str], writing: Writing, blocks: int | None) -> list[dict[str, Any]]:
