@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from undiffuse.build import make_data
 from undiffuse.cache import cache_dir
 from undiffuse.config import DataConfig
 from undiffuse.data import corpus, texts
@@ -205,6 +206,10 @@ def test_a_column_on_the_hub(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     splits["val"] = splits.pop("train")
     with pytest.raises(UsageError, match=r"no split 'train', only test, val"):
         load_text("someone/others")
+    long = {"text": [f"line {number}" for number in range(200)]}
+    lines = datasets.DatasetDict({"train": datasets.Dataset.from_dict(long)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: lines)
+    assert make_data(DataConfig(source="someone/lines", kind="text", length=8)).domain == "texts"
 
 
 def test_what_is_a_text_by_its_name(tmp_path: Path) -> None:

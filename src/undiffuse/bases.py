@@ -35,7 +35,7 @@ def base_config(values: dict[str, Any]) -> Config | None:
         raise UsageError(f"data.channels = {channels}: {name} is for pictures of {data.shape[2]}; leave it out")
     size: dict[str, Any] = {}
     if data.domain == "texts":
-        size = {"length": data.shape[0], "tokens": config.data.tokens}
+        size = {"kind": "text", "length": data.shape[0], "tokens": config.data.tokens}
     if data.domain == "pictures" and data.shape[0] == data.shape[1]:
         size = {"size": data.shape[0], "channels": data.shape[2]}
     elif data.domain == "pictures":

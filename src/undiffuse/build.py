@@ -43,7 +43,7 @@ MOST_PARAMETERS = 10**10
 
 def make_data(config: DataConfig, split: str = "train", progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """A split of the training data set, read with the settings of `config`. Raises as `undiffuse.data.load` does."""
-    if is_text(config.source):
+    if config.kind == "text" or is_text(config.source):
         return load_text(
             config.source,
             split,

@@ -131,6 +131,9 @@ class DataConfig(_Section):
         0.0, ge=0, lt=1, description="probability of each move of EDM's augmentation, such as 0.12; samples are unmoved"
     )
 
+    kind: Literal["auto", "text"] = Field(
+        "auto", description="text: the source is a text, which only data sets on the hub do not show"
+    )
     length: int = Field(128, ge=4, le=16_384, description="tokens of a window of text")
     tokens: TokensName = Field("characters", description="what texts are made of")
     vocabulary: int | None = Field(
@@ -145,7 +148,7 @@ class DataConfig(_Section):
     trim: bool = Field(True, description="leave out the silence at both ends of a sound")
 
     _added: ClassVar[tuple[str, ...]] = (
-        *("augment", "length", "tokens", "vocabulary"),
+        *("augment", "kind", "length", "tokens", "vocabulary"),
         *("sound", "rate", "seconds", "trim"),
     )
 
