@@ -8,6 +8,7 @@ import math
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -267,19 +268,17 @@ class LogMel(Sounds):
         import torch
 
         from undiffuse.sound.griffin_lim import griffin_lim
+        from undiffuse.sound.joining import joined
         from undiffuse.sound.mel import share_of, spectrum_of
         from undiffuse.sound.stft import stft
 
         hop, x = hop_length(self.rate), waveforms(rows).float()
         share, made = share_of(~repaint, self.rate), []
-        for levels, kept, wave_known in zip(x0[:, 0].float(), share, x, strict=True):
-            spectra = stft(wave_known[None], hop)
+        for levels, kept, heard in zip(x0[:, 0].float(), share, x, strict=True):
+            spectra = stft(heard[None], hop)
             magnitude = torch.lerp(spectrum_of(levels[None], self.rate), spectra.abs(), kept)
-            known = None
-            if gap is not None:
-                known = wave_known[None].clone()
-                known[:, gap.start : gap.stop] = math.nan
-            made.append(griffin_lim(magnitude, hop, initial=spectra * (kept > 0), known=known)[0])
+            impose = None if gap is None else partial(joined, known=heard[None], gap=gap, fade=self.rate // FADE)
+            made.append(griffin_lim(magnitude, hop, initial=spectra * (kept > 0), impose=impose)[0])
         return torch.cat(made).double()
 
 

@@ -64,9 +64,10 @@ def missing(spec: str, domain: Sounds, clips: Recordings) -> Missing:
     name, _, argument = spec.partition(":")
     if name == "bandwidth":
         try:
-            return missing_band(domain, float(argument))
+            hertz = float(argument)
         except ValueError:
             raise UsageError(f"bandwidth takes a frequency in Hz, as bandwidth:3400, not {shown(argument)}") from None
+        return missing_band(domain, hertz)
     if name == "denoise":
         piece = piece_of(spec, argument, domain) if argument else None
         return missing_below_noise(domain, clips, piece)

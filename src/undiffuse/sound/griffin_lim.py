@@ -1,5 +1,7 @@
 """Fast Griffin-Lim: a waveform for magnitudes without phases (Perraudin, Balazs and Sondergaard 2013)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ def griffin_lim(
     momentum: float = 0.99,
     *,
     initial: Tensor | None = None,
-    known: Tensor | None = None,
+    impose: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Waveforms (B, K hop) whose spectra have magnitudes near `magnitude` (B, F, K), and how near (B,).
 
@@ -23,8 +25,8 @@ def griffin_lim(
 
     Args:
         initial: spectra, complex like `magnitude`, whose phases to begin with where they are not 0.
-        known: waveforms (B, K hop), NaN where they are not known. The other samples are imposed in every step, so that
-            the phases become those that continue them; the waveforms returned are near them there.
+        impose: brings waveforms (B, K hop) to what is known of them, in every step but the end, so that the phases
+            become those that continue it. A click that it made would stay: `undiffuse.sound.joining.joined` makes none.
     """
     tiny = torch.finfo(magnitude.dtype).tiny
     middle = 1 - 2 * (torch.arange(magnitude.shape[1], device=magnitude.device) % 2)  # e^(i pi f): half a frame later
@@ -35,7 +37,7 @@ def griffin_lim(
     before = spectra
     for _ in range(steps):  # algorithm 1: both projections, then momentum
         x = inverse_stft(spectra, hop)
-        consistent = stft(x if known is None else torch.where(known.isnan(), x, known), hop)
+        consistent = stft(x if impose is None else impose(x), hop)
         ahead = consistent + momentum * (consistent - before)
         spectra, before = ahead * (magnitude / ahead.abs().clamp(min=tiny)), consistent
     x = inverse_stft(spectra, hop)
