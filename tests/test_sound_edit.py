@@ -408,6 +408,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     ),
     "no noise": ("waves", ["--restore", "denoise"], "say how loud it is"),
     "method": ("waves", ["--restore", "denoise", "--noise", ".1", "--method", "ddrm"], "take mmps"),
+    "guidance": ("waves", ["--restore", "denoise", "--noise", ".1", "--strength", ".1"], "--strength has no effect on"),
     "piece": ("log-mel", ["--restore", "denoise:.1,.12"], "name 80 ms at least"),
     "to and gap": ("mdct", ["--to", "b.wav", "--gap", ".1,.2"], "--gap has no effect on --to"),
     "resampling": ("mdct", ["--resampling", "2"], "--resampling joins old and new"),

@@ -303,7 +303,7 @@ def check_options(context: typer.Context, techniques: Mapping[str, Sequence[str]
     if "to" in edits and len(context.params["images"]) > 1:
         raise UsageError("--to leads from one image to another: name one")
     if "restoration" in edits and len(context.params["images"]) > 1:
-        raise UsageError("--restore takes one image at a time")
+        raise UsageError("--restore takes one file at a time")
     for name in ("class_name", "prompt"):
         if "restoration" in edits and len(context.params[name]) > 1:
             raise UsageError(f"--restore takes one {flags[name]} at a time")

@@ -66,8 +66,9 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     if not observed and (unused := [name for name in ("noise", "method") if name in given(context)]):
         raise UsageError(f"--{unused[0]} is for --restore denoise and a model of samples (data.sound=waves)")
     part = None if gap is None else missing_gap(domain, piece_of("--gap", gap, domain))
-    whole = gap is not None or spec is not None or loaded.learnt is None or not loaded.learnt.trim
-    clips = read_sounds(files, domain, trim=not whole)
+    timed = gap is not None or spec is not None
+    trim = not timed and (loaded.learnt is None or loaded.learnt.trim)
+    clips = read_sounds(files, domain, trim)
     if spec is not None and not observed:
         part = missing(spec, domain, clips)
     other = to or options["style"]
@@ -76,7 +77,7 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
         edited = _denoised(context, loaded, recipe, clips)
     else:
         loaded = with_engine(loaded, options["engine"], count * recipe.evaluations, bar)
-        last = read_sounds([other], domain, trim=not whole) if other else clips
+        last = read_sounds([other], domain, trim) if other else clips
         clips = clips.repeated(n)
         repaint = None if part is None else np.broadcast_to(part.repaint, (len(files), *domain.shape[1:])).repeat(n, 0)
         join = None if part is None else part.join
@@ -101,20 +102,17 @@ def _check(context: typer.Context, files: Sequence[Path]) -> None:
 
 def _denoised(context: typer.Context, model: "Model", recipe: "Recipe", clips: "Recordings") -> "np.ndarray":
     """n samples of what one noisy recording may have been, for a model of samples."""
+    from undiffuse.cli.edit import TECHNIQUES, check_options
     from undiffuse.editing.sounds import denoise
+    from undiffuse.engines import with_engine
     from undiffuse.registry import RESTORERS
 
+    check_options(context, TECHNIQUES)
     options = context.params
-    if len(clips.rows) > 1:
-        raise UsageError("--restore denoise --noise takes one sound at a time")
-    if unused := [name for name in ("strength", "resampling", "passes", "guidance") if name in given(context)]:
-        raise UsageError(f"--{unused[0]} has no effect on --restore denoise of samples: leave it out")
-    for name in ("class_name", "prompt"):
-        if len(options[name]) > 1:
-            raise UsageError("--restore takes one --class and one --prompt at a time")
     method = options["method"] if "method" in given(context) else "mmps"
     if RESTORERS.find(method).needs:
-        raise UsageError(f"--method {method} needs matrices of the size of a clip squared: take mmps, dps")
+        raise UsageError(f"--method {method} needs matrices of the size of a clip squared: take mmps or dps")
+    model = with_engine(model, "torch" if options["engine"] == "auto" else options["engine"])
     n = options["n"]
     condition = model.of_class(options["class_name"][0], n) if options["class_name"] else None
     if options["prompt"]:
