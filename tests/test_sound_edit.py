@@ -38,6 +38,7 @@ DOMAINS: tuple[Any, ...] = (
 )
 each = pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: type(domain).__name__)
 GAPS = [range(3000, 4000), range(1), range(3520, 3521), range(6400, 6720), range(9000, LENGTH), range(LENGTH)]
+GAPS += [range(k, k + 1) for k in (95, 96, 159, 160, 639, 640, 641)]  # the first and last samples of windows
 
 
 @pytest.fixture(scope="session")
