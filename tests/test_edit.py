@@ -159,7 +159,7 @@ def test_a_restoration_says_how_well_it_fits(command: Command, whole: Path, pict
         (["a.png", "--resampling", "2"], "name a --mask or --outpaint"),
         (["a.png", "--invert", "x"], "no inversion is called 'x'"),
         (["a.png", "--restore", "x"], "no restoration 'x'"),
-        (["a.png", "b.png", "--restore", "blur:1"], "one image at a time"),
+        (["a.png", "b.png", "--restore", "blur:1"], "one file at a time"),
         (["a.png", "--out", "b.png"], "exists already"),
         (["a.png", "--class", "zebra"], "zebra"),
     ],

@@ -1,8 +1,8 @@
 """`undiffuse edit`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -36,6 +36,7 @@ from undiffuse.registry import RESTORERS
 if TYPE_CHECKING:
     import numpy as np
 
+    from undiffuse.editing.rows import Join
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
     from undiffuse.provenance import Provenance
@@ -44,7 +45,7 @@ ALWAYS = ("model", "images", "n", "steps", "seed", "out", "device", "engine", "f
 GUIDED = ("class_name", "prompt", "negative", "guidance", "guidance_interval", "guide", "rescale", "apg")
 SAMPLED = ("sampler", "eta", "grid", "threshold")
 SDEDIT = (
-    *("strength", "mask", "mask_threshold", "strokes", "outpaint", "resampling", "passes", "batch_size"),
+    *("strength", "mask", "mask_threshold", "strokes", "outpaint", "gap", "resampling", "passes", "batch_size"),
     *GUIDED,
     *SAMPLED,
 )
@@ -62,7 +63,7 @@ def edit(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    images: list[Path] = typer.Argument(None, help="Pictures of any size and kind, or a text."),
+    images: list[Path] = typer.Argument(None, help="Pictures of any size and kind, sounds, or a text."),
     infill: str = typer.Option(None, help='For a model of texts: "The ____ of the ____", a _ for each token to write.'),
     strength: float = typer.Option(
         None,
@@ -72,7 +73,10 @@ def edit(
     mask_threshold: int = typer.Option(None, help="Make a soft mask hard: repaint values from here on, 1 to 255."),
     strokes: Path = typer.Option(None, help="A picture with transparency, painted over the images before the edit."),
     outpaint: float = typer.Option(None, help="Shrink the images by this share and paint around them."),
-    resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask (RePaint); 5 is usual."),
+    gap: str = typer.Option(
+        None, help="For sounds: make START,END anew, in seconds; to the end as .3, and from the beginning as ,.2"
+    ),
+    resampling: int = typer.Option(1, min=1, help="Repeats of each step with a mask or gap (RePaint); 5 is usual."),
     passes: int = typer.Option(1, min=1, help="Number of successive edits, each of the previous result."),
     invert: str = typer.Option(
         None, help="Keep what the class does not decide, by finding the images' noise first: exact or friendly."
@@ -92,10 +96,10 @@ def edit(
         None,
         "--restore",
         help="Undo what happened to the image: superres:4, blur:SIGMA, colour, inpaint (with --mask), dequantise:GREYS "
-        "or FILE.npz of a linear map.",
+        "or FILE.npz of a linear map. To a sound: denoise, denoise:START,END (of pure noise), bandwidth:HZ.",
     ),
     noise: float = typer.Option(
-        0.0, help="For --restore: the noise in the image, a standard deviation on the scale [-1, 1]."
+        0.0, help="For --restore: the noise in the image or sound, a standard deviation on the scale [-1, 1]."
     ),
     method: str = typer.Option("gaussian", help=f"For --restore: {', '.join(RESTORERS)}."),
     class_name: list[str] = typer.Option([], "--class", help="The class to edit towards [any]."),
@@ -114,7 +118,10 @@ def edit(
     threshold: str = THRESHOLD,
     seed: int = typer.Option(0, help="Seed of the noise."),
     out: Path = typer.Option(
-        None, "--out", "-o", help="A .png (a grid of several), a folder of .png, .npz or .npy [IMAGE-edited.png]."
+        None,
+        "--out",
+        "-o",
+        help="A .png (a grid of several), a folder of .png, .npz or .npy; sounds: .wav [IMAGE-edited.png or .wav].",
     ),
     batch_size: int = typer.Option(64, min=1, help="Images at once; affects memory, not the edits."),
     device: str = DEVICE,
@@ -123,7 +130,8 @@ def edit(
 ) -> None:
     """Edit IMAGES with MODEL.
 
-    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are resized to the model's size.
+    Without a mask this is SDEdit: noise up to the strength, then denoising. Images are resized to the model's size,
+    sounds brought to its rate and loudness and back to the loudness they had.
 
     \b
     Examples:
@@ -135,18 +143,26 @@ def edit(
       undiffuse edit fashion-mnist a.png --to b.png --frames 9
       undiffuse edit runs/shakespeare --infill "The ____ of the ____" -n 3
       undiffuse edit fashion-mnist tiny.png --restore superres:4 -n 8
+      undiffuse edit runs/speech hum.wav --class seven --strength .6 -n 4
+      undiffuse edit runs/speech seven.wav --gap .3,.4 --resampling 5
+      undiffuse edit runs/speech noisy.wav --restore denoise
     """
     from undiffuse import output
-    from undiffuse.cli import texts
+    from undiffuse.cli import edit_sounds, texts
     from undiffuse.generate import Recipe
 
     alone("edit")
     if texts.is_text(model):
         texts.edit(context, model, images or [], infill, out, force)
         return
+    if edit_sounds.is_sound(model):
+        edit_sounds.edit(context, model, images or [], out, force)
+        return
     if not images or infill is not None:
         raise UsageError("name the pictures to edit; --infill is for models of texts")
-    _check_options(context)
+    if gap is not None:
+        raise UsageError("--gap is for models of sounds: of a picture, a --mask says what to repaint")
+    check_options(context, TECHNIQUES)
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
@@ -158,8 +174,7 @@ def edit(
     from undiffuse.data.single import read_mask, read_pictures, read_strokes
     from undiffuse.editing import rows as edits
     from undiffuse.engines import with_engine
-    from undiffuse.guidance import Overshoot
-    from undiffuse.guide import request, with_guide
+    from undiffuse.guide import with_guide
     from undiffuse.model import load
 
     loaded = load(model, device)
@@ -195,69 +210,100 @@ def edit(
         pictures = read_strokes(strokes, images, shape).over(pictures)
     if outpaint is not None:
         pictures, repaint = edits.placed(pictures, outpaint)
+    edited = technique(
+        context.params, loaded, recipe, pictures, lambda path: read_pictures([path], shape), repaint=repaint
+    )
+    say(output.write(out, loaded.domain, edited, None, (), force, origin))
+
+
+def technique(
+    options: Mapping[str, Any],
+    model: "Model",
+    recipe: "Recipe",
+    rows: "np.ndarray",
+    read: "Callable[[Path], np.ndarray]",
+    *,
+    repaint: "np.ndarray | None" = None,
+    join: "Join | None" = None,
+) -> "np.ndarray":
+    """The edit of rows that the options ask for; `read` reads the file of another row, (1, ...).
+
+    `repaint` and `join` are those of `undiffuse.editing.rows.edit`. Says how far guidance went out of range.
+    """
+    import numpy as np
+
+    from undiffuse.editing import rows as edits
+    from undiffuse.guidance import Overshoot
+    from undiffuse.guide import request
+
+    invert, to, style, strength = (options[name] for name in ("invert", "to", "style", "strength"))
     if strength is None:
         strength = 1.0 if repaint is not None or invert is not None else 0.6
-    any_class = loaded.unconditional(len(pictures))
-    source = any_class if source_class is None else loaded.of_class(source_class, len(pictures))
-    if source_prompt is not None:
-        source = loaded.of_prompt(source_prompt, len(pictures))
-    target = request(loaded, len(pictures), any_class, class_name, negative, prompt)
-    overshoot = Overshoot()
-    with bar("editing", count * steps * passes * resampling) as tick:
+    count, any_class = len(rows), model.unconditional(len(rows))
+    source = any_class if options["source_class"] is None else model.of_class(options["source_class"], count)
+    if options["source_prompt"] is not None:
+        source = model.of_prompt(options["source_prompt"], count)
+    target = request(model, count, any_class, options["class_name"], options["negative"], options["prompt"])
+    overshoot, passes, resampling = Overshoot(), options["passes"], options["resampling"]
+    work = (count if to is None else options["frames"]) * recipe.steps * passes * resampling
+    with bar("editing", work) as tick:
         if invert is not None:
-            edited = edits.regenerate(
-                loaded, pictures, recipe, source, target, method=invert, strength=strength, tick=tick
-            )
-        elif to is not None:
-            last = read_pictures([to], shape)[0]
-            edited = edits.interpolate(
-                loaded, pictures[0], last, recipe, source, frames, method=path, strength=strength, tick=tick
-            )
-        elif style is not None:
-            fine = np.repeat(read_pictures([style], shape), len(pictures), axis=0)
-            edited = edits.mix(loaded, pictures, fine, recipe, source, switch=switch, tick=tick)
-        else:
-            edited = edits.edit(
-                loaded,
-                pictures,
-                recipe,
-                target,
+            return edits.regenerate(model, rows, recipe, source, target, method=invert, strength=strength, tick=tick)
+        if to is not None:
+            return edits.interpolate(
+                *(model, rows[0], read(to)[0], recipe, source, options["frames"]),
+                method=options["path"],
                 strength=strength,
-                repaint=repaint,
-                passes=passes,
-                resampling=resampling,
-                batch_size=batch_size,
                 tick=tick,
-                overshoot=overshoot,
             )
-    say(output.write(out, loaded.domain, edited, None, (), force, origin))
-    if settings.scale != 1 and not (invert or to or style):
-        say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")
+        if style is not None:
+            fine = np.repeat(read(style), count, axis=0)
+            return edits.mix(model, rows, fine, recipe, source, switch=options["switch"], tick=tick)
+        edited = edits.edit(
+            model,
+            rows,
+            recipe,
+            target,
+            strength=strength,
+            repaint=repaint,
+            passes=passes,
+            resampling=resampling,
+            batch_size=options["batch_size"],
+            tick=tick,
+            overshoot=overshoot,
+            join=join,
+        )
+    if recipe.guidance.scale != 1 and model.domain.bounded:
+        say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {recipe.threshold})")
+    return edited
 
 
-def _check_options(context: typer.Context) -> None:
-    """Raises UsageError for options that exclude each other, or have no effect on the edit that is asked for."""
+def check_options(context: typer.Context, techniques: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError for options that exclude each other, or have no effect on the edit that is asked for.
+
+    `techniques`: the options of each edit that is not SDEdit.
+    """
     flags = {option.name: option.opts[0] for option in context.command.params}
     chosen = given(context)
-    edits = [name for name in TECHNIQUES if name in chosen]
+    edits = [name for name in techniques if name in chosen]
     if len(edits) > 1:
         raise UsageError(f"{' and '.join(flags[name] for name in edits)} are different edits: choose one")
-    used = {*ALWAYS, *(TECHNIQUES[edits[0]] if edits else SDEDIT), *edits}
+    used = {*ALWAYS, *(techniques[edits[0]] if edits else SDEDIT), *edits}
     if unused := [flags[name] for name in chosen if name not in used]:
         raise UsageError(f"{unused[0]} has no effect on {flags[edits[0]] if edits else 'this edit'}: leave it out")
-    masked = {"mask", "outpaint"} & {*chosen}
-    if len(masked) > 1:
+    masked = {"mask", "outpaint", "gap", *(edits if "resampling" in used else ())} & {*chosen}
+    if {"mask", "outpaint"} <= masked:
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
     if "mask_threshold" in chosen and "mask" not in chosen:
         raise UsageError("--mask-threshold makes a mask hard: name a --mask")
     if context.params["resampling"] > 1 and not masked:
-        raise UsageError("--resampling joins old and new at a mask: name a --mask or --outpaint")
+        raise UsageError("--resampling joins old and new: name a --mask or --outpaint, or a --gap of a sound")
     if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):
         raise UsageError(f"{flags[edits[0]]} has one result for each image: leave -n out")
     if "to" in edits and len(context.params["images"]) > 1:
         raise UsageError("--to leads from one image to another: name one")
     if "restoration" in edits and len(context.params["images"]) > 1:
-        raise UsageError("--restore takes one image at a time")
+        raise UsageError("--restore takes one file at a time")
     for name in ("class_name", "prompt"):
         if "restoration" in edits and len(context.params[name]) > 1:
             raise UsageError(f"--restore takes one {flags[name]} at a time")

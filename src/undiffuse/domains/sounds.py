@@ -8,12 +8,14 @@ import math
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undiffuse.domains.domain import refuse_picture_settings
+from undiffuse.errors import UsageError
 from undiffuse.files import atomic_file
 from undiffuse.names import shown
 from undiffuse.sound import MEL_BANDS, hop_length
@@ -29,6 +31,10 @@ FULL_SCALE = 32768
 RATES = (1000, 192_000)
 LEAST_MEL_RATE = 2000
 """Hz; below it some mel bands would lie between two bins."""
+FADE = 200
+"""The fraction of a second, 5 ms, over which what was made anew is joined to what is known."""
+MARGIN = 9.0
+"""dB above the noise, from where on a sound is taken to be louder than it."""
 BLOCK = 256
 """Rows that are transformed at a time where there may be many: a few hundred megabytes."""
 MOST_SHOWN = 16
@@ -74,6 +80,45 @@ class Sounds:
         """The rows: sounds are not augmented."""
         return rows
 
+    def reached(self, gap: range) -> np.ndarray:
+        """The elements of x_0 that depend on some sample in `gap`, bool (*shape[1:])."""
+        raise NotImplementedError
+
+    def above(self, hertz: float) -> np.ndarray:
+        """The elements of x_0 that tell of frequencies above `hertz`, bool (*shape[1:]). Raises UsageError for
+        samples, which tell of all frequencies."""
+        raise UsageError(
+            "this model draws samples, which tell of all frequencies: take one of log-mel spectrograms or of the MDCT"
+        )
+
+    def rejoin(self, x0: "Tensor", rows: np.ndarray, repaint: np.ndarray, gap: range | None = None) -> np.ndarray:
+        """An edit of `rows`, int16 (N, L), back as rows: what it has not changed stays as near as the domain can keep.
+
+        Args:
+            x0: (N, *shape), edited.
+            repaint: the elements that the edit may have changed, bool (N, *shape[1:]); all others are those of `rows`.
+            gap: the samples that may change: all others are those of `rows`, and there is no step between them.
+        """
+        import torch
+
+        from undiffuse.sound.joining import joined
+
+        mask = torch.from_numpy(np.array(repaint)).unsqueeze(1)
+        made = self._made(torch.where(mask, x0.cpu(), self.encode(rows)), rows, mask[:, 0], gap)
+        return _steps(made if gap is None else joined(made, waveforms(rows), gap, self.rate // FADE))
+
+    def _made(self, x0: "Tensor", rows: np.ndarray, repaint: "Tensor", gap: range | None) -> "Tensor":
+        """The waveforms of x_0, float64 (N, L); those of `rows` may help to find them."""
+        return waveforms(self.decode(x0))
+
+    def decode(self, x0: "Tensor") -> np.ndarray:
+        """x_0 -> int16 (N, L)."""
+        raise NotImplementedError
+
+    def encode(self, rows: np.ndarray) -> "Tensor":
+        """int16 (N, L) -> x_0."""
+        raise NotImplementedError
+
     def save(self, row: np.ndarray, path: Path) -> None:
         """As WAV: 16 bits, mono."""
         with atomic_file(path) as temporary, wave.open(str(temporary), "wb") as file:
@@ -112,6 +157,12 @@ class Waves(Sounds):
     def decode(self, x0: "Tensor") -> np.ndarray:
         """float (N, 1, L) -> int16 (N, L), rounded to the nearest step and saturated."""
         return _steps(x0[:, 0].cpu().double())
+
+    def reached(self, gap: range) -> np.ndarray:
+        """The samples themselves, bool (L,)."""
+        mask = np.zeros(self.stored, bool)
+        mask[gap.start : gap.stop] = True
+        return mask
 
     def log_volume(self, x0: "Tensor") -> "Tensor":
         """ln |d row / d x_0| in nats, the row in its steps: L ln 32768, whatever x_0 (N, 1, L) is.
@@ -163,6 +214,80 @@ class LogMel(Sounds):
         for row, levels in zip(rows, x0.float(), strict=True):
             row[:] = _steps(griffin_lim(spectrum_of(levels, self.rate), hop_length(self.rate))[0].cpu())[0]
         return rows
+
+    def reached(self, gap: range) -> np.ndarray:
+        """Every band of the frames whose window is not 0 at some sample in `gap`, bool (64, L / hop).
+
+        Frame k begins a hop before hop k, where its window is exactly 0, and ends with the hop after that one.
+        """
+        from undiffuse.sound.stft import FRAME
+
+        bands, frames = self.shape[1:]
+        hop = hop_length(self.rate)
+        begin = hop * (np.arange(frames) - 1)
+        return np.tile((begin + 1 < gap.stop) & (begin + FRAME * hop > gap.start), (bands, 1))
+
+    def above(self, hertz: float) -> np.ndarray:
+        """The bands that do not end below `hertz`, bool (64, L / hop)."""
+        from undiffuse.sound.mel import band_edges
+
+        ends: np.ndarray = band_edges(self.rate)[:, 2].numpy()
+        return np.tile(ends[:, None] > hertz, (1, self.shape[2]))
+
+    def noisy(self, rows: np.ndarray, lengths: np.ndarray, piece: range | None = None) -> np.ndarray:
+        """The elements of x_0 of noisy clips int16 (N, L) that noise decides, bool (N, 64, L / hop): those less than
+        9 dB above the noise.
+
+        By them nothing is known of the clean sound but that it is no louder: the mask of missing features of Cooke,
+        Green, Josifovski and Vizinho (2001). 9 dB above its mean lie .04 % of the noise's own cells where a band is one
+        bin, whose power is exponentially distributed. What is known to be silent, after `lengths` samples, is no noise.
+
+        Args:
+            piece: samples that hold nothing but noise; None: the noise is estimated in the quietest tenth of the frames
+                of each clip, and two at least.
+
+        Raises UsageError for a piece without a whole frame in it.
+        """
+        from undiffuse.sound.mel import decibels, noise_level
+
+        hop, masks = hop_length(self.rate), np.zeros((len(rows), *self.shape[1:]), bool)
+        for mask, levels, length in zip(masks, self.encode(rows)[:, 0], lengths.tolist(), strict=True):
+            heard = -(-length // hop)
+            if piece is None:
+                level = noise_level(levels[:, :heard])
+            else:
+                first, last = -(-piece.start // hop) + 1, piece.stop // hop - 1
+                if last <= first:
+                    raise UsageError("a piece of noise must hold a whole frame of 60 ms: name 80 ms at least")
+                level = noise_level(levels[:, first:last], 1.0)
+            mask[:, :heard] = (decibels(levels[:, :heard]) < level + MARGIN).numpy()
+        return masks
+
+    def _made(self, x0: "Tensor", rows: np.ndarray, repaint: "Tensor", gap: range | None) -> "Tensor":
+        """By Griffin-Lim, with the spectra of `rows` where they are known and, with a gap, the samples around it.
+
+        Without a gap all phases of `rows` are near, and few plain steps keep them so. For 16 syllables in noise 10 dB
+        below them, with the true levels in the missing cells, that ends 11.1 dB above the error, and 32 fast steps 9.5.
+        """
+        import torch
+
+        from undiffuse.sound.griffin_lim import griffin_lim
+        from undiffuse.sound.joining import joined
+        from undiffuse.sound.mel import share_of, spectrum_of
+        from undiffuse.sound.stft import stft
+
+        hop, x = hop_length(self.rate), waveforms(rows).float()
+        share, made = share_of(~repaint, self.rate), []
+        for levels, kept, heard in zip(x0[:, 0].float(), share, x, strict=True):
+            spectra = stft(heard[None], hop)
+            magnitude = torch.lerp(spectrum_of(levels[None], self.rate), spectra.abs(), kept)
+            if gap is None:
+                found, _ = griffin_lim(magnitude, hop, steps=8, momentum=0, initial=spectra)
+            else:
+                impose = partial(joined, known=heard[None], gap=gap, fade=self.rate // FADE)
+                found, _ = griffin_lim(magnitude, hop, initial=spectra * (kept > 0), impose=impose)
+            made.append(found)
+        return torch.cat(made).double()
 
 
 @dataclass(frozen=True)
@@ -216,6 +341,18 @@ class MDCT(Sounds):
         from undiffuse.sound.mdct import inverse_mdct
 
         return _steps(inverse_mdct(expand(x0[:, 0].cpu().double(), self._scale())))
+
+    def reached(self, gap: range) -> np.ndarray:
+        """Every band of the blocks whose window reaches into `gap`: M / 2 samples beyond a block on either side."""
+        bands, blocks = self.shape[1:]
+        begin = bands * np.arange(blocks) - bands // 2
+        return np.tile((begin < gap.stop) & (begin + 2 * bands > gap.start), (bands, 1))
+
+    def above(self, hertz: float) -> np.ndarray:
+        """The bands that do not end below `hertz`, bool (M, L / M)."""
+        bands, blocks = self.shape[1:]
+        ends = self.rate / (2 * bands) * (np.arange(bands) + 1)
+        return np.tile(ends[:, None] > hertz, (1, blocks))
 
     def log_volume(self, x0: "Tensor") -> "Tensor":
         """ln |d row / d x_0| in nats, the row in its steps: as `Waves.log_volume`, and used as that is.

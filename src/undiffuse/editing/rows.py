@@ -25,6 +25,8 @@ from undiffuse.randomness import Draw, Given, keyed_draws
 from undiffuse.sampling import Step, ddim, trajectory
 
 Tick = Callable[[int], None]
+Join = Callable[[Tensor, np.ndarray, np.ndarray], np.ndarray]
+"""What was made of some rows, x_0 (B, ...), the rows and where x_0 was repainted, bool (B, ...) -> the edited rows."""
 INEXACT = 1e-4
 """The error of an inversion from which it is worth a warning."""
 
@@ -43,6 +45,7 @@ def edit(
     batch_size: int = 64,
     tick: Tick | None = None,
     overshoot: Overshoot | None = None,
+    join: Join | None = None,
 ) -> np.ndarray:
     """`sdedit` of rows: strength 0 returns them, strength 1 the samples numbered so.
 
@@ -50,8 +53,11 @@ def edit(
 
     Args:
         rows: (N, *stored), as many as `numbers`.
-        repaint: bool (H, W) or (N, H, W): what may change. All other values come back as they are.
+        repaint: bool (H, W) or (N, H, W), the axes of x_0 after its channels: what may change. All other values come
+            back as they are.
         numbers: of the edits, for their noise; 0 .. N - 1 where None.
+        join: with `repaint`, how the result becomes rows. None is for pictures: pixels are decoded where they may
+            change. Of sounds it is what `undiffuse.editing.sounds` says.
     """
     numbers = list(range(len(rows)) if numbers is None else numbers)
     if resampling > 1 and model.config.network.inpaint:
@@ -59,7 +65,7 @@ def edit(
     condition = model.taken(condition, len(rows))
     if strength == 0:
         return rows.copy()
-    where = None if repaint is None else np.broadcast_to(repaint, (len(rows), *repaint.shape[-2:]))
+    where = None if repaint is None else np.broadcast_to(repaint, (len(rows), *model.domain.shape[1:]))
     edited = []
     for first in range(0, len(rows), batch_size):
         here = slice(first, first + batch_size)
@@ -81,9 +87,13 @@ def edit(
             tick=tick,
             overshoot=overshoot,
         )
-        edited.append(_decoded(model, x0, recipe))
-    result = np.concatenate(edited)
-    return result if where is None else np.where(where[..., None], result, rows)
+        if where is None:
+            edited.append(_decoded(model, x0, recipe))
+        elif join is None:
+            edited.append(np.where(where[here][..., None], _decoded(model, x0, recipe), rows[here]))
+        else:
+            edited.append(join(_finite(x0, recipe), rows[here], where[here]))
+    return np.concatenate(edited)
 
 
 def regenerate(
@@ -257,9 +267,13 @@ def _check(found: Inverted) -> None:
 
 
 def _decoded(model: Model, x0: Tensor, recipe: Recipe) -> np.ndarray:
+    return model.domain.decode(_finite(x0, recipe))
+
+
+def _finite(x0: Tensor, recipe: Recipe) -> Tensor:
     if not x0.isfinite().all():
         raise UsageError(f"the edit is not finite with {recipe}: take more steps, or threshold=clip")
-    return model.domain.decode(x0)
+    return x0
 
 
 def _none(step: int) -> Draw:

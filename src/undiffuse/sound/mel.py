@@ -46,6 +46,34 @@ def log_mel(x: Tensor, rate: int) -> Tensor:
     return 1 - 2 * power.log10().clamp(min=FLOOR) / FLOOR
 
 
+def decibels(levels: Tensor) -> Tensor:
+    """Levels of `log_mel` in dB of a sine of full scale."""
+    return 10 * FLOOR * (1 - levels) / 2
+
+
+def share_of(cells: Tensor, rate: int) -> Tensor:
+    """How much of each bin lies in the bands that are chosen: bool (B, MEL_BANDS, K) -> float32 (B, F, K) in [0, 1].
+
+    Bins outside of all bands count as chosen where all bands are.
+    """
+    weights = filters(rate).float()
+    total = weights.sum(0)[:, None]
+    inside = (weights.T @ cells.float()) / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.where(total > 0, inside, cells.all(1, keepdim=True).float()).clamp(max=1)
+
+
+def noise_level(levels: Tensor, share: float = 0.1) -> Tensor:
+    """The mean power of each band in the quietest frames of one clip, (MEL_BANDS, K) -> dB (MEL_BANDS, 1).
+
+    These are the `share` of the frames, and two at least, whose power in all bands together is least: whole frames,
+    because the least values of each band by itself would lie far below the noise's mean.
+    """
+    power = 10 ** (decibels(levels.double()) / 10)
+    count = min(max(round(share * power.shape[1]), 2), power.shape[1])
+    quiet = power.sum(0).topk(count, largest=False).indices
+    return 10 * power[:, quiet].mean(1, keepdim=True).log10()
+
+
 def spectrum_of(levels: Tensor, rate: int, steps: int = 16) -> Tensor:
     """Magnitudes (B, F, K) whose log-mel spectrogram is `levels` (B, MEL_BANDS, K) nearly.
 
