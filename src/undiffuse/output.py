@@ -205,14 +205,14 @@ def write(
     classes: Sequence[str],
     force: bool = False,
     origin: "Provenance | None" = None,
-    prompt: str = "",
+    called: Sequence[str] = (),
 ) -> str:
     """Writes samples, rows of `domain`, to `out`, and returns a line that describes what was written.
 
     .npz holds `images` (or what the domain calls them) and, for a model with classes, `labels` and `classes`: what
     `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else. Files
-    carry `origin`, the recipe that made them, if they can hold it. On a page, sounds are called by their class or by
-    `prompt`.
+    carry `origin`, the recipe that made them, if they can hold it. On a page, a sound has a caption, the one in
+    `called`.
     """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
 
@@ -238,8 +238,7 @@ def write(
         if suffix == ".png":
             domain.show(rows, path)
         elif isinstance(domain, Sounds) and suffix == ".html":
-            called = [prompt] * len(rows) if labels is None else [classes[label] for label in labels]
-            _page(path, domain, rows, called, origin)
+            _page(path, domain, rows, called or [""] * len(rows), origin)
         elif isinstance(domain, Sounds) and suffix == domain.suffix:
             domain.join(rows, path)
         else:

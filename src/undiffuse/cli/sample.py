@@ -122,7 +122,8 @@ def sample(
         first, *others = parts_of(condition)
         labels = first.index.cpu().numpy() if isinstance(first, Labels) and not others else None
         words = " + ".join([*class_name, *prompt])
-        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, words)
+        called = [words] * n if words else loaded.asked(range(n))
+        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
         say(f"{written} ({recipe.cost(loaded, condition)} evaluations of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

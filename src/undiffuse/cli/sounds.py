@@ -1,6 +1,7 @@
 """What commands do for sounds: `undiffuse evaluate`, and `undiffuse data show`."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from undiffuse.data.sounds import SoundSet
     from undiffuse.evaluation.evaluate_sounds import SoundEvaluation
 
 OF_FILES = ("subject", "data", "metrics", "n", "json_file", "report", "force")
@@ -87,3 +91,42 @@ def _of_files(context: typer.Context, subject: str, metrics: list[str] | None) -
     if data is None:
         raise UsageError(f"{subject} holds samples: name the data to measure against with --data")
     return evaluate_files(subject, data, n=context.params["n"], metrics=metrics, bar=bar)
+
+
+def remarks(data: "SoundSet") -> list[str]:
+    """How long and how loud the sounds are, for people."""
+    import numpy as np
+
+    seconds = data.lengths / data.rate
+    whole = float((data.lengths == data.shape[0]).mean())
+    levels = np.array([_level(row[:length]) for row, length in zip(data.images, data.lengths, strict=True)])
+    lows, middles, highs = zip(*(np.quantile(values, (0.05, 0.5, 0.95)) for values in (seconds, levels)), strict=True)
+    return [
+        f"{seconds.sum() / 60:.1f} minutes of sound; half are shorter than {middles[0]:.2f} s, 90% from {lows[0]:.2f} "
+        f"to {highs[0]:.2f} s, and {whole:.0%} fill their row",
+        f"loudness {middles[1]:.1f} dB of full scale, 90% from {lows[1]:.1f} to {highs[1]:.1f} dB",
+    ]
+
+
+def _level(samples: "np.ndarray") -> float:
+    """The root mean square of int16 samples in dB of full scale; that of silence is that of one step of 16 bits."""
+    import numpy as np
+
+    return float(10 * np.log10(np.maximum(np.square(samples / 2**15).mean(), 2.0**-30)))
+
+
+def page(data: "SoundSet", lines: Sequence[str], classes: "Sequence[tuple[str, int, np.ndarray]]", path: Path) -> None:
+    """Writes a page with players: `lines` above, then for each of `classes` its name, its size and every other of the
+    rows that stand for it."""
+    from undiffuse.domains.sounds import Sounds
+    from undiffuse.evaluation.page import Page, Room, clips, write_page
+
+    domain, rooms = Sounds(data.shape, data.rate), []
+    for title, _, chosen in classes:
+        shown = chosen[::2]
+        captions = [": ".join((data.names[row], *(data.captions[row][:1] if data.captions else ()))) for row in shown]
+        if len(shown):
+            rooms.append(Room(title, clips(domain, data.images[shown], captions)))
+    counts = [[title, f"{count:,}"] for title, count, _ in classes if title]
+    facts = {"data": data.name, "split": data.split, "fingerprint": data.fingerprint}
+    write_page(Page(data.name, data.name, lines, ["class", "sounds"], counts, [], [], facts, rooms), path)

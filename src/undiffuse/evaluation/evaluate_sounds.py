@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from undiffuse.build import make_data
-from undiffuse.conditions import Labels
 from undiffuse.config import DataConfig
 from undiffuse.data.sounds import SoundSet
 from undiffuse.data.soundsamples import SoundSamples, read_samples
@@ -101,9 +100,6 @@ def evaluate_model(
     with bar(f"sampling {name}, {recipe.sampler} in {recipe.steps} steps", n * recipe.steps) as tick:
         drawn = sample_into_cache(model, recipe, n, tick)
     assert drawn is not None, "one process draws"
-    condition = model.condition(range(n))
-    classes = model.data.classes if isinstance(condition, Labels) else ()
-    labels = condition.index.cpu().numpy() if isinstance(condition, Labels) else None
     facts = {
         "model": {
             "parameters": model.parameters,
@@ -118,7 +114,10 @@ def evaluate_model(
             "guide": None if model.guide is None else model.guide.name,
         },
     }
-    samples = SoundSamples(drawn.gathered(), train.rate, labels, classes)
+    asked = model.asked(range(n))
+    known = bool(train.classes) and set(asked) <= set(train.classes)  # by a sentence too, if it is a class's name
+    labels = np.array([train.classes.index(name) for name in asked]) if known else None
+    samples = SoundSamples(drawn.gathered(), train.rate, labels, train.classes)
     return _evaluated(name, samples, train, real, metrics, facts, bar)
 
 
