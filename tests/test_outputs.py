@@ -284,7 +284,7 @@ def test_tab_completes_in_the_shell_and_loads_nothing_heavy(tmp_path: Path) -> N
     assert completed("undiffuse sample fashion-mnist-") == ["fashion-mnist-likelihood"]
     assert completed("undiffuse sample runs/") == ["runs/mine"]
     assert completed("undiffuse sample emoji --sampler dpm") == ["dpm++2m", "dpm++3m"]
-    assert completed("undiffuse data show dig") == ["digits"]
+    assert completed("undiffuse data show dig") == ["digits", "digits-spoken"]
     assert completed("undiffuse sample ./somewhere") == []
 
 

@@ -316,6 +316,8 @@ def test_explain_draws_and_plays(run: Path, tmp_path: Path) -> None:
     page = page_of(written[-1][0])
     assert page.texts["h2"][0] == "The forward process" and len(page.of("audio")) == 30
     rows = heard(page)
+    loudness = np.sqrt(np.square(rows.astype(float)).mean(1))
+    assert loudness.max() < 10 ** (-22.9 / 20) * 2**15 and loudness[:10].argmax() > 0  # full noise hurts no ears
     first = model.domain.decode(model.domain.encode(rows[:1]))  # t = 0 is the data, as the representation keeps it
     assert (model.domain.encode(first) - model.domain.encode(rows[:1])).abs().mean() < 0.05
     assert any("sound is of" in caption for _, caption in written)

@@ -92,6 +92,8 @@ def show(
     from undiffuse.data.sounds import SoundSet, is_sounds, load_sounds
     from undiffuse.data.textfiles import is_text
     from undiffuse.domains import domain_of
+    from undiffuse.domains.pictures import Pictures
+    from undiffuse.domains.sounds import Sounds
     from undiffuse.names import format_shape
     from undiffuse.plots import save_grid
 
@@ -109,7 +111,8 @@ def show(
         read = load_sounds if heard else partial(load, size=size)
         data = read(name, split, skip_corrupt=skip_corrupt, progress=tick)
     domain = domain_of(data)
-    of = format_shape(data.shape) if not isinstance(data, SoundSet) else f"{domain.seconds:g} s at {data.rate:,} Hz"
+    assert isinstance(domain, Pictures | Sounds)
+    of = f"{domain.seconds:g} s at {domain.rate:,} Hz" if isinstance(domain, Sounds) else format_shape(data.shape)
     lines = [f"{data.name} ({data.split}): {len(data)} {domain.noun} of {of}; licence: {data.licence}"]
     lines += [f"fingerprint {data.fingerprint[:16]}", *_captions(data)]
     if isinstance(data, SoundSet):
