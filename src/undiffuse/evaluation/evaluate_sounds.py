@@ -20,6 +20,7 @@ from undiffuse.evaluation.store import sample_into_cache
 from undiffuse.generate import Recipe
 from undiffuse.guide import with_guide
 from undiffuse.metrics.intervals import Measure
+from undiffuse.metrics.sounds.spectrogram import FACTS
 from undiffuse.model import load
 from undiffuse.progress import Bar, no_bar
 
@@ -182,6 +183,7 @@ def _evaluated(
         "train_fingerprint": train.fingerprint,
         "shape": real.shape,
         "rate": real.rate,
+        "spectrograms": FACTS,
     }
     return SoundEvaluation(
         name, rows, samples.rows, requested, real, train, {**against, **facts, **conditions(*PACKAGES)}
