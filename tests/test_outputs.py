@@ -243,14 +243,15 @@ def test_suggested_commands_can_be_pasted() -> None:
 def test_completions_are_the_names_there_are() -> None:
     """Of the registry; the data sets are written out, so that Tab loads nothing heavy."""
     from undiffuse.data.entries import OPENERS
+    from undiffuse.data.speech import SPEECH
     from undiffuse.metrics.measure import GROUPS
     from undiffuse.model import built_in
-    from undiffuse.registry import GRIDS, SAMPLERS
+    from undiffuse.registry import GRIDS, SAMPLERS, SOUND_METRICS
 
     assert set(complete.samplers("")) == {"auto", *SAMPLERS} and complete.samplers("he") == ["heun"]
     assert set(complete.grids("")) == set(GRIDS)
-    assert set(complete.metrics("")) == {"all", *GROUPS, "bpd", "ode", "text"}
-    assert set(complete.data("")) == set(OPENERS)
+    assert set(complete.metrics("")) == {"all", *GROUPS, "bpd", "ode", "text", *SOUND_METRICS}
+    assert set(complete.data("")) == {*OPENERS, *SPEECH}
     assert set(built_in()) <= set(complete.models(""))
 
 
@@ -283,7 +284,7 @@ def test_tab_completes_in_the_shell_and_loads_nothing_heavy(tmp_path: Path) -> N
     assert completed("undiffuse sample fashion-mnist-") == ["fashion-mnist-likelihood"]
     assert completed("undiffuse sample runs/") == ["runs/mine"]
     assert completed("undiffuse sample emoji --sampler dpm") == ["dpm++2m", "dpm++3m"]
-    assert completed("undiffuse data show dig") == ["digits"]
+    assert completed("undiffuse data show dig") == ["digits", "digits-spoken"]
     assert completed("undiffuse sample ./somewhere") == []
 
 

@@ -1,7 +1,7 @@
-"""The pictures of a lecture on diffusion models, drawn from a real model."""
+"""The pictures of a lecture on diffusion models, drawn from a real model; of sounds, also a page to listen to."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,10 @@ from torch import Tensor
 from undiffuse.build import make_data
 from undiffuse.conditions import Condition
 from undiffuse.data import catalogue
+from undiffuse.domains.pictures import Pictures
+from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.explain_sounds import PAGE, Heard, write_players
 from undiffuse.generate import Recipe, generate, states
 from undiffuse.model import Model
 from undiffuse.plots import curves, strips
@@ -21,7 +24,7 @@ from undiffuse.randomness import Draw, keyed_draws
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
 Draws = Callable[[int], Draw]
-PICTURES = re.compile(r"\d-[a-z-]+\.png")  # their file names
+PICTURES = re.compile(rf"\d-[a-z-]+\.png|{re.escape(PAGE)}")  # their file names
 COLUMNS = 10
 REVERSE_STEPS = 100
 SHARED_STEPS = 50
@@ -36,26 +39,52 @@ def _at_most(model: Model, steps: int) -> int:
 def work(model: Model, count: int) -> int:
     """The sampling steps of all samples in all pictures: the total that `tick` of `draw` counts.
 
-    Raises UsageError for a model of anything but pictures.
+    Raises UsageError for a model of anything but pictures and sounds.
     """
-    if model.data.domain != "pictures":
-        raise UsageError(f"{model.name} generates {model.domain.noun}, and the lecture needs a model of pictures")
+    _shown(model)
     compared = sum(recipe.steps for recipe in _compared(model, 0))
     shared = _at_most(model, SHARED_STEPS)
     return 3 * _at_most(model, REVERSE_STEPS) + count * (compared + 2 * len(SWITCHES) * shared)
 
 
 def draw(model: Model, out: Path, count: int, seed: int, tick: Tick) -> Iterator[Picture]:
-    """Draws the pictures into the folder `out`, yielding the path and caption of each as it is done."""
-    yield _forward(model, out, seed)
+    """Draws the pictures into the folder `out`, yielding the path and caption of each as it is done.
+
+    For a model of sounds the last one is a page with all of them and players of both processes.
+    """
+    heard: list[Heard] = []
+    pictures = []
+    for picture in _pictures(model, out, count, seed, tick, heard):
+        pictures.append(picture)
+        yield picture
+    if isinstance(model.domain, Sounds):
+        yield write_players(model, out / PAGE, pictures, heard)
+
+
+def _pictures(model: Model, out: Path, count: int, seed: int, tick: Tick, heard: list[Heard]) -> Iterator[Picture]:
+    yield _forward(model, out, seed, heard)
     yield _schedules(model, out)
-    yield _reverse(model, out, seed, tick)
+    yield _reverse(model, out, seed, tick, heard)
     yield _ddim_against_ddpm(model, out, count, seed, tick)
     yield from _early_and_late(model, out, count, seed, tick)
 
 
+def _shown(model: Model) -> Pictures | Sounds:
+    """The model's domain. Raises UsageError if its rows are neither pictures nor drawn as such."""
+    if not isinstance(model.domain, Pictures | Sounds):
+        raise UsageError(
+            f"{model.name} generates {model.domain.noun}, and the lecture needs a model of pictures or sounds"
+        )
+    return model.domain
+
+
+def _one(model: Model) -> str:
+    """What one row is called in captions."""
+    return "sound" if isinstance(model.domain, Sounds) else "picture"
+
+
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
-    """Some images in [-1, 1] and what they are: data if it is available, else samples of the model."""
+    """x_0 of some rows and what they are: data if it is available, else samples of the model."""
     if (images := _data(model)) is not None:
         picked, what = np.array(images[:: len(images) // count][:count]), "data"
     else:
@@ -66,7 +95,7 @@ def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
 
 
 def _data(model: Model) -> np.ndarray | None:
-    """The model's training images if they are on this machine and unchanged; nothing is downloaded."""
+    """The model's training rows if they are on this machine and unchanged; nothing is downloaded."""
     settings = model.learnt
     if settings is None or any(entry.name == settings.source and not entry.available for entry in catalogue()):
         return None
@@ -77,15 +106,17 @@ def _data(model: Model) -> np.ndarray | None:
     return data.images if data.fingerprint == model.data.fingerprint else None
 
 
-def _forward(model: Model, out: Path, seed: int) -> Picture:
+def _forward(model: Model, out: Path, seed: int, heard: list[Heard]) -> Picture:
     process = model.denoiser.process
     x0, what = _examples(model, 4, seed)
     times = torch.linspace(0, 1, COLUMNS, dtype=torch.float64).tolist()
     draw = keyed_draws(seed, range(len(x0)))(0)
     noisy = [model.domain.decode(process.corrupt(x0, t, draw)) for t in times]
-    rows = [(f"image {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
+    rows = [(f"{_one(model)} {k + 1}", np.stack([frame[k] for frame in noisy])) for k in range(len(x0))]
+    columns = [f"t={t:.2f}" for t in times]
+    heard.append(("The forward process", rows[0][1], columns))
     path = out / "1-forward.png"
-    strips(rows, [f"t={t:.2f}" for t in times], "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
+    _strips(model, rows, columns, "The forward process: x_t = alpha_t x_0 + sigma_t eps", path)
     return path, f"The forward process: {what} with more and more noise, until nothing else is left."
 
 
@@ -111,7 +142,7 @@ def _schedules(model: Model, out: Path) -> Picture:
     return path, "Signal and noise at every time, and the log-SNRs that a sampler visits."
 
 
-def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
+def _reverse(model: Model, out: Path, seed: int, tick: Tick, heard: list[Heard]) -> Picture:
     steps = _at_most(model, REVERSE_STEPS)
     recipe = Recipe("ddpm", steps, seed=seed)
     seen = []
@@ -125,8 +156,10 @@ def _reverse(model: Model, out: Path, seed: int, tick: Tick) -> Picture:
         previews = [seen[i].x0 for i in shown]
         rows.append(("x_t", np.stack([decode(seen[i].x)[k] for i in shown])))
         rows.append(("predicted x_0", np.stack([decode(x0)[k] for x0 in previews if x0 is not None])))
+    columns = [f"t={seen[i].t:.2f}" for i in shown]
+    heard += [(f"The reverse process: {name}", images, columns) for name, images in rows[:2]]
     path = out / "3-reverse.png"
-    strips(rows, [f"t={seen[i].t:.2f}" for i in shown], f"The reverse process (DDPM, {steps} steps)", path)
+    _strips(model, rows, columns, f"The reverse process (DDPM, {steps} steps)", path)
     return path, "The reverse process: the state, and below it what the model believes it will become."
 
 
@@ -143,9 +176,9 @@ def _ddim_against_ddpm(model: Model, out: Path, count: int, seed: int, tick: Tic
         images = next(generate(model, recipe, range(count), model.condition(range(count)), tick=tick))
         rows.append((f"{recipe.sampler.upper()}, {recipe.steps} steps", images))
     path = out / "4-ddim-against-ddpm.png"
-    strips(rows, [f"{k}" for k in range(count)], "The same starting noise, column by column", path)
+    _strips(model, rows, [f"{k}" for k in range(count)], "The same starting noise, column by column", path)
     return path, (
-        "DDIM has the picture after 5 or 10 steps and only refines it with more; "
+        f"DDIM has the {_one(model)} after 5 or 10 steps and only refines it with more; "
         "DDPM needs many, and ends elsewhere each time, because every step adds noise."
     )
 
@@ -160,7 +193,7 @@ def with_switched_noise(
     condition: Condition | None,
     tick: Callable[[], None],
 ) -> np.ndarray:
-    """uint8 (B, H, W, C) samples whose steps before `switch` draw from `first`, the others from `then`.
+    """Samples, rows such as uint8 (B, H, W, C), whose steps before `switch` draw from `first`, the others from `then`.
 
     Step 0 is the noise they start from. `condition` is as in `states`, of `count` samples; `tick` is called after
     every step.
@@ -191,9 +224,22 @@ def _early_and_late(model: Model, out: Path, count: int, seed: int, tick: Tick) 
     of = f"of {steps}"
     rows = [(f"{k} {of}", run(shared, separate, k)) for k in switches]
     path = out / "5-early-steps-shared.png"
-    strips(rows, columns, "All variants share the noise of the first k steps; k:", path)
-    yield path, "Sharing the early steps fixes what the picture is of; what still varies is what late steps decide."
+    _strips(model, rows, columns, "All variants share the noise of the first k steps; k:", path)
+    yield (
+        path,
+        f"Sharing the early steps fixes what the {_one(model)} is of; what still varies is what late steps decide.",
+    )
     rows = [(f"{steps - k} {of}", run(separate, shared, k)) for k in switches]
     path = out / "6-late-steps-shared.png"
-    strips(rows, columns, "All variants share the noise of the last k steps; k:", path)
-    yield path, "Sharing only the late steps fixes next to nothing: the early steps decide what the picture is of."
+    _strips(model, rows, columns, "All variants share the noise of the last k steps; k:", path)
+    yield (
+        path,
+        f"Sharing only the late steps fixes next to nothing: the early steps decide what the {_one(model)} is of.",
+    )
+
+
+def _strips(
+    model: Model, rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], title: str, path: Path
+) -> None:
+    """`strips` of rows of the model's domain: pictures as they are, sounds as their spectrograms."""
+    strips([(name, _shown(model).pictures(images)) for name, images in rows], columns, title, path)

@@ -171,6 +171,15 @@ class Model:
         kind: type[Condition] = CONDITIONS.find(takes.kind)
         return kind.for_samples(takes.facts, np.asarray(numbers, dtype=np.int64)).to(self.device)
 
+    def asked(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """What `condition` asks of the samples numbered `numbers`, in words: a sentence or a class, else ""."""
+        captions, condition = self.data.condition, self.condition(numbers)
+        if captions is not None and captions.kind == Sentences.kind:
+            return Sentences.asked(captions.facts, np.asarray(numbers, dtype=np.int64))
+        if isinstance(condition, Labels):
+            return [self.data.classes[label] for label in condition.index.tolist()]
+        return [""] * len(numbers)
+
     def unconditional(self, count: int) -> Condition | None:
         """The condition of `count` unconditional samples; None for a model that takes no condition."""
         condition = self.condition(range(count))

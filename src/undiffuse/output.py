@@ -6,6 +6,7 @@ meanwhile, the output gets the next free name, so that neither is lost.
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import re
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from undiffuse.provenance import Provenance
 
 MOST_IN_A_GRID = 4096
+MOST_ON_A_PAGE = 512
 SAMPLE_FILES = (".png", ".npz", ".npy")
+OF_SOUNDS = {".wav": "one after another", ".html": "a page with players"}
+"""The files that only samples that are sounds can be written to."""
 
 
 def suffix_of(path: Path) -> str:
@@ -175,11 +179,13 @@ def check(out: Path, count: int, force: bool = False, kind: str = ".png") -> Non
     `kind`: the suffix of the samples' domain.
     """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
-    if suffix and suffix not in (*SAMPLE_FILES, kind):
-        whole = "" if kind == ".png" else f"{kind} (one after another), "
+    others = OF_SOUNDS if kind == ".wav" else {}
+    if suffix and suffix not in (*SAMPLE_FILES, *others):
+        whole = "".join(f"{other} ({what}), " for other, what in others.items())
         raise UsageError(f"--out {out}: write {whole}.png (a grid), .npz, .npy, or a folder's name")
-    if suffix == ".png" and count > MOST_IN_A_GRID:
-        raise UsageError(f"--out {out}: a grid holds at most {MOST_IN_A_GRID} samples; write a folder or .npz")
+    for one, most, what in ((".png", MOST_IN_A_GRID, "grid"), (".html", MOST_ON_A_PAGE, "page")):
+        if suffix == one and count > most:
+            raise UsageError(f"--out {out}: a {what} holds at most {most} samples; write a folder or .npz")
     if suffix:
         claim({"--out": out}, force)
     else:
@@ -199,12 +205,14 @@ def write(
     classes: Sequence[str],
     force: bool = False,
     origin: "Provenance | None" = None,
+    called: Sequence[str] = (),
 ) -> str:
     """Writes samples, rows of `domain`, to `out`, and returns a line that describes what was written.
 
     .npz holds `images` (or what the domain calls them) and, for a model with classes, `labels` and `classes`: what
     `undiffuse train` reads. In a folder, `force` replaces all older samples (000000.png ...) and nothing else. Files
-    carry `origin`, the recipe that made them, if they can hold it: .png and .npz.
+    carry `origin`, the recipe that made them, if they can hold it. On a page, a sound has a caption, the one in
+    `called`.
     """
     suffix = "" if os.path.isdir(out) else suffix_of(out)
 
@@ -229,8 +237,10 @@ def write(
     def file(path: Path) -> None:
         if suffix == ".png":
             domain.show(rows, path)
-        elif isinstance(domain, Sounds):
-            domain.join(rows, path) if suffix == domain.suffix else array(path)
+        elif isinstance(domain, Sounds) and suffix == ".html":
+            _page(path, domain, rows, called or [""] * len(rows), origin)
+        elif isinstance(domain, Sounds) and suffix == domain.suffix:
+            domain.join(rows, path)
         else:
             array(path)
         if origin:
@@ -242,6 +252,17 @@ def write(
         place = put(out, file, force)
     size = f"{domain.seconds:g} s" if isinstance(domain, Sounds) else format_shape(rows.shape[1:3])
     return f"{len(rows)} samples of {size}: {place}"
+
+
+def _page(path: Path, domain: Sounds, rows: np.ndarray, called: Sequence[str], origin: "Provenance | None") -> None:
+    """A page with players of sounds, each with its number and what it is called."""
+    from undiffuse.evaluation.page import Page, Room, clips, write_page
+
+    captions = [f"{number}: {name}" if name else f"{number}" for number, name in enumerate(called)]
+    summary = [f"{len(rows)} samples of {domain.seconds:g} s at {domain.rate:,} Hz"]
+    name = f"Samples of {origin.model}" if origin else "Samples"
+    facts = json.loads(origin.text()) if origin else None
+    write_page(Page(name, name, summary, [], [], [], [], facts, [Room("", clips(domain, rows, captions))]), path)
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:

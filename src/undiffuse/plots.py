@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -98,8 +99,17 @@ def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"
     save_figure(figure, path)
 
 
-def sounds(amplitudes: np.ndarray, levels: np.ndarray, rate: int, path: str | Path) -> None:
-    """Waveforms (N, L) at `rate` Hz, each above its spectrogram (N, bands, frames), four abreast; all in [-1, 1]."""
+def coloured(levels: np.ndarray) -> np.ndarray:
+    """Numbers in [-1, 1], of any shape, as colours from black to pale yellow: uint8 (*shape, 3)."""
+    colours: np.ndarray = colormaps["magma"](np.clip((levels + 1) / 2, 0, 1), bytes=True)
+    return colours[..., :3]
+
+
+def sounds(amplitudes: np.ndarray, spectrograms: np.ndarray, rate: int, path: str | Path) -> None:
+    """Waveforms (N, L) in [-1, 1] at `rate` Hz, each above its spectrogram, four abreast.
+
+    Spectrograms are pictures, uint8 (N, bands, frames, 3).
+    """
     columns = min(4, len(amplitudes))
     lines = math.ceil(len(amplitudes) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.4 * lines))
@@ -107,11 +117,11 @@ def sounds(amplitudes: np.ndarray, levels: np.ndarray, rate: int, path: str | Pa
     for axes in panels.flat:
         axes.set_axis_off()
     time = np.arange(amplitudes.shape[1]) / rate
-    for number, (wave, spectrogram) in enumerate(zip(amplitudes, levels, strict=True)):
+    for number, (wave, spectrogram) in enumerate(zip(amplitudes, spectrograms, strict=True)):
         above, below = panels[2 * (number // columns) :, number % columns][:2]
         above.plot(time, wave, linewidth=0.4)
         above.set(xlim=(0, len(wave) / rate), ylim=(-1, 1))
-        below.imshow(spectrogram, origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
+        below.imshow(spectrogram, aspect="auto")
     save_figure(figure, path)
 
 

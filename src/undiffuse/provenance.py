@@ -17,6 +17,7 @@ from zipfile import ZipFile
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse import __version__
+from undiffuse.data.html import script_of, with_script
 from undiffuse.data.png import SIGNATURE, text_of, with_text
 from undiffuse.data.remarks import readable, warn
 from undiffuse.data.wav import comment_of, with_comment
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 KEYWORD = "undiffuse"
 FORMAT = 1
 LONGEST = 65_535  # bytes: what the comment of a zip file can hold
-KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff', ".wav": b"RIFF"}
-"""The files that hold a recipe, and how they begin: pictures, arrays, sounds and, written with it, texts."""
+KINDS = {".png": SIGNATURE, ".npz": b"PK\3\4", ".json": b'{"undiff', ".wav": b"RIFF", ".html": b"<!doctyp"}
+"""The files that hold a recipe, and how they begin: pictures, arrays, sounds, pages and, written with it, texts."""
 
 Words = Annotated[str, Field(max_length=LONGEST, strict=True)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", strict=True)]
@@ -149,8 +150,8 @@ def _machine(model: "Model") -> dict[str, str]:
 
 
 def inscribe(path: Path, text: str) -> None:
-    """Puts `text` into a finished file: into a PNG or a WAV, or as its comment into a zip such as .npz; others cannot
-    hold one.
+    """Puts `text` into a finished file: into a PNG, a WAV or a page, or as its comment into a zip such as .npz; others
+    cannot hold one.
 
     A text that is too long, of thousands of sources, is left out with a warning. The file is not flushed to disk, which
     `undiffuse.output` does before it moves the file to its place.
@@ -168,13 +169,16 @@ def inscribe(path: Path, text: str) -> None:
     elif kind == ".wav":
         with path.open("r+b") as file:
             with_comment(file, text)
+    elif kind == ".html":
+        with path.open("r+b") as file:
+            with_script(file, text)
     else:
         with ZipFile(path, "a") as archive:
             archive.comment = text.encode()
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Of a .png, .npz, .wav or .json file, or of the first sample in a folder.
+    """Of a .png, .npz, .wav, .html or .json file, or of the first sample in a folder.
 
     Nothing is unpacked; of all but .json at most `LONGEST` bytes are parsed. Raises UsageError for a file that has
     none, UndiffuseError for one that is damaged.
@@ -192,14 +196,14 @@ def read_provenance(path: Path) -> Provenance:
         raise UndiffuseError(f"cannot read the recipe of {shown}: {readable(cut(str(error), 200))}") from None
     if text is None:
         raise UsageError(
-            f"{shown} carries no recipe: .png, .npz, .wav and .json files of undiffuse sample and edit do, unless "
-            "another program has saved them since"
+            f"{shown} carries no recipe: .png, .npz, .wav, .html and .json files of undiffuse sample and edit do, "
+            "unless another program has saved them since"
         )
     return _parsed(text, f"the recipe of {shown} is damaged")
 
 
 def kind_of(path: Path) -> str:
-    """ ".png", ".npz" (any zip), ".wav", ".json" (of texts) or "" (another), by the first bytes. Raises OSError."""
+    """One of `KINDS`, .npz for any zip, or "" for another, by the first bytes. Raises OSError."""
     with path.open("rb") as file:
         begins = file.read(len(SIGNATURE))
     return next((kind for kind, beginning in KINDS.items() if begins.startswith(beginning)), "")
@@ -215,6 +219,8 @@ def _text(path: Path) -> str | None:
         with ZipFile(path) as archive:
             return archive.comment.decode() or None
     with path.open("rb") as file:
+        if kind_of(path) == ".html":
+            return script_of(file, LONGEST)
         return comment_of(file, LONGEST) if kind_of(path) == ".wav" else text_of(file, KEYWORD, LONGEST)
 
 

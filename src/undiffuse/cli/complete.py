@@ -11,6 +11,7 @@ from undiffuse.registry import (
     GRIDS,
     METRICS,
     SAMPLERS,
+    SOUND_METRICS,
     TEXT,
     THRESHOLDS,
     built_in,
@@ -20,6 +21,7 @@ Completion = Callable[[str], list[str]]
 
 SPLITS = ("test", "train", "all")
 DATA = ("avatars", "emoji", "digits", "fashion-mnist", "mnist")  # a test compares them with those there are
+SOUNDS = ("syllables", "digits-spoken", "prompts")  # and these
 
 
 def _of(names: Iterable[str]) -> Completion:
@@ -42,5 +44,10 @@ def samplers(incomplete: str) -> list[str]:
 
 grids, thresholds = _of(GRIDS), _of(THRESHOLDS)
 engines, features = _of(("auto", *ENGINES)), _of(("auto", *FEATURES))
-metrics, splits, data, formats = _of(("all", *METRICS, *DENSITIES, TEXT)), _of(SPLITS), _of(DATA), _of(FORMATS)
+metrics, splits, data, formats = (
+    _of(dict.fromkeys(("all", *METRICS, *DENSITIES, TEXT, *SOUND_METRICS))),
+    _of(SPLITS),
+    _of((*DATA, *SOUNDS)),
+    _of(FORMATS),
+)
 makeable = _of(DATA[:1])

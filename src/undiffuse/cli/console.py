@@ -126,6 +126,14 @@ def given(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
+def check_options(context: typer.Context, taken: Sequence[str], kind: str) -> None:
+    """Raises UsageError for options that were given and that `kind`, such as "models of texts", does not take."""
+    names = {str(one.name): one.opts[0] for one in context.command.params if one.opts[0].startswith("-")}
+    if others := [name for name in given(context) if name not in taken]:
+        possible = ", ".join(names[name] for name in taken if name in names)
+        raise UsageError(f"{names[others[0]]} is not for {kind}, which take {possible}")
+
+
 def alone(name: str) -> None:
     """Raises UsageError in one of several processes of a torchrun, for a command that does not share its work."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -11,9 +11,14 @@ from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from undiffuse.data import ImageSet
+    from undiffuse.domains.pictures import Pictures
+    from undiffuse.domains.sounds import Sounds
 
 SHOWN = 4  # captions
+COLUMNS = 16  # of a contact sheet with a row for each class
 EXCERPT = 400  # characters
 MOST = 100_000  # pictures to make, far fewer than there are different ones
 
@@ -65,7 +70,9 @@ def show(
     split: str = typer.Option("train", help="train, test or all.", autocompletion=complete.splits),
     size: int = typer.Option(None, help="Side of the images in pixels."),
     skip_corrupt: bool = typer.Option(False, "--skip-corrupt", help="Skip unreadable files."),
-    out: Path = typer.Option(None, "--out", "-o", help="The contact sheet, .png [NAME.png]."),
+    out: Path = typer.Option(
+        None, "--out", "-o", help="The contact sheet, .png [NAME.png]; of sounds also a page with players, .html."
+    ),
     force: bool = FORCE,
 ) -> None:
     """Describe a data set, and draw a contact sheet with a row for each class, or print a piece of a text.
@@ -75,48 +82,84 @@ def show(
       undiffuse data show emoji
       undiffuse data show ~/pictures --size 64 --out pictures.png
       undiffuse data show shakespeare
+      undiffuse data show digits-spoken --out digits.html
     """
-    import numpy as np
+    from functools import partial
 
     from undiffuse import output
+    from undiffuse.cli import sounds
     from undiffuse.data import load
+    from undiffuse.data.sounds import SoundSet, is_sounds, load_sounds
     from undiffuse.data.textfiles import is_text
     from undiffuse.domains import domain_of
+    from undiffuse.domains.pictures import Pictures
+    from undiffuse.domains.sounds import Sounds
     from undiffuse.names import format_shape
     from undiffuse.plots import save_grid
 
     if is_text(name):
         _show_text(name, split)
         return
-    output.claim({"--out": out}, force, {"--out": [".png"]})
+    heard = is_sounds(name)
+    output.claim({"--out": out}, force, {"--out": [".png", ".html"] if heard else [".png"]})
     if out and _inside(out, name):
         raise UsageError(f"--out {out} lies inside {name} and would become one of its pictures: choose another place")
+    if heard and size:
+        raise UsageError(f"--size is for pictures, and {name} holds sounds: leave it out")
 
     with bar("reading") as tick:
-        data = load(name, split, size=size, skip_corrupt=skip_corrupt, progress=tick)
+        read = load_sounds if heard else partial(load, size=size)
+        data = read(name, split, skip_corrupt=skip_corrupt, progress=tick)
     domain = domain_of(data)
-    say(f"{data.name} ({data.split}): {len(data)} {domain.noun} of {format_shape(data.shape)}; licence: {data.licence}")
-    say(f"fingerprint {data.fingerprint[:16]}")
-    for line in _captions(data):
+    assert isinstance(domain, Pictures | Sounds)
+    of = f"{domain.seconds:g} s at {domain.rate:,} Hz" if isinstance(domain, Sounds) else format_shape(data.shape)
+    lines = [f"{data.name} ({data.split}): {len(data)} {domain.noun} of {of}; licence: {data.licence}"]
+    lines += [f"fingerprint {data.fingerprint[:16]}", *_captions(data)]
+    if isinstance(data, SoundSet):
+        lines += sounds.remarks(data)
+    for line in lines:
         say(line)
-    columns = 16
-    if data.labels is not None and data.classes:
-        rows = []
-        for label, title in enumerate(data.classes):
-            members = np.flatnonzero(data.labels == label)
-            say(f"  {len(members):6} {title}")
-            blank = np.full((columns, *data.shape), 255, np.uint8)
-            blank[: len(members[:columns])] = data.images[members[:columns]]
-            rows.append(blank)
-        images = np.concatenate(rows)
-    else:
-        images = np.asarray(data.images[:: max(1, len(data) // 64)][:64])
-        columns = 8
+    classes = _classes(data)
+    for title, count, _ in classes if data.classes else []:
+        say(f"  {count:6} {title}")
     path = out or output.fresh(Path(f"{output.name_of(name)}.png"))
     if _inside(path, name):
         say("no contact sheet, since it would lie among the pictures: --out PLACE/sheet.png writes one elsewhere")
+    elif isinstance(data, SoundSet) and path.suffix.lower() == ".html":
+        place = output.put(path, partial(sounds.page, data, lines, classes), force)
+        say(f"a page with players: {place}")
     else:
+        columns = COLUMNS if data.classes else 8
+        images = _sheet(domain, data, [chosen for _, _, chosen in classes])
         say(f"contact sheet: {output.put(path, lambda place: save_grid(images, place, columns), force)}")
+
+
+def _classes(data: "ImageSet") -> "list[tuple[str, int, np.ndarray]]":
+    """For each class its name, the number of its rows and the indices of `COLUMNS` of them, at even distances; without
+    classes, "" and 64 of all rows."""
+    import numpy as np
+
+    def spread(members: np.ndarray, count: int) -> np.ndarray:
+        return members[:: max(1, len(members) // count)][:count]
+
+    if data.labels is None or not data.classes:
+        return [("", len(data), spread(np.arange(len(data)), 64))]
+    found = [(title, np.flatnonzero(data.labels == label)) for label, title in enumerate(data.classes)]
+    return [(title, len(members), spread(members, COLUMNS)) for title, members in found]
+
+
+def _sheet(domain: "Pictures | Sounds", data: "ImageSet", classes: "list[np.ndarray]") -> "np.ndarray":
+    """Pictures of the rows chosen of each class, filled up with white to `COLUMNS`; without classes, of all chosen."""
+    import numpy as np
+
+    if not data.classes:
+        return domain.pictures(data.images[classes[0]])
+    blank = np.full((COLUMNS, *domain.pictures(data.images[:1]).shape[1:]), 255, np.uint8)
+    sheet = []
+    for chosen in classes:
+        pictures = domain.pictures(data.images[chosen]) if len(chosen) else blank[:0]
+        sheet += [pictures, blank[len(pictures) :]]
+    return np.concatenate(sheet)
 
 
 @app.command("make")

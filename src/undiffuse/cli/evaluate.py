@@ -30,7 +30,7 @@ SPLIT_HELP = "The split to measure against: test or train (the other gives the f
 FEATURES_HELP = f"auto, {', '.join(FEATURES)}, inception:FILE or package.module:function."
 N_HELP = (
     "Number of samples [2000; for files: all]; with bpd and ode, number of images of the data [1000; 100]; with text, "
-    "prompts of each kind [500]."
+    "prompts of each kind [500]; of sounds [500]."
 )
 METRICS_HELP = (
     f"all (for samples), or some of {', '.join(METRICS)}; or one of {', '.join(DENSITIES)} (density), {TEXT} (prompts)."
@@ -56,7 +56,7 @@ def evaluate(
     subject: str = typer.Argument(
         ...,
         metavar="MODEL|FOLDER|NPZ",
-        help="A model, or samples: a folder, .npz or .npy.",
+        help="A model, or samples: a folder (of .wav too), .npz or .npy.",
         autocompletion=complete.models,
     ),
     data: str = typer.Option(
@@ -88,7 +88,7 @@ def evaluate(
 
     With --metrics bpd or ode, measure how probable images are under a model, in bits per dimension: by the variational
     bound, or by the probability-flow ODE. With --metrics text, measure whether pictures show what their prompts say.
-    Models of texts have metrics of their own.
+    Models of texts, and of sounds, have metrics of their own.
 
     \b
     Examples:
@@ -100,11 +100,12 @@ def evaluate(
       undiffuse evaluate fashion-mnist --metrics ode -n 100
       undiffuse evaluate avatars --metrics text --json text.json
       undiffuse evaluate runs/shakespeare --metrics bpd,infill,fluency
+      undiffuse evaluate runs/digits-spoken --metrics frechet,classes --report sounds.html
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000
     """
     from undiffuse import output
-    from undiffuse.cli import texts
+    from undiffuse.cli import sounds, texts
     from undiffuse.errors import UsageError
     from undiffuse.evaluation import evaluate as measured
     from undiffuse.evaluation.report import conditions_line, headings, notes, rows, write_report
@@ -115,6 +116,9 @@ def evaluate(
     output.claim({"--json": json_file, "--report": report}, force, REPORT_KINDS)
     if texts.is_text(subject):
         texts.evaluate(context, subject, json_file, force)
+        return
+    if sounds.is_sound(subject):
+        sounds.evaluate(context, subject, json_file, report, force)
         return
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
     if separate := [name for name in groups if name in (*DENSITIES, TEXT)]:

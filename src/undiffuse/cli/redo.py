@@ -26,7 +26,9 @@ SAMPLE = re.compile(r"\d{6,}\.\w+")
 
 
 def redo(
-    file: Path = typer.Argument(..., help="A .png, .npz or .json that undiffuse has written, or a folder of samples."),
+    file: Path = typer.Argument(
+        ..., help="A file that undiffuse has written (.png, .npz, .wav, .html, .json), or a folder of samples."
+    ),
     out: Path = typer.Option(None, "--out", "-o", help="What to write [FILE-redone]."),
     force: bool = typer.Option(
         False, "--force", help="Run even if the model or the images have changed, and overwrite existing output."

@@ -59,7 +59,8 @@ def sample(
         None,
         "--out",
         "-o",
-        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; sounds: .wav too, texts: .txt or .json.",
+        help="A grid .png, a folder of .png, .npz or .npy [MODEL-samples.png]; sounds: .wav, or .html with "
+        "players; texts: .txt or .json.",
     ),
     batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,
@@ -79,6 +80,7 @@ def sample(
       undiffuse sample fashion-mnist --class Bag --guidance 2 --guidance-interval .19,1.61
       undiffuse sample avatars --prompt "a woman with blue hair and glasses" -n 16
       undiffuse sample runs/shakespeare --prompt "In the beginning" --length 400
+      undiffuse sample runs/digits-spoken --class seven -n 16 --out seven.html
       undiffuse sample fashion-mnist -n 2000 --out samples.npz
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
     """
@@ -119,7 +121,9 @@ def sample(
     if images is not None:
         first, *others = parts_of(condition)
         labels = first.index.cpu().numpy() if isinstance(first, Labels) and not others else None
-        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin)
+        words = " + ".join([*class_name, *prompt])
+        called = [words] * n if words else loaded.asked(range(n))
+        written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
         say(f"{written} ({recipe.cost(loaded, condition)} evaluations of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

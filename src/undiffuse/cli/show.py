@@ -8,7 +8,9 @@ from undiffuse.cli.console import say
 
 
 def show(
-    file: Path = typer.Argument(..., help="A .png, .npz or .json that undiffuse has written, or a folder of samples."),
+    file: Path = typer.Argument(
+        ..., help="A file that undiffuse has written (.png, .npz, .wav, .html, .json), or a folder of samples."
+    ),
     as_json: bool = typer.Option(False, "--json", help="As the file holds it."),
 ) -> None:
     """Print the recipe that FILE carries: the command, the model, the images and the machine that made it.

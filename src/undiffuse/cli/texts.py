@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import alone, given, numbers, say, table
+from undiffuse.cli.console import alone, check_options, given, numbers, say, table
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
@@ -40,20 +40,12 @@ def domain_named(model: str) -> str | None:
         return None
 
 
-def check_options(context: typer.Context, taken: Sequence[str]) -> None:
-    """Raises UsageError for options that were given and that texts do not take."""
-    names = {str(one.name): one.opts[0] for one in context.command.params if one.opts[0].startswith("-")}
-    if others := [name for name in given(context) if name not in taken]:
-        possible = ", ".join(names[name] for name in taken if name in names)
-        raise UsageError(f"{names[others[0]]} is not for models of texts, which take {possible}")
-
-
 def sample(
     context: typer.Context, model: str, prompts: Sequence[str], length: int | None, out: Path | None, force: bool
 ) -> None:
     """`undiffuse sample` of a model of texts; the rest of its options are in the context."""
     alone("sample")
-    check_options(context, SAMPLE)
+    check_options(context, SAMPLE, "models of texts")
     if len(prompts) > 1:
         raise UsageError("a text begins with one --prompt")
     _claim(out, force)
@@ -78,7 +70,7 @@ def edit(
     context: typer.Context, model: str, texts: Sequence[Path], infill: str | None, out: Path | None, force: bool
 ) -> None:
     """`undiffuse edit` of a model of texts: fills in blanks, or rewrites a file at a strength."""
-    check_options(context, EDIT)
+    check_options(context, EDIT, "models of texts")
     _claim(out, force)
     if (infill is None) == (not texts):
         raise UsageError('give one file to rewrite, or --infill "The ____ of the ____"')
@@ -113,7 +105,7 @@ def edit(
 
 def explain(context: typer.Context, model: str, out: Path, seed: int, force: bool) -> None:
     """`undiffuse explain` of a model of texts."""
-    check_options(context, EXPLAIN)
+    check_options(context, EXPLAIN, "models of texts")
     from undiffuse.cli.explain import put_pictures
     from undiffuse.evaluation.texts import learnt_text
     from undiffuse.explain_texts import draw, work
@@ -131,7 +123,7 @@ def explain(context: typer.Context, model: str, out: Path, seed: int, force: boo
 def evaluate(context: typer.Context, model: str, json_file: Path | None, force: bool) -> None:
     """`undiffuse evaluate` of a model of texts."""
     alone("evaluate")
-    check_options(context, EVALUATE)
+    check_options(context, EVALUATE, "models of texts")
     from undiffuse import output
     from undiffuse.devices import conditions
     from undiffuse.evaluation.texts import DRAWS, measured

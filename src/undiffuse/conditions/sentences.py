@@ -77,10 +77,14 @@ class Sentences:
 
     @classmethod
     def for_samples(cls, facts: dict[str, Any], numbers: np.ndarray) -> "Sentences":
+        """Those of `asked`."""
+        return cls.of(cls.asked(facts, numbers), text_of(facts))
+
+    @staticmethod
+    def asked(facts: dict[str, Any], numbers: np.ndarray) -> list[str]:
         """The examples, from multiples of the golden ratio: evenly spread, however many there are."""
         examples = facts["examples"]
-        chosen = (evenly(numbers) * len(examples)).astype(np.int64)
-        return cls.of([examples[index] for index in chosen], text_of(facts))
+        return [examples[index] for index in (evenly(numbers) * len(examples)).astype(np.int64)]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Pictures:
         height, width, channels = self.stored
         return channels, height, width
 
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, C), what strips of rows show: the rows."""
+        return rows
+
     def check(self, settings: "DataConfig") -> None:
         """Raises UsageError for a shift that leaves nothing of the images."""
         height, width, _ = self.stored

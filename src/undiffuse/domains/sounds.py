@@ -4,6 +4,7 @@
 closer to hearing, but has no phases; Griffin-Lim finds some.
 """
 
+import io
 import math
 import wave
 from collections.abc import Sequence
@@ -121,11 +122,18 @@ class Sounds:
 
     def save(self, row: np.ndarray, path: Path) -> None:
         """As WAV: 16 bits, mono."""
-        with atomic_file(path) as temporary, wave.open(str(temporary), "wb") as file:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(self.wav(row))
+
+    def wav(self, row: np.ndarray) -> bytes:
+        """The content of a WAV file: 16 bits, mono."""
+        made = io.BytesIO()
+        with wave.open(made, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(self.rate)
             file.writeframes(row.astype("<i2").tobytes())
+        return made.getvalue()
 
     def join(self, rows: np.ndarray, path: Path) -> None:
         """All of them in one WAV, with a fifth of a second of silence between them."""
@@ -135,10 +143,17 @@ class Sounds:
     def show(self, rows: np.ndarray, path: Path) -> None:
         """Each waveform above its log-mel spectrogram; 16 of them at most."""
         from undiffuse.plots import sounds
+
+        shown = rows[:MOST_SHOWN]
+        sounds(waveforms(shown).numpy(), self.pictures(shown), self.rate, path)
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """Log-mel spectrograms in colours, uint8 (N, 64, L / hop, 3): low bands at the bottom."""
+        from undiffuse.plots import coloured
         from undiffuse.sound.mel import log_mel
 
-        x = waveforms(rows[:MOST_SHOWN]).float()
-        sounds(x.numpy(), log_mel(x, self.rate).numpy(), self.rate, path)
+        parts = [coloured(log_mel(waveforms(part).float(), self.rate).numpy()) for part in _blocks(rows)]
+        return np.concatenate(parts)[:, ::-1]
 
 
 @dataclass(frozen=True)

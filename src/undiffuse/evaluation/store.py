@@ -87,7 +87,7 @@ class Samples:
         return [(self.folder / f"{first:08d}.npz", range(first, first + SHARD)) for first in range(0, self.n, SHARD)]
 
     def gathered(self) -> np.ndarray:
-        """The images, uint8 (n, H, W, C): a memory map of a file that is deleted when the process ends."""
+        """The rows, such as images, uint8 (n, H, W, C): a memory map of a file that is deleted at the end."""
         out: np.ndarray | None = None
         for path, numbers in self.shards:
             try:
@@ -100,7 +100,7 @@ class Samples:
                 ) from error
             if out is None:
                 with tempfile.TemporaryFile() as file:
-                    out = np.memmap(file, np.uint8, "w+", shape=(self.n, *images.shape[1:]))
+                    out = np.memmap(file, images.dtype, "w+", shape=(self.n, *images.shape[1:]))
             rows = slice(numbers.start, min(numbers.stop, self.n))
             out[rows] = images[: rows.stop - rows.start]
         assert out is not None

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from undiffuse.build import make_denoiser
 from undiffuse.config import Config
 from undiffuse.domains import domain_of
+from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
@@ -101,7 +102,8 @@ class Listeners:
     def preview(self, step: int) -> None:
         """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always with the same noise.
 
-        A failure gives a warning, the first time, and never ends the run: the checkpoint is written after it.
+        Sounds can be heard too, one after another, in step-N.wav; texts are step-N.txt. A failure gives a warning, the
+        first time, and never ends the run: the checkpoint is written after it.
         """
         try:
             self._preview(step)
@@ -125,7 +127,10 @@ class Listeners:
             return
         recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
-        model.domain.show(images, self.run / "previews" / f"step-{step:08d}.png")
+        path = self.run / "previews" / f"step-{step:08d}.png"
+        model.domain.show(images, path)
+        if isinstance(model.domain, Sounds):
+            model.domain.join(images, path.with_suffix(".wav"))
         if self._board and images.ndim == 4:
             self._board.add_images("preview", images, step, dataformats="NHWC")
 

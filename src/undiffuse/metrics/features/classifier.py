@@ -106,7 +106,7 @@ def _make(folder: Path, train: ImageSet, test: ImageSet | None, tick: Callable[[
     def inputs(rows: np.ndarray, epoch: int) -> Tensor:
         return _input(torch.from_numpy(train.images[rows]), channels, size)
 
-    network, steps = fitted(channels, len(train.classes), inputs, np.array(train.labels), EPOCHS, tick)
+    network, steps = fitted(channels, len(train.classes), inputs, np.array(train.labels), EPOCHS, tick, LEAST_STEPS)
     accuracy = None if test is None else _accuracy(network, test, channels, size)
     keep(folder, network, {"data": train.name, "accuracy": accuracy, "steps": steps, "batch": BATCH})
 
@@ -118,13 +118,14 @@ def fitted(
     labels: np.ndarray,
     epochs: int,
     tick: Callable[[int, int], None] | None,
+    least: int,
 ) -> tuple[Classifier, int]:
-    """A network trained by AdamW and one cosine, and after how many steps: LEAST_STEPS or `epochs`, if that is more.
+    """A network trained by AdamW and one cosine, and after how many steps: `least` or `epochs`, if that is more.
 
     `inputs` gives those of rows (B,) in an epoch, float32 (B, channels, H, W), and `labels` are int64 (N,).
     """
     batches = -(-len(labels) // BATCH)
-    epochs = max(epochs, -(-LEAST_STEPS * BATCH // len(labels)))
+    epochs = max(epochs, -(-least * BATCH // len(labels)))
     steps, done = epochs * batches, 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator(0, Purpose.CHOICE).initial_seed())

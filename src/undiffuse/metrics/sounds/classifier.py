@@ -12,13 +12,13 @@ from undiffuse.data import ImageSet
 from undiffuse.errors import UsageError
 from undiffuse.metrics.features.classifier import BATCH, WIDTHS, fitted, keep, kept
 from undiffuse.metrics.features.extractor import Extractor, Features
-from undiffuse.metrics.sounds.spectrogram import DECIBELS, FACTS, log_mel
+from undiffuse.metrics.sounds.spectrogram import DECIBELS, FACTS, spectrogram
 from undiffuse.randomness import Purpose, stream
 from undiffuse.weights import sha256_of_weights
 
 FORMAT = 1
 CHANNELS = 5
-EPOCHS = 12
+EPOCHS, LEAST_STEPS = 12, 500
 SHIFT = 3  # frames of 20 ms, either way
 LEVEL = 6.0  # dB, either way
 
@@ -30,23 +30,28 @@ def sound_classifier(train: ImageSet, rate: int, tick: Callable[[int, int], None
     """
     if train.labels is None or len(np.unique(train.labels)) < 2:
         raise UsageError(f"{train.name} has fewer than two classes, too few for a classifier")
+
+    def seen(rows: np.ndarray) -> Tensor:
+        return spectrogram(rows, rate).unsqueeze(1)
+
     folder = folder_for("sound-classifiers", [FORMAT, FACTS, rate, train.fingerprint])
     with locked(folder):
         if not folder.exists():
             network, steps = fitted(
                 CHANNELS,
                 len(train.classes),
-                lambda rows, epoch: _input(jittered(log_mel(train.images[rows], rate), epoch, int(rows[0]))),
+                lambda rows, epoch: _input(jittered(seen(train.images[rows]), epoch, int(rows[0]))),
                 np.array(train.labels),
                 EPOCHS,
                 tick,
+                LEAST_STEPS,
             )
             keep(folder, network, {"data": train.name, "steps": steps, "batch": BATCH})
     network, _ = kept(folder, CHANNELS, len(train.classes))
 
     @torch.inference_mode()
     def extract(rows: Tensor) -> Features:
-        return network(_input(log_mel(rows.numpy(), rate)))._replace(spatial=None)
+        return network(_input(seen(rows.numpy())))._replace(spatial=None)
 
     facts = {
         "network": f"three 3x3 convolutions ({', '.join(map(str, WIDTHS))}), trained on the classes of the data",
