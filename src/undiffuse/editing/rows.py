@@ -23,6 +23,7 @@ from undiffuse.model import Model
 from undiffuse.process import Denoise
 from undiffuse.randomness import Draw, Given, keyed_draws
 from undiffuse.sampling import Step, ddim, trajectory
+from undiffuse.vocoder import rows_of
 
 Tick = Callable[[int], None]
 INEXACT = 1e-4
@@ -259,7 +260,7 @@ def _check(found: Inverted) -> None:
 def _decoded(model: Model, x0: Tensor, recipe: Recipe) -> np.ndarray:
     if not x0.isfinite().all():
         raise UsageError(f"the edit is not finite with {recipe}: take more steps, or threshold=clip")
-    return model.domain.decode(x0)
+    return rows_of(model, x0)
 
 
 def _none(step: int) -> Draw:

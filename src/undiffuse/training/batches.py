@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Captions, Condition, Labels, Several, augmented, drawn, known_pixels
+from undiffuse.conditions import Captions, Condition, Labels, Several, Spectrograms, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.data.sounds import SoundSet
 from undiffuse.devices import sent
 from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
@@ -82,12 +83,14 @@ def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     return items
 
 
-def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Captions]":
+def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Captions | Spectrograms]":
     """What of the data a run conditions on, by the name of its encoder."""
     training, network = config.training, config.network
-    found: dict[str, Condition | Captions] = {}
+    found: dict[str, Condition | Captions | Spectrograms] = {}
     if not training.conditional:
         return found
+    if network.kind == "vocoder" and isinstance(data, SoundSet):
+        return {Spectrograms.kind: Spectrograms(data.images, data.rate)}
     if training.condition != "sentences" and data.condition is not None:
         found["label" if isinstance(data.condition, Labels) else data.condition.kind] = data.condition
     if training.condition != "labels" and (captions := data.described(network.text, network.tokens)) is not None:
