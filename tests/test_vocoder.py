@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import Command
 from torch import Tensor
 
 from undiffuse.build import make_network
 from undiffuse.card import ConditionFacts
-from undiffuse.conditions import Labels, Spectra, Spectrograms
+from undiffuse.conditions import Labels, Spectra
 from undiffuse.config import Config, make_config
 from undiffuse.data.sounds import SoundSet
 from undiffuse.domains import domain_of
@@ -21,9 +22,11 @@ from undiffuse.generate import Recipe, generate, sample
 from undiffuse.model import Model, load, write_model
 from undiffuse.networks import Vocoder
 from undiffuse.networks.vocoder import at_frames
+from undiffuse.provenance import read_provenance
 from undiffuse.training.batches import make_batch
 from undiffuse.training.loop import training_steps
 from undiffuse.training.settings import decided
+from undiffuse.training.spectrograms import Spectrograms
 from undiffuse.training.state import make_learner
 from undiffuse.training.statistics import data_facts
 from undiffuse.vocoder import rows_of, vocoded, with_vocoder
@@ -281,12 +284,12 @@ def test_what_a_vocoder_cannot_be(tmp_path: Path, trained: Model) -> None:
 
     build()
     for wrong, reason in {
-        "training__conditional": (False, "needs training.conditional=true"),
+        "training__conditional": (False, "set training.conditional=true"),
         "network__patch": (3, "does not divide the 40 frames"),
         "network__channels": ([16, 32], "one width"),
         "network__head": (8, "has no network.attention, head"),
         "network__options": ({"bands": 32}, "have 64 bands"),
-        "data__sound": ("waves", "data.sound=mdct"),
+        "data__sound": ("log-mel", "does not fit log-mel: it is for data.sound=mdct"),
     }.items():
         value, message = reason
         with pytest.raises(UsageError, match=message):
@@ -295,3 +298,15 @@ def test_what_a_vocoder_cannot_be(tmp_path: Path, trained: Model) -> None:
     other = trained.config.model_copy(update={"network": make_config({"network.channels": [16]}).network})
     with pytest.raises(UndiffuseError, match="network"):
         make_network(other, 1, takes, 2)
+
+
+def test_the_command_names_a_vocoder(command: Command, trained: Model, tmp_path: Path) -> None:
+    model = of_spectrograms(tmp_path / "mel", tones(domain="log-mel"))
+    files = {name: tmp_path / f"{number}.wav" for number, name in enumerate((trained.name, "griffin-lim"))}
+    for name, file in files.items():
+        code, _, error = command("sample", model.name, "-n", 2, "--steps", 2, "--vocoder", name, "--out", file)
+        assert code == 0, error
+    recorded = [read_provenance(file) for file in files.values()]
+    assert recorded[0].fingerprint != recorded[1].fingerprint == model.fingerprint
+    code, _, error = command("sample", trained.name, "--vocoder", "griffin-lim", "--out", tmp_path / "no.wav")
+    assert code == 2 and "--vocoder is for models of log-mel spectrograms" in error

@@ -37,7 +37,7 @@ from undiffuse.token_denoiser import TokenDenoiser
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 OF_BOTH = ("bound", "continuous-bound")
 MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
-VOCODER_WIDTH = 192
+VOCODER_WIDTH = 128
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training needs four times that."""
 
@@ -233,13 +233,13 @@ def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> Networ
 def _default_vocoder(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
     """A vocoder uses `patch`, `blocks`, and the one number in `channels` as its width; it notes the bands M."""
     if len(size) != 2:
-        raise UsageError("network.kind=vocoder is for sounds as data.sound=mdct has them")
+        raise UsageError("network.kind=vocoder is for sounds with data.sound=mdct")
     if config.attention or config.head or config.fourier or config.kernel or config.values or config.dropout:
         raise UsageError("a network.kind=vocoder has no network.attention, head, fourier, kernel, values and dropout")
     bands, frames = size
     if config.options not in ({}, {"bands": bands}):
         raise UsageError(f"network.options = {shown(config.options)}: these sounds have {bands} bands: leave it out")
-    patch = config.patch or 1
+    patch = config.patch or 2 - frames % 2
     if frames % patch:
         raise UsageError(f"network.patch = {patch} does not divide the {frames} frames of a sound")
     channels = config.channels or (max(16, 16 * round(config.width * VOCODER_WIDTH / 16)),)
@@ -368,7 +368,7 @@ def make_vocoder(config: Config, inputs: int, outputs: int, takes: ConditionFact
     network = config.network
     assert network.patch and network.channels
     if takes is None or takes.kind != Spectra.kind:
-        raise UsageError("network.kind=vocoder takes the spectrograms of sounds: it needs training.conditional=true")
+        raise UsageError("network.kind=vocoder takes the spectrograms of sounds: set training.conditional=true")
     levels, bands = takes.facts["bands"], network.options["bands"]
     assert isinstance(bands, int)
     return Vocoder(bands, levels, outputs, patch=network.patch, width=network.channels[0], blocks=network.blocks)

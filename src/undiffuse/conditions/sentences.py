@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from undiffuse.conditions.condition import Condition, Encoders, Rows
-from undiffuse.conditions.spectra import Spectrograms
 from undiffuse.devices import sent
 from undiffuse.registry import TEXTS
 from undiffuse.streams import evenly
@@ -136,7 +135,7 @@ def text_of(facts: dict[str, Any]) -> Text:
     return made
 
 
-def drawn(condition: "Condition | Captions | Spectrograms", rows: np.ndarray, u: np.ndarray) -> Condition:
+def drawn(condition: "Condition | Captions", rows: np.ndarray, u: np.ndarray) -> Condition:
     """The condition of `rows` in a step of training: of several captions, the one that u in [0, 1), (B,), selects."""
     choose = getattr(condition, "drawn", None)
     found: Condition = condition[rows] if choose is None else choose(rows, u)

@@ -86,33 +86,3 @@ class Spectra:
         """
         levels = torch.full((len(numbers), facts["bands"], facts["frames"]), SILENCE)
         return cls.of(levels, facts["rate"])
-
-
-@dataclass(frozen=True)
-class Spectrograms:
-    """Those of a data set of sounds, computed when they are asked for: as `Condition` of its N rows.
-
-    Attributes:
-        rows: int16 (N, L), which may lie on a disk.
-        rate: in Hz.
-    """
-
-    rows: np.ndarray
-    rate: int
-
-    kind: ClassVar[str] = Spectra.kind
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.rows)
-
-    def __getitem__(self, rows: Rows) -> Spectra:
-        """Those of these rows, in this order."""
-        from undiffuse.domains.sounds import LogMel
-
-        chosen = np.asarray(self.rows[np.asarray(rows) if isinstance(rows, Tensor) else rows])
-        return Spectra.of(LogMel(chosen.shape[1:], self.rate).encode(chosen)[:, 0], self.rate)
-
-    def facts(self) -> dict[str, Any]:
-        """Those of `Spectra`."""
-        return self[:1].facts()

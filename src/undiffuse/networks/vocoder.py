@@ -48,7 +48,7 @@ class Vocoder(nn.Module):
         blocks: how many; the frames that an output can see are 2 + 2 sum of their `DILATIONS` on both sides together.
     """
 
-    def __init__(self, bands: int, levels: int, outputs: int, *, patch: int = 1, width: int = 192, blocks: int = 4):
+    def __init__(self, bands: int, levels: int, outputs: int, *, patch: int = 2, width: int = 128, blocks: int = 6):
         super().__init__()
         self.outputs, self.patch = outputs, patch
         self.conditioning = Conditioning(width)

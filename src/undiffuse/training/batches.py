@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Captions, Condition, Labels, Several, Spectrograms, augmented, drawn, known_pixels
+from undiffuse.conditions import Captions, Condition, Labels, Several, Spectra, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.data.sounds import SoundSet
@@ -24,6 +24,7 @@ from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
 from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator, uniform
 from undiffuse.training.masks import draw_masks
+from undiffuse.training.spectrograms import spectrograms
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     return items
 
 
-def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Captions | Spectrograms]":
+def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Captions]":
     """What of the data a run conditions on, by the name of its encoder."""
     training, network = config.training, config.network
-    found: dict[str, Condition | Captions | Spectrograms] = {}
+    found: dict[str, Condition | Captions] = {}
     if not training.conditional:
         return found
     if network.kind == "vocoder" and isinstance(data, SoundSet):
-        return {Spectrograms.kind: Spectrograms(data.images, data.rate)}
+        return {Spectra.kind: spectrograms(data)}
     if training.condition != "sentences" and data.condition is not None:
         found["label" if isinstance(data.condition, Labels) else data.condition.kind] = data.condition
     if training.condition != "labels" and (captions := data.described(network.text, network.tokens)) is not None:
