@@ -60,7 +60,7 @@ def tones(count: int = 64, domain: str = "mdct") -> SoundSet:
 def network(**options: int) -> Vocoder:
     """One with random weights everywhere, also where they begin as 0."""
     torch.manual_seed(0)
-    made = Vocoder(BANDS, 64, 1, **{"width": 16, "blocks": 3, **options}).eval()
+    made = Vocoder(BANDS, 64, 1, **{"width": 16, "blocks": 3, "patch": 1, **options}).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made.requires_grad_(False)
@@ -135,7 +135,7 @@ def test_clips_of_a_batch_and_their_noise_levels_are_apart() -> None:
 
 
 def test_a_new_network_gives_zero_and_names_its_matrices() -> None:
-    net = Vocoder(BANDS, 64, 2, width=16, blocks=2)
+    net = Vocoder(BANDS, 64, 2, patch=1, width=16, blocks=2)
     assert net(noisy(1), torch.zeros(1), spectra(1)).eq(0).all()
     assert net(noisy(1), torch.zeros(1), spectra(1)).shape == (1, 2, BANDS, 80)
     shapes = [tuple(weight.shape) for weight in net.matrices()]
@@ -310,3 +310,13 @@ def test_the_command_names_a_vocoder(command: Command, trained: Model, tmp_path:
     assert recorded[0].fingerprint != recorded[1].fingerprint == model.fingerprint
     code, _, error = command("sample", trained.name, "--vocoder", "griffin-lim", "--out", tmp_path / "no.wav")
     assert code == 2 and "--vocoder is for models of log-mel spectrograms" in error
+
+
+@pytest.mark.parametrize("patch", [1, 2, 5])
+def test_the_gain_is_of_the_coefficient_itself(patch: int) -> None:
+    """A gain of each band's own and no shift: the coefficients times it, in their places, whatever is folded."""
+    net, gain = network(patch=patch), torch.linspace(-1, 1, BANDS)
+    net.out.weight.zero_(), net.out.bias.zero_()
+    net.out.bias[BANDS * patch :] = gain.repeat_interleave(patch)
+    found = net(noisy(2), torch.zeros(2), spectra(2))
+    assert found.equal(gain[:, None] * noisy(2))

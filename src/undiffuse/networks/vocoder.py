@@ -4,6 +4,10 @@ It is of the kind of Vocos (Siuzdak 2024): frames at one resolution and no upsam
 coefficients of a noisy clip beside the spectrogram, and the noise level modulates each block, as in DiffWave (Kong et
 al. 2021). All of it is products of matrices with few, long frames, which CPUs do fast, and nothing but the noise level
 is shared between frames, so a clip can have any length.
+
+The output is a number for each coefficient and a gain of the noisy coefficient itself. Where the spectrogram tells how
+large a coefficient can be, the best linear estimate of it, a Wiener filter, is such a gain; and the noise, which most
+targets hold, need not pass through a network that is no wider than a frame.
 """
 
 from typing import cast
@@ -56,7 +60,7 @@ class Vocoder(nn.Module):
         dilations = [DILATIONS[block % len(DILATIONS)] for block in range(blocks)]
         self.blocks = nn.ModuleList(FrameBlock(width, width, dilation) for dilation in dilations)
         self.norm = nn.LayerNorm(width)
-        self.out = zero_(nn.Linear(width, outputs * bands * patch))
+        self.out = zero_(nn.Linear(width, 2 * outputs * bands * patch))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         if not isinstance(condition, Spectra):
@@ -67,8 +71,8 @@ class Vocoder(nn.Module):
         h = self.stem(neighbours(frames, 1))
         for block in self.blocks:
             h = block(h, conditioning)
-        h = self.out(self.norm(h)).mT
-        return unfold(h, self.patch).unflatten(1, (self.outputs, -1))
+        shift, gain = unfold(self.out(self.norm(h)).mT, self.patch).unflatten(1, (2, self.outputs, -1)).unbind(1)
+        return shift + gain * x
 
     def matrices(self) -> list[Tensor]:
         """The weights for Muon: those of the blocks, and of the first layer."""
