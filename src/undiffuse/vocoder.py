@@ -42,7 +42,7 @@ def with_vocoder(model: Model, vocoder: Model | str | os.PathLike[str] | None = 
         usual = load(USUAL, model.device)
         return dataclasses.replace(model, vocoder=usual) if _rate(usual) == _rate(model) else model
     if model.data.domain != "log-mel":
-        raise UsageError(f"--vocoder is for models of log-mel spectrograms, and {model.name} makes waveforms or others")
+        raise UsageError(f"--vocoder is for models of log-mel spectrograms, {model.name} is one of {model.data.domain}")
     if not isinstance(vocoder, Model):
         if vocoder == GRIFFIN_LIM:
             return dataclasses.replace(model, vocoder=None)
