@@ -25,7 +25,7 @@ from undiffuse.sound import hop_length
 GRIFFIN_LIM = "griffin-lim"
 USUAL = "vocoder"
 """The built-in vocoder, where the package has one."""
-SAMPLER, STEPS = "dpm++2m", 10
+SAMPLER, STEPS = "dpm++2m", 5
 BLOCK = 64
 """Clips at once."""
 
