@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from undiffuse.build import default_network, make_denoiser, make_network, make_objective, make_process
-from undiffuse.card import label_facts
+from undiffuse.card import ConditionFacts, label_facts
 from undiffuse.config import (
     MACHINE_KEYS,
     Config,
@@ -241,14 +241,15 @@ def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
     """Every key is known, every value valid, the whole buildable; and "balanced" alone is what there is without."""
     config = make_config(preset(name))
     assert (config == Config()) == (name == "balanced")
-    text = name == "text"
-    network = default_network(config.network, () if text else (28, 28))
+    text, vocoder = name == "text", name == "vocoder"
+    network = default_network(config.network, () if text else (64, 160) if vocoder else (28, 28))
     denoiser = config.denoiser.model_copy(
         update={"sigma_data": 1.0, "target": "categorical" if text else config.denoiser.target}
     )
     config = config.model_copy(update={"network": network, "denoiser": denoiser})
     config = config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": 80 if text else None})})
-    make_denoiser(config, make_network(config, 1, label_facts([1 / 10] * 10))), make_objective(config)
+    takes = ConditionFacts("spectra", {"bands": 64}) if vocoder else label_facts([1 / 10] * 10)
+    make_denoiser(config, make_network(config, 1, takes)), make_objective(config)
 
 
 def test_wider_presets_are_wider() -> None:

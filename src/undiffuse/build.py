@@ -13,7 +13,7 @@ from torch import nn
 
 from undiffuse import discretised, process
 from undiffuse.card import ConditionFacts
-from undiffuse.conditions import Condition, Encoders, Labels
+from undiffuse.conditions import Condition, Encoders, Labels, Spectra
 from undiffuse.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, ProcessConfig
 from undiffuse.data import ImageSet, MixedSizes
 from undiffuse.data import load as load_data
@@ -23,8 +23,8 @@ from undiffuse.data.texts import load_text
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
-from undiffuse.names import cut, did_you_mean, fault, format_shape
-from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D
+from undiffuse.names import cut, did_you_mean, fault, format_shape, shown
+from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D, Vocoder
 from undiffuse.networks.transformer import HEAD
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
@@ -37,6 +37,7 @@ from undiffuse.token_denoiser import TokenDenoiser
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 OF_BOTH = ("bound", "continuous-bound")
 MOST_LOG_SNR = 100.0  # a signal or noise of e^-50, still within float32
+VOCODER_WIDTH = 128
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training needs four times that."""
 
@@ -154,6 +155,8 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
     sequences, () for points. Raises UsageError for settings that do not fit it."""
     if config.kind == "transformer":
         return _default_transformer(config, size)
+    if config.kind == "vocoder":
+        return _default_vocoder(config, size)
     if config.kind not in ("unet", "unet2d", "mlp"):  # from outside the package: nothing else is decided
         usual = {"patch": config.patch or 1, "channels": config.channels or (64,), "attention": config.attention or ()}
         return config.model_copy(update=usual)
@@ -225,6 +228,25 @@ def _default_transformer(config: NetworkConfig, size: tuple[int, ...]) -> Networ
     if len(channels) != 1 or channels[0] % HEAD:
         raise UsageError(f"network.channels = {channels}: a transformer has one width, a multiple of {HEAD}")
     return config.model_copy(update={"patch": 1, "channels": channels, "attention": ()})
+
+
+def _default_vocoder(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
+    """A vocoder uses `patch`, `blocks`, and the one number in `channels` as its width; it notes the bands M."""
+    if len(size) != 2:
+        raise UsageError("network.kind=vocoder is for sounds with data.sound=mdct")
+    if config.attention or config.head or config.fourier or config.kernel or config.values or config.dropout:
+        raise UsageError("a network.kind=vocoder has no network.attention, head, fourier, kernel, values and dropout")
+    bands, frames = size
+    if config.options not in ({}, {"bands": bands}):
+        raise UsageError(f"network.options = {shown(config.options)}: these sounds have {bands} bands: leave it out")
+    patch = config.patch or 2 - frames % 2
+    if frames % patch:
+        raise UsageError(f"network.patch = {patch} does not divide the {frames} frames of a sound")
+    channels = config.channels or (max(16, 16 * round(config.width * VOCODER_WIDTH / 16)),)
+    if len(channels) != 1:
+        raise UsageError(f"network.channels = {channels}: a vocoder has one width")
+    decided = {"patch": patch, "channels": channels, "attention": (), "options": {"bands": bands}}
+    return config.model_copy(update=decided)
 
 
 def _unet2d_options(
@@ -339,6 +361,17 @@ def make_transformer(config: Config, inputs: int, outputs: int, takes: Condition
         encoders=make_encoders(takes),
         dropout=network.dropout,
     )
+
+
+def make_vocoder(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """Builds network.kind=vocoder, for the MDCT of sounds."""
+    network = config.network
+    assert network.patch and network.channels
+    if takes is None or takes.kind != Spectra.kind:
+        raise UsageError("network.kind=vocoder takes the spectrograms of sounds: set training.conditional=true")
+    levels, bands = takes.facts["bands"], network.options["bands"]
+    assert isinstance(bands, int)
+    return Vocoder(bands, levels, outputs, patch=network.patch, width=network.channels[0], blocks=network.blocks)
 
 
 def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:

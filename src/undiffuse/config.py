@@ -225,7 +225,7 @@ class NetworkConfig(_Section):
     """The network."""
 
     kind: NetworkName = Field(
-        "unet", description="unet2d is DDPM's network as in diffusers; mlp: points; transformer: text"
+        "unet", description="unet2d is DDPM's network as in diffusers; mlp: points; transformer: text; vocoder: MDCT"
     )
     patch: int | None = Field(
         None,
@@ -257,7 +257,7 @@ class NetworkConfig(_Section):
     text: TextName = Field("words", description="captions as words learnt with the network, or by a frozen encoder")
     tokens: int = Field(16, ge=1, le=256, description="most words, or word pieces, of a caption")
     options: dict[OptionName, Option] = Field(
-        {}, max_length=64, description="for kind=unet2d, by diffusers' names, such as norm_num_groups"
+        {}, max_length=64, description="for kind=unet2d, by diffusers' names; bands, that a vocoder found in its data"
     )
 
     _added: ClassVar[tuple[str, ...]] = ("inpaint", "span", "text", "tokens")

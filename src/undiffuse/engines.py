@@ -45,7 +45,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
     if model.engine == engine:
         return model
     folder = folder_for(
-        "onnx", [FORMAT, dataclasses.replace(model, grids={}, guide=None).fingerprint, torch.__version__]
+        "onnx", [FORMAT, dataclasses.replace(model, grids={}, guide=None, vocoder=None).fingerprint, torch.__version__]
     )
     if engine == "auto":
         pays = evaluations is None or evaluations >= WORTH or folder.exists()

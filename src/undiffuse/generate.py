@@ -32,6 +32,7 @@ from undiffuse.sampling import (
     make_grid,
     trajectory,
 )
+from undiffuse.vocoder import rows_of, with_vocoder
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def generate(
             raise UsageError(f"the samples are not finite with {recipe}: take more steps, or threshold=clip")
         if overshoot is not None:
             overshoot.keep()
-        yield model.domain.decode(last.x)
+        yield rows_of(model, last.x)
 
 
 def generate_shared(
@@ -247,19 +248,20 @@ def sample(
     class_name: str | int | None = None,
     guidance: float | Guidance = 1.0,
     guide: Model | str | None = None,
+    vocoder: Model | str | None = None,
     batch_size: int = 64,
     engine: str = "auto",
 ) -> np.ndarray:
     """n images as uint8 (n, H, W, C), from a model or the name of one.
 
     `class_name`: all of one class; by default the classes come in the data's proportions. `guidance` is a scale or
-    all settings; `guide` as in `undiffuse.guide.with_guide`; `engine` as in `undiffuse.engines.with_engine`. The rest
-    as in `Recipe`.
+    all settings; `guide` as in `undiffuse.guide.with_guide`, `vocoder` as in `undiffuse.vocoder.with_vocoder`; `engine`
+    as in `undiffuse.engines.with_engine`. The rest as in `Recipe`.
     """
     if n < 1:
         raise UsageError(f"n = {n}: draw at least one sample")
     model = model if isinstance(model, Model) else load(model)
-    model = model if guide is None else with_guide(model, guide)
+    model = with_vocoder(model if guide is None else with_guide(model, guide), vocoder)
     settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     model = with_engine(model, engine, n * recipe.evaluations)

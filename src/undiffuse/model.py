@@ -79,6 +79,8 @@ class Model:
         grids: the time grids made for it (`undiffuse tune`): "sampler:steps" -> the N - 1 log-SNRs visited.
         guide: the weaker model, or the classifier, that guides it (`undiffuse.guide.with_guide`); None: its own
             unconditional predictions.
+        vocoder: makes waveforms of its spectrograms (`undiffuse.vocoder.with_vocoder`); None: Griffin-Lim, and for all
+            other kinds of data.
         source: where its run found its data; "" for a model outside its run, for which only `config.data` is known.
     """
 
@@ -91,6 +93,7 @@ class Model:
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     source: str = ""
     guide: "Model | Classifier | None" = None
+    vocoder: "Model | None" = None
 
     @cached_property
     def domain(self) -> Domain:
@@ -140,6 +143,8 @@ class Model:
             facts.append(self.data.tokens)
         if self.guide is not None:
             facts.append(self.guide.fingerprint)
+        if self.vocoder is not None:
+            facts.append({"vocoder": self.vocoder.fingerprint})
         return hashlib.sha256(
             (json.dumps(facts, sort_keys=True) + sha256_of_weights(self.network)).encode()
         ).hexdigest()

@@ -208,6 +208,7 @@ NETWORKS: Registry[Any] = Registry(
         "unet2d": "undiffuse.build:make_unet2d",
         "mlp": "undiffuse.build:make_mlp",
         "transformer": "undiffuse.build:make_transformer",
+        "vocoder": "undiffuse.build:make_vocoder",
     },
 )
 """Functions (config, inputs, outputs, takes, dims) -> network, as `undiffuse.build.make_network` calls them."""
@@ -303,6 +304,7 @@ CONDITIONS: Registry[Any] = Registry(
         "labels": "undiffuse.conditions.labels:Labels",
         "sentences": "undiffuse.conditions.sentences:Sentences",
         "several": "undiffuse.conditions.several:Several",
+        "spectra": "undiffuse.conditions.spectra:Spectra",
     },
 )
 """Kinds of condition (`undiffuse.conditions.Condition`)."""

@@ -57,6 +57,11 @@ RESCALE: float = typer.Option(
 APG: str = typer.Option(
     None, help="Adaptive projected guidance: ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5 [plain guidance]."
 )
+VOCODER: str = typer.Option(
+    None,
+    help="For log-mel spectrograms: the model that makes waveforms of them, or griffin-lim [the built-in one].",
+    autocompletion=complete.models,
+)
 FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
 
 

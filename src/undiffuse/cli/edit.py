@@ -22,6 +22,7 @@ from undiffuse.cli.console import (
     RESCALE,
     SAMPLER,
     THRESHOLD,
+    VOCODER,
     alone,
     given,
     guidance_of,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from undiffuse.model import Model
     from undiffuse.provenance import Provenance
 
-ALWAYS = ("model", "images", "n", "steps", "seed", "out", "device", "engine", "force")
+ALWAYS = ("model", "images", "n", "steps", "seed", "out", "device", "engine", "vocoder", "force")
 GUIDED = ("class_name", "prompt", "negative", "guidance", "guidance_interval", "guide", "rescale", "apg")
 SAMPLED = ("sampler", "eta", "grid", "threshold")
 SDEDIT = (
@@ -126,6 +127,7 @@ def edit(
     batch_size: int = typer.Option(64, min=1, help="Images at once; affects memory, not the edits."),
     device: str = DEVICE,
     engine: str = ENGINE,
+    vocoder: str = VOCODER,
     force: bool = FORCE,
 ) -> None:
     """Edit IMAGES with MODEL.
@@ -176,10 +178,12 @@ def edit(
     from undiffuse.engines import with_engine
     from undiffuse.guide import with_guide
     from undiffuse.model import load
+    from undiffuse.vocoder import with_vocoder
 
     loaded = load(model, device)
     if guide:
         loaded = with_guide(loaded, guide)
+    loaded = with_vocoder(loaded, vocoder)
     shape = loaded.data.shape
     if restoration is not None and engine == "auto" and RESTORERS.find(method).differentiates:
         engine = "torch"

@@ -22,6 +22,7 @@ from undiffuse.cli.console import (
     RESCALE,
     SAMPLER,
     THRESHOLD,
+    VOCODER,
     guidance_of,
     say,
 )
@@ -65,6 +66,7 @@ def sample(
     batch_size: int = typer.Option(64, min=1, help="Samples at once; affects memory, not the samples."),
     device: str = DEVICE,
     engine: str = ENGINE,
+    vocoder: str = VOCODER,
     force: bool = FORCE,
 ) -> None:
     """Draw samples from MODEL.
@@ -107,10 +109,12 @@ def sample(
     from undiffuse.guidance import Overshoot
     from undiffuse.guide import request, with_guide
     from undiffuse.model import load
+    from undiffuse.vocoder import with_vocoder
 
     loaded = load(model, device)
     if guide:
         loaded = with_guide(loaded, guide)
+    loaded = with_vocoder(loaded, vocoder)
     output.check_memory(n, loaded.data.shape)
     loaded = with_engine(loaded, engine, n * recipe.evaluations, bar)
     condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative, prompt), Overshoot()

@@ -10,6 +10,7 @@ from undiffuse.conditions.known import Known, known_of_each, known_pixels, witho
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 from undiffuse.conditions.sentences import Captions, Sentences, drawn
 from undiffuse.conditions.several import Several, part_for
+from undiffuse.conditions.spectra import Spectra
 
 __all__ = [
     "Augmented",
@@ -23,6 +24,7 @@ __all__ = [
     "Request",
     "Sentences",
     "Several",
+    "Spectra",
     "augmented",
     "check_given",
     "drawn",

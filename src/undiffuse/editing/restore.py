@@ -28,6 +28,7 @@ from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import keyed_draws
 from undiffuse.registry import RESTORERS, SAMPLERS
 from undiffuse.sampling import Step, trajectory
+from undiffuse.vocoder import rows_of
 
 FORMAT = 2
 BAND = 0.95
@@ -153,7 +154,7 @@ def restore(
         ends.append(last.x.cpu())
     x0 = torch.cat(ends)
     residual = Observation(map, y.cpu().double(), noise).misfit(x0).square().sum(1)
-    rows = model.domain.decode(x0)
+    rows = rows_of(model, x0)
     return Restored(rows, x0, residual / (noise**2 or 1), math.prod(map.observed), noise, unsolved)
 
 

@@ -23,6 +23,7 @@ from undiffuse.model import Model
 from undiffuse.process import Denoise
 from undiffuse.randomness import Draw, Given, keyed_draws
 from undiffuse.sampling import Step, ddim, trajectory
+from undiffuse.vocoder import rows_of
 
 Tick = Callable[[int], None]
 Join = Callable[[Tensor, np.ndarray, np.ndarray], np.ndarray]
@@ -267,7 +268,7 @@ def _check(found: Inverted) -> None:
 
 
 def _decoded(model: Model, x0: Tensor, recipe: Recipe) -> np.ndarray:
-    return model.domain.decode(_finite(x0, recipe))
+    return rows_of(model, _finite(x0, recipe))
 
 
 def _finite(x0: Tensor, recipe: Recipe) -> Tensor:

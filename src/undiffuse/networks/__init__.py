@@ -10,5 +10,16 @@ from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 from undiffuse.networks.unet2d import UNet2D
 from undiffuse.networks.values import current_name, first_name
+from undiffuse.networks.vocoder import Vocoder
 
-__all__ = ["MLP", "InpaintingUNet", "PixelUNet", "Transformer", "UNet", "UNet2D", "current_name", "first_name"]
+__all__ = [
+    "MLP",
+    "InpaintingUNet",
+    "PixelUNet",
+    "Transformer",
+    "UNet",
+    "UNet2D",
+    "Vocoder",
+    "current_name",
+    "first_name",
+]

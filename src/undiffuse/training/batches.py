@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Captions, Condition, Labels, Several, augmented, drawn, known_pixels
+from undiffuse.conditions import Captions, Condition, Labels, Several, Spectra, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
+from undiffuse.data.sounds import SoundSet
 from undiffuse.devices import sent
 from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
 from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator, uniform
 from undiffuse.training.masks import draw_masks
+from undiffuse.training.spectrograms import spectrograms
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Capt
     found: dict[str, Condition | Captions] = {}
     if not training.conditional:
         return found
+    if network.kind == "vocoder" and isinstance(data, SoundSet):
+        return {Spectra.kind: spectrograms(data)}
     if training.condition != "sentences" and data.condition is not None:
         found["label" if isinstance(data.condition, Labels) else data.condition.kind] = data.condition
     if training.condition != "labels" and (captions := data.described(network.text, network.tokens)) is not None:

@@ -37,6 +37,10 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
             f"network.kind={config.network.kind} does not fit {domain.noun}: transformer is for texts, and only it, as "
             "--preset text has it"
         )
+    if config.network.kind == "vocoder" and data.domain != "mdct":
+        raise UsageError(
+            f"network.kind=vocoder does not fit {data.domain}: it is for data.sound=mdct, as --preset vocoder has it"
+        )
     if isinstance(data, TextSet):
         config = _spelled(config, data)
     sigma_data = config.denoiser.sigma_data
