@@ -52,6 +52,7 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     from undiffuse.generate import Recipe
     from undiffuse.guide import with_guide
     from undiffuse.model import load
+    from undiffuse.vocoder import with_vocoder
 
     sampler, steps, eta, grid, threshold, seed = (
         options[name] for name in ("sampler", "steps", "eta", "grid", "threshold", "seed")
@@ -67,6 +68,8 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
         raise UsageError(f"--{unused[0]} is for --restore denoise and a model of samples (data.sound=waves)")
     part = None if gap is None else missing_gap(domain, piece_of("--gap", gap, domain))
     timed = gap is not None or spec is not None
+    if not timed:
+        loaded = with_vocoder(loaded, options["vocoder"])
     trim = not timed and (loaded.learnt is None or loaded.learnt.trim)
     clips = read_sounds(files, domain, trim)
     if spec is not None and not observed:
@@ -97,6 +100,8 @@ def _check(context: typer.Context, files: Sequence[Path]) -> None:
         raise UsageError(f"{flags[names[0]]} is not for sounds: --gap START,END says which seconds to make anew")
     if "gap" in chosen and "restoration" in chosen:
         raise UsageError("--gap and --restore each say what to make anew: choose one")
+    if "vocoder" in chosen and {"gap", "restoration"} & {*chosen}:
+        raise UsageError("--vocoder makes whole waveforms, and --gap and --restore keep what is known: leave it out")
     check_options(context, {**TECHNIQUES, "restoration": (*SDEDIT, "noise", "method")})
 
 
