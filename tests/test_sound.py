@@ -18,7 +18,9 @@ from undiffuse.card import DataFacts
 from undiffuse.config import DataConfig
 from undiffuse.data import ImageSet
 from undiffuse.domains import domain_of
-from undiffuse.domains.sounds import MDCT, LogMel, Sounds, Waves, band_scales
+from undiffuse.domains.log_mel import LogMel
+from undiffuse.domains.mdct import MDCT, band_scales
+from undiffuse.domains.sounds import Sounds, Waves
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.generate import sample
 from undiffuse.model import load

@@ -15,7 +15,9 @@ from test_sound import HOP, LENGTH, RATE, voices
 
 from undiffuse.data.recordings import Recordings, read_sounds
 from undiffuse.domains import sounds as domains
-from undiffuse.domains.sounds import MDCT, LogMel, Waves, band_scales
+from undiffuse.domains.log_mel import LogMel
+from undiffuse.domains.mdct import MDCT, band_scales
+from undiffuse.domains.sounds import Waves
 from undiffuse.editing.rows import edit
 from undiffuse.editing.sounds import denoise, missing, missing_gap, piece_of
 from undiffuse.errors import UndiffuseError, UsageError

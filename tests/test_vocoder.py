@@ -16,7 +16,8 @@ from undiffuse.conditions import Labels, Spectra
 from undiffuse.config import Config, make_config
 from undiffuse.data.sounds import SoundSet
 from undiffuse.domains import domain_of
-from undiffuse.domains.sounds import MDCT, LogMel
+from undiffuse.domains.log_mel import LogMel
+from undiffuse.domains.mdct import MDCT
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.generate import Recipe, generate, sample
 from undiffuse.model import Model, load, write_model

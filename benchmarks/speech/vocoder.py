@@ -26,7 +26,7 @@ from undiffuse import load, train
 from undiffuse.config import preset
 from undiffuse.data.sounds import load_sounds
 from undiffuse.devices import conditions
-from undiffuse.domains.sounds import LogMel
+from undiffuse.domains.log_mel import LogMel
 from undiffuse.files import write_json
 from undiffuse.metrics.sounds.quality import dnsmos
 from undiffuse.metrics.sounds.recogniser import recognise

@@ -293,8 +293,8 @@ DOMAINS: Registry[Any] = Registry(
         "points": "undiffuse.domains.points:Points",
         "texts": "undiffuse.domains.texts:Texts",
         "waves": "undiffuse.domains.sounds:Waves",
-        "log-mel": "undiffuse.domains.sounds:LogMel",
-        "mdct": "undiffuse.domains.sounds:MDCT",
+        "log-mel": "undiffuse.domains.log_mel:LogMel",
+        "mdct": "undiffuse.domains.mdct:MDCT",
     },
 )
 """Kinds of data (`undiffuse.domains.Domain`)."""

@@ -47,7 +47,7 @@ class SoundSet(ImageSet):
     @cached_property
     def sound(self) -> dict[str, Any]:
         """What their domain is made from: the rate, and for the MDCT the scale of each band in these rows."""
-        from undiffuse.domains.sounds import band_scales
+        from undiffuse.domains.mdct import band_scales
 
         return {"rate": self.rate} | ({"scale": list(band_scales(self.images))} if self.domain == "mdct" else {})
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.data.recordings import Recordings
-from undiffuse.domains.sounds import LogMel, Sounds
+from undiffuse.domains.log_mel import LogMel
+from undiffuse.domains.sounds import Sounds
 from undiffuse.editing.maps import Masked
 from undiffuse.editing.restore import Restored, restore
 from undiffuse.editing.rows import Join

@@ -9,7 +9,7 @@ from torch import Tensor
 from undiffuse.conditions import Condition, Spectra
 from undiffuse.conditions.condition import Rows
 from undiffuse.data.sounds import SoundSet
-from undiffuse.domains.sounds import LogMel
+from undiffuse.domains.log_mel import LogMel
 
 
 @dataclass(frozen=True)
