@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from undiffuse import build
 from undiffuse import model as models
-from undiffuse.build import default_network, make_network, make_process, network_shapes
+from undiffuse.build import default_network, make_network, make_process, network_shapes, networks
 from undiffuse.card import BUILT_IN, built_in, checkpoints, find, label_facts, read_card, read_grids, read_run
 from undiffuse.config import FIRST_KEYS, Config, keys, make_config, parse_settings, preset
 from undiffuse.errors import UndiffuseError, UsageError
@@ -315,7 +314,7 @@ def test_an_enormous_network_is_refused_before_it_is_made(settings: list[str], m
         return make
 
     for name in ("UNet", "PixelUNet", "UNet2D"):
-        monkeypatch.setattr(build, name, noting(getattr(build, name)))
+        monkeypatch.setattr(networks, name, noting(getattr(networks, name)))
     config = make_config({"network.patch": 1} | parse_settings([*settings, "network.attention=[]"]))
     with pytest.raises(UsageError, match="parameters are more than"):
         make_network(config, 3, label_facts([1 / 10] * 10))
