@@ -150,14 +150,14 @@ def edit(
       undiffuse edit runs/speech noisy.wav --restore denoise
     """
     from undiffuse import output
-    from undiffuse.cli import edit_sounds, texts
+    from undiffuse.cli import edit_sounds, sounds, texts
     from undiffuse.generate import Recipe
 
     alone("edit")
     if texts.is_text(model):
         texts.edit(context, model, images or [], infill, out, force)
         return
-    if edit_sounds.is_sound(model):
+    if sounds.is_model(model):
         edit_sounds.edit(context, model, images or [], out, force)
         return
     if not images or infill is not None:

@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 OF_PICTURES = ("mask", "mask_threshold", "strokes", "outpaint", "infill")
 
 
-def is_sound(model: str) -> bool:
-    """Whether this is a model of sounds."""
-    from undiffuse.cli.texts import domain_named
-
-    return domain_named(model) in ("waves", "log-mel", "mdct")
-
-
 def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | None, force: bool) -> None:
     """`undiffuse edit` of a model of sounds; the rest of its options are in the context."""
     from undiffuse import output

@@ -25,17 +25,24 @@ EVALUATE = (
 )
 
 
-def is_sound(subject: str) -> bool:
-    """Whether this is a model of sounds, or samples of sounds in files."""
+def is_model(name: str) -> bool | None:
+    """Whether this is a model of sounds; None if it is no model."""
     from undiffuse.card import find, read_card
-    from undiffuse.data.soundsamples import are_samples
     from undiffuse.domains import domain_of
     from undiffuse.domains.sounds import Sounds
 
     try:
-        return isinstance(domain_of(read_card(find(subject)).data), Sounds)
-    except UndiffuseError:
-        return os.path.exists(subject) and are_samples(subject)
+        return isinstance(domain_of(read_card(find(name)).data), Sounds)
+    except UndiffuseError:  # files with samples, or what the command refuses by itself
+        return None
+
+
+def is_sound(subject: str) -> bool:
+    """Whether this is a model of sounds, or samples of sounds in files."""
+    from undiffuse.data.soundsamples import are_samples
+
+    found = is_model(subject)
+    return os.path.exists(subject) and are_samples(subject) if found is None else found
 
 
 def evaluate(context: typer.Context, subject: str, json_file: Path | None, report: Path | None, force: bool) -> None:

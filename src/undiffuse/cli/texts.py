@@ -27,17 +27,12 @@ EXPLAIN = ("model", "out", "seed", "force")
 
 def is_text(model: str) -> bool:
     """Whether this is a model of texts."""
-    return domain_named(model) == "texts"
-
-
-def domain_named(model: str) -> str | None:
-    """The name of a model's domain; None where that cannot be told."""
     from undiffuse.card import find, read_card
 
     try:
-        return read_card(find(model)).data.domain
+        return read_card(find(model)).data.domain == "texts"
     except UndiffuseError:  # files with samples, or what the command refuses by itself
-        return None
+        return False
 
 
 def sample(

@@ -1,6 +1,9 @@
 """A folder of images of any mode, size and depth; its subfolders are splits and classes, its text files captions."""
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -9,49 +12,88 @@ from undiffuse.data.caption_files import find_captions, read_captions
 from undiffuse.data.layout import arrange
 from undiffuse.data.remarks import kinds, readable, some, warn
 from undiffuse.data.source import Content, Source
-from undiffuse.data.walk import READ, walk
+from undiffuse.data.walk import PICTURES, Kind, walk
 from undiffuse.errors import UsageError
 
 
-def open_folder(root: Path) -> Source:
-    """Source over every image under `root`, with the splits and classes that `layout.arrange` finds, and captions.
+@dataclass(frozen=True)
+class Survey:
+    """The files of one kind in a folder, and what its layout says of them.
 
-    Raises UsageError when there is no image, or when splits or classes are unclear; logs what is left out.
+    files      paths relative to the folder
+    classes    the class of each, None for one without any
+    test       whether each is of the test split; None if the folder does not say
+    captions   () -> captions, and remarks on them: reads the files that hold them
+    identity   JSON values; equal ones promise equal content
     """
-    found = walk(root)
+
+    files: list[PurePosixPath]
+    classes: list[str | None]
+    test: np.ndarray | None
+    captions: Callable[[], tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]]
+    identity: list[Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files' names, as users can read them."""
+        return tuple(readable(str(file)) for file in self.files)
+
+
+def survey(root: Path, kind: Kind, noun: str) -> Survey:
+    """Every file of a kind under `root`, with the splits and classes that `layout.arrange` finds, and captions.
+
+    Raises UsageError when there is none, or when splits or classes are unclear; logs what is left out.
+    """
+    found = walk(root, kind)
     place = readable(str(root))
     for remark in found.remarks:
         warn(remark)
     if not found.pictures:
-        unread = f": {kinds(found.unread)} cannot be read; convert them to PNG" if found.unread else ""
-        raise UsageError(f"no images in {place}{unread} (looked for {' '.join(sorted(READ))})")
+        unread = f": {kinds(found.unread)} cannot be read; convert them to {kind.target}" if found.unread else ""
+        raise UsageError(f"no {noun} in {place}{unread} (looked for {' '.join(sorted(kind.read))})")
     layout = arrange(root, found)
     texts = find_captions(root, found)
     for remark in (*layout.remarks, *texts.remarks):
         warn(remark)
-    files = layout.files
-    classes = class_names(place, {name for name in layout.classes if name is not None})
+    written = class_names(place, {name for name in layout.classes if name is not None})
+    return Survey(
+        layout.files,
+        [None if name is None else written[name] for name in layout.classes],
+        None if layout.test is None else np.array(layout.test),
+        lambda: read_captions(root, found.pictures, layout.files, texts),
+        [str(root.resolve()), stamps(root, (*layout.files, *texts.paths())), layout.classes, layout.test],
+    )
+
+
+def open_folder(root: Path) -> Source:
+    """Source over every image under `root`. Raises as `survey` does."""
+    found = survey(root, PICTURES, "images")
+    files = found.files
 
     def opened() -> Content:
-        names = sorted(classes.values())
-        labels = {text: label for label, text in enumerate(names)}
-        position = {raw: labels[text] for raw, text in classes.items()} | {None: -1}
-        captions, remarks = read_captions(root, found.pictures, files, texts)
+        captions, remarks = found.captions()
+        labels, classes = labelled(found.classes)
         return Content(
             count=len(files),
             read=lambda index: policy.decode(root / files[index]),
             header=lambda index: policy.header(root / files[index]),
             where=lambda index: readable(str(files[index])),
-            labels=np.array([position[name] for name in layout.classes], dtype=np.int64) if names else None,
-            classes=tuple(names),
-            names=tuple(readable(str(file)) for file in files),
+            labels=labels,
+            classes=classes,
+            names=found.names,
             captions=captions,
-            test=None if layout.test is None else np.array(layout.test),
+            test=found.test,
             remarks=remarks,
         )
 
-    stamps = [[str(file), *stamp(root / file)] for file in (*files, *texts.paths())]
-    return Source(["folder", str(root.resolve()), stamps, layout.classes, layout.test], opened)
+    return Source(["folder", *found.identity], opened)
+
+
+def labelled(classes: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels, int64 (N,), -1 for None, and the names of the classes in order; (None, ()) if there are none."""
+    names = sorted({name for name in classes if name is not None})
+    position: dict[str | None, int] = {None: -1} | {name: label for label, name in enumerate(names)}
+    return (np.array([position[name] for name in classes], dtype=np.int64) if names else None), tuple(names)
 
 
 def class_names(place: str, names: set[str]) -> dict[str, str]:
@@ -62,6 +104,11 @@ def class_names(place: str, names: set[str]) -> dict[str, str]:
     if odd := sorted(text for name, text in texts.items() if name != text):
         warn(f"{place}: class folders whose names are not plain UTF-8 text; their classes are written {some(odd)}")
     return texts
+
+
+def stamps(root: Path, files: Sequence[PurePosixPath]) -> list[list[str | int]]:
+    """The name, size and time of last change of each file."""
+    return [[str(file), *stamp(root / file)] for file in files]
 
 
 def stamp(path: Path) -> tuple[int, int]:

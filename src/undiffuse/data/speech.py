@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from undiffuse.data import espeak
-from undiffuse.data.clips import Clips, SoundSource, labelled, stamps
+from undiffuse.data.clips import Clips, SoundSource
 from undiffuse.data.corpora import DIGITS
+from undiffuse.data.folder import labelled, stamps
 from undiffuse.data.splits import held_out
 from undiffuse.data.zhuyin import pinyin
 from undiffuse.errors import UndiffuseError
