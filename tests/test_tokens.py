@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -11,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undiffuse.data.bpe import BPE, LONGEST
+from undiffuse.data.bpe import BPE, LONGEST, begun
 from undiffuse.data.tokens import PIECE, UNKNOWN, Bytes, Characters, pieces
-from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.errors import UsageError
 from undiffuse.registry import TOKENIZERS
 
 HARD = (
@@ -159,13 +158,15 @@ def test_bpe_of_a_wrong_size(size: int) -> None:
         BPE.learnt(VERSE, size)
 
 
-def test_without_the_library_bpe_says_how_to_get_it_and_still_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_goes_on() -> None:
     made = BPE.learnt(VERSE, 300)
-    ids = made.encode(HARD)
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert BPE.from_facts(made.facts).decode(ids) == HARD
-    with pytest.raises(UndiffuseError, match=re.escape('pip install "undiffuse[tokens]"')):
-        BPE.from_facts(made.facts).encode("a")
+    ids, spaced = begun(made, "And the ")
+    assert spaced is not None and made.decode(ids) == "And the"
+    assert [made.decode(np.array([one]))[0] == " " for one in np.flatnonzero(~spaced) if one >= 256].count(True) == 0
+    assert all(made.spelt[one][:1] == b" " for one in np.flatnonzero(spaced)) and spaced.sum() > 5
+    for tokenizer, words in ((made, "And the"), (made, "line\n"), (Bytes(), "And "), (made, "")):
+        ids, spaced = begun(tokenizer, words)
+        assert spaced is None and tokenizer.decode(ids) == words
 
 
 DOUBLED = [f"{'a' * 2**power} {'a' * 2**power}" for power in range(16)]

@@ -1,6 +1,7 @@
 """The transformer: who sees whom, and that spans of one token are an autoregressive model exactly."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from undiffuse.networks import Transformer
 from undiffuse.networks.transformer import _mask, _turned, _turns, attention
 from undiffuse.objectives import count, next_token, spans
+from undiffuse.objectives.categorical import categorical_bound
 from undiffuse.process import CategoricalProcess, LinearSurvival
 from undiffuse.randomness import Given
 from undiffuse.token_denoiser import TokenDenoiser
@@ -160,3 +162,19 @@ def test_plain_attention_is_the_fused_one(span: int) -> None:
         found.append([h.detach().double(), *(x.grad.double() for x in (q, k, v))])
     for plain, exact in zip(*found, strict=True):
         torch.testing.assert_close(plain, exact, rtol=0, atol=2**-7 * exact.abs().amax().item())
+
+
+@pytest.mark.parametrize("span", [0, 2])
+def test_logits_at_the_places_that_count_are_the_same_loss_and_gradient(span: int) -> None:
+    made = network(span).requires_grad_(True)
+    process = CategoricalProcess(LinearSurvival(), K, dtype=torch.float64)
+    x0, u = torch.randint(K, (4, 6)), torch.rand(4, dtype=torch.float64)
+    draw = Given(torch.rand(4, 6, dtype=torch.float64), True)
+    losses = [partial(spans, span=span)] if span else [count, categorical_bound]
+    for loss in losses:
+        found = []
+        for chooses in (False, True):
+            value = loss(TokenDenoiser(made, process, chooses=chooses), x0, None, u, draw).sum()
+            found.append([value, *torch.autograd.grad(value, list(made.parameters()))])
+        for a, b in zip(*found, strict=True):
+            assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)

@@ -133,6 +133,30 @@ def agrees(found: np.ndarray, law: np.ndarray) -> bool:
     return bool((abs(counts / len(found) - law) < 4 * np.sqrt(law * (1 - law) / len(found)) + 1e-9).all())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_allowed_is_written(runs: dict[str, Path], kind: str) -> None:
+    model = load(runs[kind])
+    tokens = ids(model, "the cat sat on the mat.")
+    allowed = np.ones((len(tokens), model.config.data.vocabulary or 0), bool)
+    allowed[5], allowed[7] = False, False
+    allowed[5, [2, 3]], allowed[7, 4] = True, True
+    found = infill(model, Writing(), range(20), tokens, np.isin(np.arange(len(tokens)), [5, 6, 7]), allowed=allowed)
+    assert set(found[:, 5]) == {2, 3} and set(found[:, 7]) == {4} and len(set(found[:, 6])) > 2
+    after = write(model, Writing(), range(20), tokens[:4], 12, allowed=allowed[5])
+    assert set(after[:, 4]) == {2, 3} and len(set(after[:, 5])) > 2
+
+
+def test_a_last_space_belongs_to_the_token_that_is_written(text: Path, command: Command, tmp_path: Path) -> None:
+    settings = {"data.source": str(text), **TINY, "training.steps": 5, "data.tokens": "bpe", "data.vocabulary": 300}
+    run = tmp_path / "run"
+    train(settings, run, report=lambda _: None)
+    for number in range(3):  # hardly trained, it writes anything else than a space
+        code, out, _ = command("edit", run, "--infill", "the __ sat on ", "--seed", number)
+        assert code == 0 and out.startswith("the ") and out.endswith(" sat on \n") and "the  sat" not in out
+        code, out, _ = command("sample", run, "--prompt", "the old ", "--seed", number)
+        assert code == 0 and out.startswith("the old ")
+
+
 @pytest.mark.usefixtures("on_the_cpu")
 def test_the_law_of_an_infilled_text_is_the_conditional_law(runs: dict[str, Path]) -> None:
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ BETWEEN = "\n\n* * *\n\n"
 BATCH = 16
 """Texts that the commands write at once."""
 Tick = Callable[[int], None]
+Denoise = Callable[[Tensor, Time], Categorical]
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ def write(
     prompt: np.ndarray,
     length: int,
     condition: Condition | None = None,
+    allowed: np.ndarray | None = None,
     tick: Tick | None = None,
 ) -> np.ndarray:
     """The texts `numbers`, of `length` tokens that begin with `prompt`: int64 (B, length).
 
     Longer texts than the model's window are written in windows that overlap by half.
+    `allowed`: which tokens may follow the prompt, bool (K,).
     `tick` is called with the number of tokens that were written in each text.
     """
     window = model.data.shape[0]
@@ -101,7 +104,11 @@ def write(
         new = min(window - context.shape[1], length - written.shape[1])
         tokens = np.concatenate([context, np.zeros((len(numbers), new), np.int64)], 1)
         free = np.arange(tokens.shape[1]) >= context.shape[1]
-        whole = fill(model, writing, tokens, free, numbers, condition, part=part)
+        here = None
+        if allowed is not None and not part:
+            here = np.ones((len(free), len(allowed)), bool)
+            here[context.shape[1]] = allowed
+        whole = fill(model, writing, tokens, free, numbers, condition, here, part=part)
         written, part = np.concatenate([written, whole[:, context.shape[1] :]], 1), part + 1
         if tick:
             tick(new)
@@ -115,6 +122,7 @@ def infill(
     tokens: np.ndarray,
     free: np.ndarray,
     condition: Condition | None = None,
+    allowed: np.ndarray | None = None,
     tick: Tick | None = None,
 ) -> np.ndarray:
     """`tokens` (L,) with those at `free`, bool (L,), written anew: int64 (B, L).
@@ -128,7 +136,8 @@ def infill(
         first = int(np.flatnonzero(left)[0])
         start = max(0, min(first - window // 4, len(tokens) - window))
         here = slice(start, start + window)
-        whole = fill(model, writing, found[:, here], left[here], numbers, condition, part=part)
+        among = None if allowed is None else allowed[here]
+        whole = fill(model, writing, found[:, here], left[here], numbers, condition, among, part=part)
         end = start + window if start + window >= len(tokens) else start + 3 * window // 4
         kept = slice(start, end)
         found[:, kept] = whole[:, : end - start]
@@ -159,7 +168,9 @@ def rewrite(
         x0 = torch.from_numpy(found[:, here]).to(model.device)
         x_t = process.corrupt(x0, time, _draws(writing, numbers, part)(0))
         if process.mask is None:
-            found[:, here] = _sampled(model, writing, x_t, _draws(writing, numbers, part), condition, time).cpu()
+            found[:, here] = _sampled(
+                model, writing, x_t, _draws(writing, numbers, part), model.denoiser.bind(condition), time
+            ).cpu()
         else:
             for row, number in enumerate(numbers):  # each lost other tokens
                 free = (x_t[row] == process.mask).cpu().numpy()
@@ -178,10 +189,13 @@ def fill(
     free: np.ndarray,
     numbers: Sequence[int],
     condition: Condition | None = None,
+    allowed: np.ndarray | None = None,
     part: int = 0,
 ) -> np.ndarray:
     """Texts within one window, int64 (B, M), with those of their tokens at `free`, bool (M,), drawn anew.
 
+    Each is drawn among those that are `allowed` at its place, bool (M, K): of what the model says, the others are
+    struck out. That does not make the tokens before it prefer what goes well with them.
     `part` numbers the windows of one text. A model that writes in spans does so: to the tokens that are free in one
     span it shows nothing that comes after.
     """
@@ -193,11 +207,16 @@ def fill(
     places = torch.from_numpy(np.flatnonzero(free)).to(model.device)
     padded = torch.full((len(x), window), process.values, device=x.device)
     padded[:, : x.shape[1]] = x
+    ruled = None
+    if allowed is not None:
+        ruled = torch.ones(window, process.values, dtype=torch.bool, device=x.device)
+        ruled[: x.shape[1]] = torch.from_numpy(allowed).to(x.device)
     if process.mask is None:  # what lies beyond a short text is written too, and cut off
         known = torch.from_numpy(np.pad(~free, (0, window - len(free)))).to(x.device)
         step = holding(TOKEN_SAMPLERS[writing.named(process)].step, padded.clamp(max=process.values - 1), known)
         start = process.prior(padded).sample(_draws(writing, numbers, part)(0))
-        written = _sampled(model, writing, start, _draws(writing, numbers, part), condition, step=step)
+        denoise = _among(model.denoiser.bind(condition), ruled)
+        written = _sampled(model, writing, start, _draws(writing, numbers, part), denoise, step=step)
         return written[:, : x.shape[1]].cpu().numpy()
     padded[:, places] = process.values
     span = model.config.network.span or window
@@ -205,9 +224,10 @@ def fill(
     for number in torch.unique(places // span).tolist():
         here = places[places // span == number]
 
-        def denoise(x_t: Tensor, t: Time, here: Tensor = here) -> Categorical:
+        def law(x_t: Tensor, t: Time, here: Tensor = here) -> Categorical:
             return Categorical(asked(padded.index_copy(1, here, x_t), t).log_probs[:, here])
 
+        denoise = _among(law, None if ruled is None else ruled[here])
         draws = _draws(writing, numbers, part, number)
         start = padded[:, here]
         step, grid = TOKEN_SAMPLERS[writing.named(process)].step, writing.times(process, len(here))
@@ -217,21 +237,28 @@ def fill(
     return padded[:, : x.shape[1]].cpu().numpy()
 
 
+def _among(denoise: Denoise, allowed: Tensor | None) -> Denoise:
+    """The same law among the values that are `allowed` at each place, bool (L, K)."""
+    if allowed is None:
+        return denoise
+    return lambda x_t, t: Categorical(denoise(x_t, t).log_probs.where(allowed, -torch.inf).log_softmax(-1))
+
+
+@torch.no_grad()
 def _sampled(
     model: Model,
     writing: Writing,
     start: Tensor,
     draws: Callable[[int], Draw],
-    condition: Condition | None,
+    denoise: Denoise,
     time: float = 1.0,
     step: object = None,
 ) -> Tensor:
     process = process_of(model)
     rule = step or TOKEN_SAMPLERS[writing.named(process)].step
     grid = writing.times(process, start.shape[1], time)
-    with torch.no_grad():
-        for state in trajectory(model.denoiser.bind(condition), process, grid, rule, start, draws):  # type: ignore[arg-type]
-            last: State = state
+    for state in trajectory(denoise, process, grid, rule, start, draws):  # type: ignore[arg-type]
+        last: State = state
     return last.x
 
 

@@ -25,7 +25,7 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         # What is made for pictures (guidance, likelihood, ODEs) refuses texts by their domain; the rest asks nothing
         # of a denoiser that this one has not.
         shifts = config.objective.loss == "next-token"
-        return cast(Denoiser, TokenDenoiser(network, make_token_process(config), shifts=shifts))
+        return cast(Denoiser, TokenDenoiser(network, make_token_process(config), shifts=shifts, chooses=not shifts))
     sigma_data = sigma_data_of(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")

@@ -45,10 +45,11 @@ def sample(
         raise UsageError("a text begins with one --prompt")
     _claim(out, force)
 
+    from undiffuse.data.bpe import begun
     from undiffuse.writing import write
 
     loaded, tokenizer, writing = _loaded(context, model)
-    prompt = _encoded(tokenizer, "".join(prompts))
+    prompt, next_ones = begun(tokenizer, "".join(prompts))
     length = length or max(loaded.data.shape[0], len(prompt) + loaded.data.shape[0] // 2)
     if len(prompt) >= length:
         raise UsageError(f"--length {length}: the prompt alone has {len(prompt)} tokens")
@@ -56,7 +57,7 @@ def sample(
     count = context.params["n"] if "n" in given(context) else 1
     with bar("writing", _batches(count) * (length - len(prompt))) as tick:
         found = _in_batches(
-            count, lambda part: write(loaded, writing, part, prompt, length, loaded.condition(part), tick)
+            count, lambda part: write(loaded, writing, part, prompt, length, loaded.condition(part), next_ones, tick)
         )
     _tell(tokenizer, found, out, force, origin.text())
 
@@ -77,7 +78,10 @@ def edit(
 
     source = infill if infill is not None else "\n".join(text_source(str(texts[0])).open().documents)
     loaded, tokenizer, writing = _loaded(context, model)
-    tokens, free = _blanks(tokenizer, source) if infill is not None else (_encoded(tokenizer, source), None)
+    if infill is not None:
+        tokens, free, allowed = _blanks(tokenizer, source)
+    else:
+        tokens, free = tokenizer.encode(source), None
     strength = context.params["strength"]
     if infill is not None and strength is not None:
         raise UsageError("--strength is for a text to rewrite, and --infill has blanks instead")
@@ -91,7 +95,7 @@ def edit(
         condition = loaded.condition(part)
         if free is None:
             return ways.rewrite(loaded, writing, part, tokens, strength, condition, tick)
-        return ways.infill(loaded, writing, part, tokens, free, condition, tick)
+        return ways.infill(loaded, writing, part, tokens, free, condition, allowed, tick)
 
     with bar("writing", _batches(count) * work) as tick:
         found = _in_batches(count, edited)
@@ -180,27 +184,31 @@ def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writi
     return loaded, texts_only(loaded), writing
 
 
-def _encoded(tokenizer: "Tokenizer", text: str) -> "np.ndarray":
-    import numpy as np
+def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """The tokens (L,) of a text, 0 in its blanks; where these are, bool (L,); what may stand where, bool (L, K).
 
-    return tokenizer.encode(text).astype(np.int64) if text else np.zeros(0, np.int64)
-
-
-def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray]":
-    """Tokens of a text with blanks, 0 in them, and where they are. Raises UsageError for a text without any."""
+    Raises UsageError for a text without blanks.
+    """
     import re
 
     import numpy as np
 
+    from undiffuse.data.bpe import begun
     from undiffuse.writing import BLANK
 
     if BLANK not in text:
         raise UsageError(f"--infill: mark what is to be written with {BLANK}, one for each token")
-    parts = [
-        (np.zeros(len(part), np.int64), True) if part.startswith(BLANK) else (_encoded(tokenizer, part), False)
-        for part in re.findall(f"{BLANK}+|[^{BLANK}]+", text)
-    ]
-    return np.concatenate([ids for ids, _ in parts]), np.concatenate([np.full(len(ids), free) for ids, free in parts])
+    tokens, free, opened = np.zeros(0, np.int64), np.zeros(0, bool), {}
+    for kept, blank in re.findall(f"([^{BLANK}]*)({BLANK}*)", text):
+        ids, spaced = begun(tokenizer, kept) if blank else (tokenizer.encode(kept).astype(np.int64), None)
+        tokens = np.concatenate([tokens, ids, np.zeros(len(blank), np.int64)])
+        if spaced is not None:
+            opened[len(free) + len(ids)] = spaced
+        free = np.concatenate([free, np.zeros(len(ids), bool), np.ones(len(blank), bool)])
+    allowed = np.ones((len(tokens), tokenizer.size), bool)
+    for place, spaced in opened.items():
+        allowed[place] = spaced
+    return tokens, free, allowed
 
 
 def _claim(out: Path | None, force: bool) -> None:

@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from undiffuse.data.tokens import MOST, checked, encoded, pieces
-from undiffuse.errors import UndiffuseError, UsageError
+from undiffuse.data.tokens import MOST, Tokenizer, checked, encoded, pieces
+from undiffuse.errors import UsageError
 from undiffuse.names import shown
 
-INSTALL = 'pip install "undiffuse[tokens]"'
 LONGEST = 64  # bytes in a token
 
 
@@ -35,21 +34,22 @@ class BPE:
     def learnt(cls, text: str, size: int) -> Self:
         """`size` tokens, 257 to 65,536; fewer where no pair is left that occurs twice.
 
-        Raises UsageError for another size, UndiffuseError if the extra `tokens` is not installed.
+        Raises UsageError for another size.
         """
         if not 256 < size <= MOST:
             raise UsageError(f"vocabulary must be 257 to {MOST:,} for tokens=bpe (256 bytes and merges), not {size}")
         encoded(text, "utf-8")
-        library = _library()
-        letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
-        trainer = library.trainers.BpeTrainer(
+        from tokenizers import models, pre_tokenizers, trainers
+
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=2,
             initial_alphabet=letters,
             max_token_length=LONGEST,
             show_progress=False,
         )
-        made = _assembled(library.models.BPE())
+        made = _assembled(models.BPE())
         made.train_from_iterator(pieces(text), trainer)
         return cls(tuple((first, second) for first, second in _merges(made)))
 
@@ -92,21 +92,37 @@ class BPE:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return _assembled(_library().models.BPE(self._vocabulary, list(self.merges)))
+        from tokenizers import models
+
+        return _assembled(models.BPE(self._vocabulary, list(self.merges)))
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
+    def spelt(self) -> list[bytes]:
+        """The bytes of each token."""
         return [bytes(map(_letters().__getitem__, token)) for token in self._vocabulary]
 
     def encode(self, text: str) -> np.ndarray:
-        """The numbers of its tokens, uint16 (n,). Raises UndiffuseError if the extra `tokens` is not installed."""
+        """The numbers of its tokens, uint16 (n,)."""
         encoded(text, "utf-8")
         return np.array(self._tokenizer.encode(text).ids, np.uint16)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of these tokens; U+FFFD where their bytes are not UTF-8. Needs no library."""
+        """The text of these tokens; U+FFFD where their bytes are not UTF-8."""
         numbers = checked(ids, self.size).tolist()
-        return b"".join(map(self._bytes.__getitem__, numbers)).decode("utf-8", "replace")
+        return b"".join(map(self.spelt.__getitem__, numbers)).decode("utf-8", "replace")
+
+
+def begun(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The tokens of a text that goes on, int64 (n,), and which of all may come next, bool (K,); None: any.
+
+    A token of byte pairs holds the space before its word. So a last space is left to the next token, which then begins
+    with one.
+    """
+    spaced = None
+    if isinstance(tokenizer, BPE) and text.endswith(" "):
+        spaced = np.array([token.startswith(b" ") for token in tokenizer.spelt])
+        text = text[:-1]
+    return tokenizer.encode(text).astype(np.int64), spaced
 
 
 @cache
@@ -118,18 +134,11 @@ def _letters() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UndiffuseError(f"tokens=bpe needs the package tokenizers, which is not installed: {INSTALL}") from None
-    return tokenizers
-
-
 def _assembled(model: Any) -> Any:
-    library = _library()
-    tokenizer = library.Tokenizer(model)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
 

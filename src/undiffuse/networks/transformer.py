@@ -61,7 +61,12 @@ class Transformer(nn.Module):
         self.out = zero_(nn.Linear(width, outputs))
 
     def forward(
-        self, x: Tensor, log_snr: Tensor, condition: Condition | None = None, clean: Tensor | None = None
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        condition: Condition | None = None,
+        clean: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """The logits.
 
@@ -69,6 +74,7 @@ class Transformer(nn.Module):
             log_snr: (B,) float32.
             clean: x_0 (B, L). Then each span of x sees what is before it in `clean` and not in x: all spans of a text
                 are trained at once.
+            at: bool (B, L), N of them true: the logits of these places alone, (N, outputs).
         """
         length = x.shape[1]
         vector = None
@@ -82,8 +88,8 @@ class Transformer(nn.Module):
             turns = (torch.cat([turns[0]] * 2), torch.cat([turns[1]] * 2))
         for block in self.blocks:
             h = block(h, turns, mask, clean is not None, vector)
-        with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self.out(self.norm(h[:, :length].to(self.out.weight.dtype)))
+        h = h[:, :length]
+        logits: Tensor = self.out(self.norm(h if at is None else h[at]))
         return logits
 
     def matrices(self) -> list[Tensor]:

@@ -5,7 +5,6 @@ The network's logits are the leave-one-out prediction w = p(x_0i | the other noi
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from undiffuse.conditions import Condition
 from undiffuse.errors import UsageError
@@ -32,13 +31,14 @@ def categorical_bound(
         raise UsageError("this process has steps and no continuous time: set objective.loss=bound")
     t = u.clamp(min=EARLIEST)
     x_t = process.corrupt(x0, t, draw)
-    logits = denoiser.logits(x_t, t, condition)
     if process.mask is None:
+        logits = denoiser.logits(x_t, t, condition)
         w = Categorical(logits.log_softmax(-1)).double()
         return jump_divergence(process.double(), w, x0, x_t, t).flatten(1).mean(1).to(logits)
     # SNR' = alpha' / (1 - alpha)^2
     weight = -process.schedule.snr_derivative(t) * _noise(process.schedule, t)
-    return weight.to(logits) * (errors(logits, x0) * (x_t == process.mask)).flatten(1).mean(1)
+    errors = denoiser.errors(x_t, t, x0, x_t == process.mask, condition)
+    return weight.to(errors) * errors.flatten(1).mean(1)
 
 
 def jump_divergence(process: CategoricalProcess, w: Categorical, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -83,13 +83,8 @@ def count(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: T
     rank = draw.uniform(float64_device(x0)).flatten(1).argsort(dim=1, stable=True).argsort(1).to(x0.device)
     masked = (rank < masks.to(rank.device)[:, None]).view_as(x0)
     t = process.schedule.time((length - masks).log() - masks.log())  # alpha_t = 1 - l / L
-    logits = denoiser.logits(torch.where(masked, process.mask, x0), t, condition)
-    return (errors(logits, x0) * masked).flatten(1).sum(1) / masks.to(logits)
-
-
-def errors(logits: Tensor, x0: Tensor) -> Tensor:
-    """The cross-entropy of each token, in nats, like x0."""
-    return cross_entropy(logits.movedim(-1, 1), x0, reduction="none")
+    errors = denoiser.errors(torch.where(masked, process.mask, x0), t, x0, masked, condition)
+    return errors.flatten(1).sum(1) / masks.to(errors)
 
 
 def _noise(schedule: Schedule, t: Tensor) -> Tensor:

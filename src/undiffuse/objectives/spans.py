@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from undiffuse.conditions import Condition
-from undiffuse.objectives.categorical import errors
 from undiffuse.randomness import Draw
 from undiffuse.token_denoiser import TokenDenoiser
 
@@ -28,11 +27,11 @@ def spans(
     ranks = draw.uniform(x0).view(batch, count, span).argsort(-1).argsort(-1)
     hidden = (ranks < masked[..., None]).view(batch, length)
     x_t = x0.masked_fill(hidden, denoiser.process.values)
-    logits = denoiser.network(x_t, torch.zeros(batch, device=x0.device), condition, x0)  # type: ignore[call-arg]
-    of_spans = (errors(logits, x0) * hidden).view(batch, count, span).sum(-1) / masked
-    return of_spans.mean(1).to(logits)
+    errors = denoiser.errors(x_t, 0.5, x0, hidden, condition, clean=x0)
+    of_spans = errors.view(batch, count, span).sum(-1) / masked
+    return of_spans.mean(1).to(errors)
 
 
 def next_token(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
     """-ln p(x_0i | x_0j, j < i), the mean over i: the autoregressive rival. The denoiser is one that `shifts`."""
-    return errors(denoiser.logits(x0, 0.5, condition), x0).mean(1)
+    return denoiser.errors(x0, 0.5, x0, torch.ones_like(x0, dtype=torch.bool), condition).mean(1)

