@@ -19,9 +19,11 @@ DRAWS = keyed_draws(0, range(4))
 
 
 def small(classes: int = 3, **options: object) -> R3GAN:
-    """A model of 6 x 10 pixels, places 3 x 5 and 2 x 3, in float64, none of whose weights are still 0."""
+    """A model of 6 x 10, 3 x 5 and 2 x 3 places, in float64, none of whose weights are still 0."""
     torch.manual_seed(0)
-    model = R3GAN((2, 6, 10), classes, **{"widths": (8, 16), "blocks": 1, "group": 4, "latent": 5, **options}).double()
+    model = R3GAN(
+        (2, 6, 10), classes, **{"widths": (8, 12, 16), "blocks": 1, "group": 4, "latent": 5, **options}
+    ).double()
     for block in model.modules():
         if isinstance(block, Block):
             nn.init.normal_(block.narrow.weight, std=0.2)
@@ -94,7 +96,7 @@ def test_the_penalty_of_a_linear_critic_is_the_square_of_its_weight_and_of_a_qua
 
 
 def test_the_critics_loss_of_a_linear_critic_has_both_penalties() -> None:
-    model = R3GAN((1, 1, 1), widths=(2,), patch=1, gamma=(0.6, 0.2)).double()
+    model = R3GAN((1, 1, 1), widths=(2,), gamma=(0.6, 0.2)).double()
     w = torch.tensor([1.7], dtype=torch.float64)
     model.critic, model.generator = Scored(w, lambda w, x: x @ w), Point(0.4)
     x = torch.tensor([-0.5, 0.1, 0.9, 0.4], dtype=torch.float64)
@@ -217,8 +219,8 @@ def test_the_first_pictures_of_deep_and_shallow_generators_have_the_same_varianc
     """About that of one linear layer of a product of normal numbers, resampled: at most 1."""
     for blocks in (1, 8):
         torch.manual_seed(0)
-        model = R3GAN((1, 28, 28), widths=(64, 128), blocks=blocks)
-        variance = model.generator(torch.randn(256, 64), None).var().item()
+        model = R3GAN((1, 14, 14), widths=(64, 128), blocks=blocks)
+        variance = model.generator(torch.randn(64, 64), None).var().item()
         assert 0.3 < variance < 1
 
 
@@ -227,7 +229,7 @@ def dirac(gamma: float, steps: int, rate: float = 0.2, turns: bool = True) -> Te
 
     `turns`: updated one after the other as in training, or both at once as in Mescheder et al. 2018.
     """
-    model = R3GAN((1, 1, 1), widths=(2,), patch=1, gamma=(gamma, gamma)).double()
+    model = R3GAN((1, 1, 1), widths=(2,), gamma=(gamma, gamma)).double()
     model.critic, model.generator = Scored(torch.tensor([0.3], dtype=torch.float64), lambda w, x: x @ w), Point(0.5)
     x0, draw, distances = torch.zeros(1, 1, 1, 1, dtype=torch.float64), keyed_draws(0, [0])(0), []
     for _ in range(steps):
@@ -316,23 +318,21 @@ def test_autocast_changes_little_and_scores_stay_in_float32() -> None:
 def test_training_moves_the_pictures_to_the_data() -> None:
     """Data of two classes, black and white: a few steps of Adam find both."""
     torch.manual_seed(0)
-    model = R3GAN((1, 8, 8), 2, widths=(16, 16), blocks=1, latent=4, gamma=(0.1, 0.1))
-    optimizers = {p: torch.optim.Adam(model.part(p).parameters(), 3e-3, (0.0, 0.9)) for p in model.phases}
-    labels = torch.arange(16) % 2
-    x0 = (labels * 1.6 - 0.8)[:, None, None, None].expand(16, 1, 8, 8).contiguous()
-    draws = keyed_draws(0, range(16))
-    for step in range(100):
+    model = R3GAN((1, 6, 6), 2, widths=(16,), blocks=1, latent=4, gamma=(0.1, 0.1))
+    optimizers = {p: torch.optim.Adam(model.part(p).parameters(), 6e-3, (0.0, 0.9)) for p in model.phases}
+    labels = torch.arange(8) % 2
+    x0 = (labels * 1.6 - 0.8)[:, None, None, None].expand(8, 1, 6, 6).contiguous()
+    draws = keyed_draws(0, range(8))
+    for step in range(60):
         for phase in model.phases:
             optimizers[phase].zero_grad()
             model.losses(phase, x0, labels, draws(step)).mean().backward()
             optimizers[phase].step()
-    made = model.generate(labels, draws(1000), 16)
+    made = model.generate(labels, draws(1000), 8)
     assert (made - x0).abs().mean() < 0.15
 
 
 def test_bad_input_is_told() -> None:
-    with pytest.raises(UsageError, match="divisible by 2, not 7 x 8"):
-        R3GAN((1, 7, 8))
     with pytest.raises(UsageError, match="needs labels"):
         small().generate(None, DRAWS(0), 4)
     with pytest.raises(UsageError, match="without classes"):

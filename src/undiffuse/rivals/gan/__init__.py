@@ -1,7 +1,7 @@
 """R3GAN (Huang et al. 2024): a relativistic loss, penalties on both gradients, and networks without norms.
 
-With both penalties training converges locally (their section 2), without the tricks of earlier GANs. As the U-Net does,
-the networks here fold patches of pixels into channels, so that all work is done at half the resolution or below.
+With both penalties training converges locally (their section 2), without the tricks of earlier GANs. The widths are for
+laptops: a few channels at full resolution, where a critic that saw folded pixels would teach a checkerboard.
 """
 
 import math
@@ -46,19 +46,16 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class R3GAN(nn.Module):
-    """A generator of pictures (C, H, W) and a critic, updated in turn.
+    """A generator of pictures (C, H, W) and a critic, updated in turn; pictures of any size.
 
     Args:
-        shape: of a picture, (C, H, W); H and W divisible by `patch`.
+        shape: of a picture, (C, H, W).
         classes: how many classes there are; 0 for a model without labels.
         widths: channels from the highest resolution to the lowest; each resolution is half of the one before.
         blocks: residual blocks per resolution.
         group: channels per group of the 3 x 3 convolutions.
         latent: how many normal numbers a picture is generated from.
-        patch: side of the patches folded into channels.
         gamma: weight of the penalties, at the beginning and at the end of training.
-
-    Raises UsageError for pictures whose sides the patches do not divide.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("critic", "generator")
@@ -71,21 +68,16 @@ class R3GAN(nn.Module):
         shape: tuple[int, int, int],
         classes: int = 0,
         *,
-        widths: tuple[int, ...] = (64, 128, 192),
-        blocks: int = 2,
+        widths: tuple[int, ...] = (16, 64, 128, 256),
+        blocks: int = 1,
         group: int = 16,
         latent: int = 64,
-        patch: int = 2,
         gamma: tuple[float, float] = (1.0, 0.1),
     ):
         super().__init__()
         channels, height, width = shape
-        if height % patch or width % patch:
-            raise UsageError(
-                f"this GAN takes pictures whose sides are divisible by {patch}, not {height} x {width}: resize them"
-            )
         self.classes, self.latent, self.gamma = classes, latent, gamma
-        sizes = Sizes(channels, (height, width), classes, widths, blocks, group, latent, patch)
+        sizes = Sizes(channels, (height, width), classes, widths, blocks, group, latent)
         self.generator, self.critic = Generator(sizes), Critic(sizes)
 
     def part(self, phase: str) -> nn.Module:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.networks.embedding import zero_
-from undiffuse.networks.unet import fold, unfold
 from undiffuse.rivals.gan.grouped import Mix
 
 SLOPE = 0.2
@@ -31,12 +30,11 @@ class Sizes:
     blocks: int
     group: int
     latent: int
-    patch: int
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """(rows, columns) of the features of each width: halves, rounded up."""
-        h, w = (side // self.patch for side in self.sides)
+        h, w = self.sides
         return [(-(-h // 2**level), -(-w // 2**level)) for level in range(len(self.widths))]
 
     def stack(self, level: int) -> Iterable["Block"]:
@@ -102,7 +100,7 @@ class Generator(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        widths, places, self.patch = sizes.widths, sizes.places, sizes.patch
+        widths, places = sizes.widths, sizes.places
         self.embedding = nn.Embedding(sizes.classes, sizes.latent) if sizes.classes else None
         self.basis = nn.Parameter(torch.randn(*places[-1], widths[-1]))
         self.linear = scaled(nn.Linear(sizes.latent * (2 if sizes.classes else 1), widths[-1], bias=False))
@@ -111,7 +109,7 @@ class Generator(nn.Module):
             self.layers.append(scaled(nn.Linear(widths[level + 1], widths[level], bias=False)))
             self.layers.append(Resample(places[level + 1], places[level]))
             self.layers.extend(sizes.stack(level))
-        self.out = scaled(nn.Linear(widths[0], sizes.channels * sizes.patch**2, bias=False))
+        self.out = scaled(nn.Linear(widths[0], sizes.channels, bias=False))
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -120,7 +118,7 @@ class Generator(nn.Module):
             h = self.basis * self.linear(z)[:, None, None]
         h = self.layers(h)
         with torch.autocast(z.device.type, enabled=False):
-            return unfold(self.out(h.to(z.dtype)).permute(0, 3, 1, 2), self.patch)
+            return self.out(h.to(z.dtype)).permute(0, 3, 1, 2).contiguous()
 
 
 class Critic(nn.Module):
@@ -132,8 +130,8 @@ class Critic(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        widths, places, self.patch = sizes.widths, sizes.places, sizes.patch
-        self.layers = nn.Sequential(scaled(nn.Linear(sizes.channels * sizes.patch**2, widths[0], bias=False)))
+        widths, places = sizes.widths, sizes.places
+        self.layers = nn.Sequential(scaled(nn.Linear(sizes.channels, widths[0], bias=False)))
         self.layers.extend(sizes.stack(0))
         for level in range(1, len(widths)):
             self.layers.append(Resample(places[level - 1], places[level]))
@@ -144,7 +142,7 @@ class Critic(nn.Module):
         self.embedding = nn.Embedding(sizes.classes, widths[-1]) if sizes.classes else None
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        h = self.layers(fold(x, self.patch).permute(0, 2, 3, 1))
+        h = self.layers(x.permute(0, 2, 3, 1))
         with torch.autocast(x.device.type, enabled=False):
             h = self.linear((h.to(x.dtype) * self.basis).sum((1, 2)))
             if self.embedding is None:
