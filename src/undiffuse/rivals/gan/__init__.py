@@ -53,7 +53,7 @@ class R3GAN(nn.Module):
         classes: how many classes there are; 0 for a model without labels.
         widths: channels from the highest resolution to the lowest; each resolution is half of the one before.
         blocks: residual blocks per resolution.
-        group: channels per group of the 3 x 3 convolutions.
+        group: channels per group of the 3 x 3 convolutions, or somewhat more where it does not divide them.
         latent: how many normal numbers a picture is generated from.
         gamma: weight of the penalties, at the beginning and at the end of training.
     """
@@ -85,7 +85,7 @@ class R3GAN(nn.Module):
         return {"critic": self.critic, "generator": self.generator}[phase]
 
     def penalty_weight(self) -> float:
-        """gamma, annealed by half a cosine over the `progress` of training (Huang et al., appendix)."""
+        """gamma, annealed by half a cosine over the `progress` of training."""
         start, end = self.gamma
         return end + (start - end) * (1 + math.cos(math.pi * self.progress)) / 2
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.networks.embedding import zero_
+from undiffuse.networks.unet import parts
 from undiffuse.rivals.gan.grouped import Mix
 
 SLOPE = 0.2
@@ -59,7 +60,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, group: int, depth: int):
         super().__init__()
-        gain, inner, self.groups = GAIN * depth**-0.25, 2 * width, max(1, 2 * width // group)
+        gain, inner, self.groups = GAIN * depth**-0.25, 2 * width, parts(2 * width, group)
         self.widen = scaled(nn.Linear(width, inner), gain)
         self.mix = scaled(nn.Conv2d(inner, inner, 3, padding=1, groups=self.groups), gain)
         self.narrow = zero_(nn.Linear(inner, width, bias=False))
