@@ -14,95 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from undiffuse.networks.embedding import zero_
-from undiffuse.networks.unet import convolution_weights
-from undiffuse.process import Normal
+from undiffuse.errors import UsageError
+from undiffuse.networks.unet import convolution_weights, fold, unfold
 from undiffuse.randomness import Draw
 from undiffuse.rivals.logistics import Logistics, size_of_component
-
-Size = tuple[int, int]
+from undiffuse.rivals.vae.layers import LatentLayer, Residual, Size, convolution, precise
 
 
 def resolutions(height: int, width: int) -> list[Size]:
-    """The picture's, halved and rounded up while a side is longer than 4, and then (1, 1)."""
+    """This one, halved and rounded up while a side is longer than 4, and then (1, 1)."""
     sizes = [(height, width)]
     while max(sizes[-1]) > 4:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     return sizes if sizes[-1] == (1, 1) else [*sizes, (1, 1)]
-
-
-def law(parameters: Tensor) -> Normal:
-    """The normal law of (B, 2 D, H, W): D means, and D numbers whose softplus of base 2 is the deviation (of 0: 1)."""
-    mean, raw = parameters.chunk(2, 1)
-    return Normal(mean, (functional.softplus(math.log(2) * raw) / math.log(2)).square())
-
-
-def convolution(inputs: int, outputs: int, gain: float, side: int = 1) -> nn.Conv2d:
-    """A layer whose outputs are initially `gain` times as large as its inputs, without a bias at first."""
-    layer = zero_(nn.Conv2d(inputs, outputs, side, padding=side // 2))
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs * side**2))
-    return layer
-
-
-def precise(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """The layer in the precision of its weights, under autocast too."""
-    with torch.autocast(x.device.type, enabled=False):
-        return layer(x.to(layer.weight.dtype))
-
-
-class Bottleneck(nn.Sequential):
-    """(B, inputs, H, W) -> (B, middle, H, W): a block but for its last layer. On a single pixel kernels are 1 x 1."""
-
-    def __init__(self, inputs: int, middle: int, size: Size):
-        side, gain = 1 if size == (1, 1) else 3, 1.53  # the mean square of GELU(z) is 1.53^-2 for a standard normal z
-        first, *rest = convolution(inputs, middle, gain), *(convolution(middle, middle, gain, side) for _ in range(2))
-        super().__init__(nn.GELU(), first, *(part for layer in rest for part in (nn.GELU(), layer)), nn.GELU())
-
-
-class Residual(nn.Module):
-    """(B, width, H, W) plus a bottleneck of it; `scale` is that of the last layer, 1 / sqrt(number of such blocks)."""
-
-    def __init__(self, width: int, middle: int, size: Size, scale: float):
-        super().__init__()
-        self.body, self.last = Bottleneck(width, middle, size), convolution(middle, width, scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(self.body(x))
-
-
-class LatentLayer(nn.Module):
-    """A latent z_l of `latents` channels: its laws given the decoder's state (B, width, H, W), to which it is added."""
-
-    def __init__(self, width: int, middle: int, latents: int, size: Size, scale: float, classes: int):
-        super().__init__()
-        self.shape = (latents, *size)
-        self.label = zero_(nn.Embedding(classes, width)) if classes else None
-        self.prior, self.posterior = Bottleneck(width, middle, size), Bottleneck(2 * width, middle, size)
-        self.prior_law = convolution(middle, 2 * latents, 0.0)
-        self.posterior_law = convolution(middle, 2 * latents, 1.0)
-        self.of_prior, self.of_latent = convolution(middle, width, 0.0), convolution(latents, width, scale)
-        self.residual = Residual(width, middle, size, scale)
-
-    def forward(
-        self, x: Tensor, noise: Tensor, labels: Tensor | None, encoded: Tensor | None, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """The next state, and KL(posterior || prior), float32 (B,).
-
-        Args:
-            noise: standard normal, (B, latents, H, W).
-            encoded: the encoder's state, (B, width, H, W); None: z is drawn from the prior, and the KL is 0.
-            temperature: multiplies the prior's standard deviation.
-        """
-        if self.label is not None:
-            x = x + self.label(labels)[:, :, None, None].to(x)
-        h = self.prior(x)
-        prior = law(precise(self.prior_law, h))
-        if encoded is None:
-            z, kl = Normal(prior.mean, temperature**2 * prior.variance).at(noise), noise.new_zeros(len(noise))
-        else:
-            posterior = law(precise(self.posterior_law, self.posterior(torch.cat([x, encoded], 1))))
-            z, kl = posterior.at(noise), posterior.kl(prior).flatten(1).sum(1)
-        return self.residual(x + self.of_prior(h) + self.of_latent(z)), kl
 
 
 class VAE(nn.Module):
@@ -111,12 +35,16 @@ class VAE(nn.Module):
     Args:
         shape: (C, H, W) of the pictures.
         classes: how many classes there are; 0: unconditional.
-        widths: channels at each resolution, from the picture's down; the last holds for all below it too.
+        patch: side of the patches that are folded into channels first. Of side 2, the first resolution is half the
+            picture's, and a latent of 4 channels there stands for one number per pixel.
+        widths: channels at each resolution, from the first down; the last holds for all below it too.
         blocks: blocks of the encoder at each resolution, likewise.
         layers: latent layers of the decoder at each resolution, likewise.
         latents: channels of a latent at each resolution, likewise.
         narrowing: how many times narrower than a resolution's width its bottlenecks are.
         components: logistics in the mixture of a pixel.
+
+    Raises UsageError for pictures whose sides are no multiples of `patch`.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("vae",)
@@ -127,18 +55,24 @@ class VAE(nn.Module):
         shape: tuple[int, int, int],
         classes: int = 0,
         *,
-        widths: tuple[int, ...] = (32, 64, 128),
+        patch: int = 2,
+        widths: tuple[int, ...] = (64, 128),
         blocks: tuple[int, ...] = (1,),
-        layers: tuple[int, ...] = (1, 1, 2, 2, 1),
-        latents: tuple[int, ...] = (4, 8, 16),
+        layers: tuple[int, ...] = (2, 2, 2, 1),
+        latents: tuple[int, ...] = (16,),
         narrowing: int = 2,
         components: int = 5,
     ):
         super().__init__()
-        self.shape, self.classes, self.sizes = shape, classes, resolutions(*shape[1:])
+        if shape[1] % patch or shape[2] % patch:
+            raise UsageError(
+                f"pictures of {shape[1]} x {shape[2]} do not divide into patches of side {patch}: use patch = 1"
+            )
+        self.shape, self.classes, self.patch = shape, classes, patch
+        self.sizes = resolutions(shape[1] // patch, shape[2] // patch)
         width, block, latent_layer, latent = (_at_all(v, len(self.sizes)) for v in (widths, blocks, layers, latents))
         encoding, decoding = 1 / math.sqrt(max(sum(block), 1)), 1 / math.sqrt(sum(latent_layer))
-        self.stem = convolution(shape[0], width[0], 1.0, 3)
+        self.stem = convolution(shape[0] * patch**2, width[0], 1.0, 3)
         self.down = nn.ModuleList(convolution(a, b, 1.0) for a, b in pairwise(width))
         self.up = nn.ModuleList(convolution(b, a, 1.0) for a, b in pairwise(width))
         self.encoder, self.decoder, self.start = nn.ModuleList(), nn.ModuleList(), nn.ParameterList()
@@ -149,8 +83,9 @@ class VAE(nn.Module):
             here = [LatentLayer(w, middle, d, size, decoding, classes) for _ in range(n)]
             self.decoder.append(nn.ModuleList(here))
             self.latent_layers = here + self.latent_layers
-            self.start.append(nn.Parameter(torch.zeros(w, *size)))
-        self.out = convolution(width[0], size_of_component(shape[0]) * components, 0.1)
+            self.start.append(nn.Parameter(torch.zeros(1, w, *size)))
+        self.out = convolution(width[0], size_of_component(shape[0]) * components * patch**2, 0.1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which CPUs too compute faster
 
     def part(self, phase: str) -> nn.Module:
         """All of it."""
@@ -189,22 +124,22 @@ class VAE(nn.Module):
         return convolution_weights(self)
 
     def encode(self, x0: Tensor) -> list[Tensor]:
-        """The encoder's states (B, width, height, width), from the picture's resolution down."""
-        h, states = self.stem(x0), []
+        """GELU of the encoder's states, (B, width, height, width), from the first resolution down."""
+        h, states = self.stem(fold(x0, self.patch).contiguous(memory_format=torch.channels_last)), []
         for depth, (blocks, size) in enumerate(zip(self.encoder, self.sizes, strict=True)):
             if depth:
                 h = self.down[depth - 1](functional.adaptive_avg_pool2d(h, size))
             h = blocks(h)
-            states.append(h)
+            states.append(functional.gelu(h))
         return states
 
     def top_down(
         self, noise: Tensor, labels: Tensor | None, encoded: list[Tensor] | None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """The decoder's last state, (B, width, H, W), and the sum of the KLs of its latents, float32 (B,).
+        """The decoder's last state, (B, width, H / patch, W / patch), and the sum of its latents' KLs, float32 (B,).
 
         Args:
-            noise: standard normal (B, D), for the latents in order, from the lowest resolution up.
+            noise: standard normal (B, D), for the latents in order, from the lowest resolution up; channels last.
             encoded: what `encode` gives; None: all latents are drawn from the prior, at the `temperature`.
         """
         if (labels is None) != (self.classes == 0):
@@ -217,13 +152,13 @@ class VAE(nn.Module):
                 h = h + self.start[depth].to(h)
             seen = None if encoded is None else encoded[depth]
             for layer in cast(nn.ModuleList, self.decoder[depth]):
-                h, kl = layer(h, next(parts).unflatten(1, layer.shape), labels, seen, temperature)
+                h, kl = layer(h, next(parts).unflatten(1, layer.shape).movedim(3, 1), labels, seen, temperature)
                 total = total + kl
         return h, total
 
     def pixels(self, h: Tensor) -> Logistics:
         """The law of the pixels for the decoder's last state."""
-        return Logistics.of(precise(self.out, h), self.shape[0])
+        return Logistics.of(unfold(precise(self.out, h), self.patch), self.shape[0])
 
     def _noise(self, like: Tensor, draw: Draw) -> Tensor:
         """Normal numbers for all latents, (B, D), drawn at once, as every call makes a stream for each sample."""
