@@ -116,6 +116,15 @@ def test_a_sample_s_second_channel_follows_its_first() -> None:
     torch.testing.assert_close(often, both / both.sum(), rtol=0, atol=1 / fine, check_dtype=False)
 
 
+def test_the_centre_of_narrow_components_is_their_average_and_of_one_alone_its_sample() -> None:
+    law = logistics(2, 1, seed=4)
+    narrow = Logistics(law.log_weights, law.means / 2, law.log_scales - 9, law.coefficients)
+    torch.testing.assert_close(narrow.centre(), narrow.at(torch.full((1, 3, 1, 1), 0.4).double()), rtol=0, atol=1e-12)
+    weights, means = torch.tensor([0.25, 0.75]).double(), torch.tensor([-3.0, 0.6]).double()  # -3 is seen as -1
+    pair = Logistics(*(part.view(1, len(part) // 2, 2, 1, 1) for part in (weights.log(), means, means, means[:0])))
+    assert pair.centre().item() == pytest.approx(0.25 * -1 + 0.75 * 0.6, abs=1 / 255)
+
+
 def law_everywhere(law: Logistics, height: int, width: int) -> Logistics:
     return Logistics(*(part.expand(*part.shape[:3], height, width) for part in vars(law).values()))
 

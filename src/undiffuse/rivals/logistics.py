@@ -69,7 +69,15 @@ class Logistics:
         channels: list[Tensor] = []
         for c, step in enumerate(noise.unbind(1)):
             value = (one._mean(c, channels) + step).clamp(-1, 1)
-            channels.append(((value + 1) / (2 * HALF)).round() * (2 * HALF) - 1)
+            channels.append(_rounded(value))
+        return torch.cat(channels, 1)
+
+    def centre(self) -> Tensor:
+        """The average of the components' means, clamped: one of the 256 values each, (B, C, H, W)."""
+        weights, channels = self.log_weights[:, 0].exp(), list[Tensor]()
+        for c in range(self.means.shape[1]):
+            means = self._mean(c, channels).clamp(-1, 1)
+            channels.append(_rounded((weights * means).sum(1, keepdim=True)))
         return torch.cat(channels, 1)
 
     def _mean(self, channel: int, before: Sequence[Tensor]) -> Tensor:
@@ -77,3 +85,8 @@ class Logistics:
         first = channel * (channel - 1) // 2
         shifts = (self.coefficients[:, first + other] * before[other] for other in range(channel))
         return sum(shifts, start=self.means[:, channel])
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """The nearest of the 256 values on [-1, 1]."""
+    return ((value + 1) / (2 * HALF)).round() * (2 * HALF) - 1

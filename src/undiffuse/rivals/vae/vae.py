@@ -109,15 +109,19 @@ class VAE(nn.Module):
         return kl - self.pixels(h).log_prob(x0).flatten(1).sum(1)
 
     @torch.no_grad()
-    def generate(self, labels: Tensor | None, draw: Draw, count: int, temperature: float = 1.0) -> Tensor:
+    def generate(
+        self, labels: Tensor | None, draw: Draw, count: int, temperature: float = 1.0, centres: bool = False
+    ) -> Tensor:
         """Samples float32 (count, C, H, W) of the 256 values on [-1, 1]; number k depends on the draw's k-th key alone.
 
         `temperature` multiplies the standard deviation of every latent: 1 is the model; less gives samples nearer to
-        the common ones (Child 2021, section 4). Labels and errors as of `nats`.
+        the common ones (Child 2021, section 4). With `centres`, pixels are the centres of their laws and are not drawn:
+        not the model, but free of noise. Labels and errors as of `nats`.
         """
         like = self.out.weight.new_empty(count, 1 + self.shape[0], *self.shape[1:])
         h, _ = self.top_down(self._noise(like, draw), labels, None, temperature)
-        return self.pixels(h).at(draw.uniform(like))
+        pixels = self.pixels(h)
+        return pixels.centre() if centres else pixels.at(draw.uniform(like))
 
     def matrices(self) -> list[Tensor]:
         """The weights that Muon takes: of all convolutions."""
