@@ -1,0 +1,1 @@
+"""Rivals of diffusion: other generative models, each one in a file of its own."""
