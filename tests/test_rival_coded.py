@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from undiffuse.errors import UsageError
 from undiffuse.randomness import KeyedDraw, keyed_draws
 from undiffuse.rivals.coded import Coded
+from undiffuse.rivals.coded.critic import PENALTY, Critic
 from undiffuse.rivals.coded.prior import Prior
 from undiffuse.rivals.coded.quantiser import Quantiser
 from undiffuse.rivals.pixels import Pixels
@@ -35,8 +36,9 @@ def tiny_prior(classes: int = 0, length: int = 3, levels: tuple[int, ...] = (4, 
     return prior
 
 
-def tiny(classes: int = 0) -> Coded:
-    network = stirred(Coded((1, 8, 8), classes, levels=(4, 3), widths=(16, 16), depths=(1, 1), width=32, layers=2))
+def tiny(classes: int = 0, critic: int = 0) -> Coded:
+    sizes = {"levels": (4, 3), "widths": (16, 16), "depths": (1, 1), "width": 32, "layers": 2, "critic": critic}
+    network = stirred(Coded((1, 8, 8), classes, **sizes))
     assert isinstance(network, Coded)
     return network
 
@@ -147,16 +149,50 @@ def test_the_loss_of_the_code_is_the_error_and_its_square() -> None:
     torch.testing.assert_close(network.losses("code", x0, None, draws(0, 1, 2)).double(), expected, rtol=1e-5, atol=0)
 
 
-def test_each_phase_reaches_all_of_its_part_and_nothing_else() -> None:
+@pytest.mark.parametrize("critic", [0, 8])
+def test_each_phase_reaches_all_of_its_part_and_nothing_else(critic: int) -> None:
     """The prior trains on codes that are given: its loss moves no autoencoder; and the code's passes the rounding."""
-    network, x0 = tiny(classes=2), torch.rand(4, 1, 8, 8) * 2 - 1
+    network, x0 = tiny(classes=2, critic=critic), torch.rand(4, 1, 8, 8) * 2 - 1
     for phase in network.phases:
         network.zero_grad()
         network.losses(phase, x0, torch.tensor([0, 1, 0, 1]), draws(0, 1, 2, 3)).sum().backward()
         own = {id(parameter) for parameter in network.part(phase).parameters()}
         for name, parameter in network.named_parameters():
             moved = parameter.grad is not None and bool((parameter.grad != 0).any())
-            assert moved == (id(parameter) in own), (phase, name)
+            # A constant added to all numbers of a critic cancels: it compares them.
+            assert moved == (id(parameter) in own and name != "critic.layers.7.bias"), (phase, name)
+
+
+def test_a_critic_that_is_linear() -> None:
+    """D_p(x) = <w, patch p>, of disjoint patches: softplus of the differences, and a gradient of w in every patch."""
+    critic, w = Critic(1, 4), torch.randn(1, 1, 4, 4)
+    critic.layers = nn.Sequential(nn.Conv2d(1, 1, 4, 4, bias=False))
+    critic.layers[0].weight = nn.Parameter(w)
+    real, made = torch.randn(3, 1, 8, 12), torch.randn(3, 1, 8, 12)
+    patches = (x.unfold(2, 4, 4).unfold(3, 4, 4).double().flatten(4) for x in (made, real))
+    of_made, of_real = ((patch @ w.double().flatten()).flatten(1) for patch in patches)
+    penalty = PENALTY / 2 * 2 * w.double().square().sum()
+    expected = (1 + (of_made - of_real).exp()).log().mean(1) + penalty
+    torch.testing.assert_close(critic.losses(real, made).double(), expected, rtol=1e-5, atol=1e-6)
+    expected = (1 + (of_real - of_made).exp()).log().mean(1)
+    torch.testing.assert_close(critic.doubts(real, made).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_critic_is_taught_by_its_penalty() -> None:
+    """Of the linear one at real = made, the gradient of the losses is that of the penalty: PENALTY 2 w per picture."""
+    critic, x = Critic(1, 4), torch.randn(1, 1, 4, 4)
+    critic.layers = nn.Sequential(nn.Conv2d(1, 1, 4, 4, bias=False))
+    (gradient,) = torch.autograd.grad(critic.losses(x, x).sum(), critic.layers[0].weight)
+    torch.testing.assert_close(gradient, 2 * PENALTY * critic.layers[0].weight)
+
+
+def test_the_code_heeds_the_critic_by_its_weight() -> None:
+    network, x0 = tiny(critic=8), torch.rand(3, 1, 8, 8) * 2 - 1
+    assert network.critic is not None
+    both = network.losses("code", x0, None, draws(0, 1, 2))
+    doubts = network.critic.doubts(x0, network.code(x0))
+    network.critic = None
+    torch.testing.assert_close(both, network.losses("code", x0, None, draws(0, 1, 2)) + 0.1 * doubts)
 
 
 def test_matrices_are_weights_of_the_network() -> None:

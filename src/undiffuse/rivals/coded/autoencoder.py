@@ -31,7 +31,7 @@ class Residual(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures float (B, C, H, W) in [-1, 1] <-> codes int64 (B, H / 4, W / 4), trained by its reconstruction.
+    """Pictures float (B, C, H, W) in [-1, 1] <-> codes int64 (B, H / 4, W / 4).
 
     Args:
         shape: (C, H, W), H and W multiples of 4.
@@ -79,6 +79,10 @@ class Autoencoder(nn.Module):
         )
         self.to_picture = nn.Sequential(nn.Conv2d(fine, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
 
+    def forward(self, x0: Tensor) -> Tensor:
+        """The reconstruction, float32 (B, C, H, W), around [-1, 1]."""
+        return self.decode(self.encode(x0))
+
     def encode(self, x0: Tensor) -> Tensor:
         """Quantised values (B, H / 4, W / 4, D) float32, with gradients that pass the rounding."""
         h = self.encoder(x0.contiguous(memory_format=torch.channels_last))
@@ -97,11 +101,6 @@ class Autoencoder(nn.Module):
     def codes(self, x0: Tensor) -> Tensor:
         """int64 (B, H / 4, W / 4)."""
         return self.quantiser.numbers(self.encode(x0))
-
-    def losses(self, x0: Tensor) -> Tensor:
-        """The mean over a picture's elements of |d| + d^2, d being the error of its reconstruction: (B,)."""
-        error = self.decode(self.encode(x0)) - x0
-        return (error.abs() + error.square()).mean((1, 2, 3))
 
     def matrices(self) -> list[Tensor]:
         """The weights for Muon: those of convolutions."""

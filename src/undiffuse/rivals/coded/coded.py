@@ -4,13 +4,12 @@ The code is a finite scalar quantisation (Mentzer et al. 2024), which needs no c
 No features of other networks judge the reconstruction.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from undiffuse.randomness import Draw
 from undiffuse.rivals.coded.autoencoder import FOLD, Autoencoder
+from undiffuse.rivals.coded.critic import Critic
 from undiffuse.rivals.coded.prior import Prior
 
 
@@ -25,11 +24,11 @@ class Coded(nn.Module):
         levels: of the numbers of a code.
         widths, depths: of the autoencoder.
         width, layers: of the prior.
+        critic: channels of a critic of patches, for sharper reconstructions; 0 for none.
+        persuasion: the weight of its judgement beside the error of the reconstruction.
 
     Raises UsageError for sides that are no multiples of 4.
     """
-
-    phases: ClassVar[tuple[str, ...]] = ("code", "prior")
 
     def __init__(
         self,
@@ -41,8 +40,12 @@ class Coded(nn.Module):
         depths: tuple[int, int] = (2, 2),
         width: int = 128,
         layers: int = 4,
+        critic: int = 0,
+        persuasion: float = 0.1,
     ):
         super().__init__()
+        self.phases: tuple[str, ...] = ("critic", "code", "prior") if critic else ("code", "prior")
+        self.critic, self.persuasion = Critic(shape[0], critic) if critic else None, persuasion
         self.size = (shape[1] // FOLD, shape[2] // FOLD)
         length = self.size[0] * self.size[1]
         self.code = Autoencoder(shape, levels, widths, depths)
@@ -50,18 +53,29 @@ class Coded(nn.Module):
         self.evaluations = length + 1
 
     def part(self, phase: str) -> nn.Module:
-        """The autoencoder ("code") or the prior ("prior")."""
+        """The autoencoder ("code"), the prior ("prior") or the critic ("critic")."""
         return self.get_submodule(phase)
 
     def matrices(self) -> list[Tensor]:
-        """The weights for Muon, of both parts."""
+        """The weights for Muon, of the autoencoder and the prior; the critic's are AdamW's."""
         return self.code.matrices() + self.prior.matrices()
 
     def losses(self, phase: str, x0: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """Of "code", the error of the reconstruction; of "prior", -ln p per token, in nats: (B,). Nothing is drawn."""
-        if phase == "code":
-            return self.code.losses(x0)
-        return self.prior.nats(self.code.codes(x0).flatten(1), labels) / self.prior.length
+        """One for each picture, (B,); nothing is drawn.
+
+        Of "code", the mean of |d| + d^2, d being the errors of the reconstruction, and what the critic says; of
+        "prior", -ln p per token, in nats; of "critic", those of `Critic.losses`.
+        """
+        if phase == "prior":
+            return self.prior.nats(self.code.codes(x0).flatten(1), labels) / self.prior.length
+        if phase == "critic" and self.critic is not None:
+            with torch.no_grad():
+                made = self.code(x0)
+            return self.critic.losses(x0, made)
+        made = self.code(x0)
+        error = made - x0
+        losses = (error.abs() + error.square()).mean((1, 2, 3))
+        return losses if self.critic is None else losses + self.persuasion * self.critic.doubts(x0, made)
 
     @torch.no_grad()
     def generate(self, labels: Tensor | None, draw: Draw, count: int) -> Tensor:
