@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 from undiffuse.errors import UsageError
 from undiffuse.randomness import KeyedDraw, keyed_draws
 from undiffuse.rivals.pixels import Pixels
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from autoregressive import bits, train
 
 SHAPES = ((1, 8, 8), (3, 8, 4))
 
@@ -137,6 +143,13 @@ def test_it_starts_from_the_frequencies_of_the_values() -> None:
     expected = -log_prior[x].sum((1, 2, 3))
     torch.testing.assert_close(network.nats(x / 127.5 - 1), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(network.losses("generator", x / 127.5 - 1, None, draws(0, 1)), expected / 48)
+
+
+def test_the_benchmark_trains_it() -> None:
+    """On pixels that are 7 or 200 at even odds, which is one bit each: what it begins with, as it has counted them."""
+    images = torch.where(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5, 7, 200).byte()
+    network, steps = train(images, 0.3, lambda *_: None)
+    assert steps >= 1 and bits(network, images).mean().item() == pytest.approx(1, abs=0.2)
 
 
 def test_refusals() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from undiffuse.discretised import VALUES, grid
 from undiffuse.errors import UsageError
-from undiffuse.process import Categorical
+from undiffuse.process import Categorical, float64_device
 from undiffuse.randomness import Draw
 from undiffuse.rivals.causal import Causal, Level
 from undiffuse.rivals.raster import Walk, Window
@@ -141,8 +141,8 @@ class Pixels(nn.Module):
         """
         self._check(labels)
         (channels, height, width), weight = self.shape, self.values.weight
-        u = draw.uniform(weight.new_empty(count, *self.shape))
         x = torch.zeros(count, *self.shape, dtype=torch.long, device=weight.device)
+        u = draw.uniform(float64_device(x))
         with torch.autocast(weight.device.type, enabled=False):
             up, left = (Window(conv, count, (height, width)) for conv in (self.up, self.left))
             walk = Walk(self.level, count, labels)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from undiffuse.networks.embedding import zero_
 from undiffuse.networks.transformer import attention
-from undiffuse.process import Categorical
+from undiffuse.process import Categorical, float64_device
 from undiffuse.randomness import Draw
 from undiffuse.rivals.coded.quantiser import Quantiser
 
@@ -111,8 +111,8 @@ class Prior(nn.Module):
     def generate(self, labels: Tensor | None, draw: Draw, count: int) -> Tensor:
         """Codes int64 (count, T), each by inverting its CDF at a float64 uniform number; keys and values are kept."""
         weight = self.position
-        u = draw.uniform(weight.new_empty(count, self.length))
         codes = torch.zeros(count, self.length, dtype=torch.long, device=weight.device)
+        u = draw.uniform(float64_device(codes))
         kept = [Kept(weight, count, weight.shape[1] // HEAD, self.length) for _ in self.layers]
         before = self.started(labels, count)
         for place in range(self.length):
