@@ -137,7 +137,7 @@ class DataConfig(_Section):
     length: int = Field(128, ge=4, le=16_384, description="tokens of a window of text")
     tokens: TokensName = Field("characters", description="what texts are made of")
     vocabulary: int | None = Field(
-        None, ge=1, le=65_536, description="how many tokens there are; None: as in the text, or 1024 for tokens=bpe"
+        None, ge=1, le=65_536, description="how many tokens there are; None: as in the text, or 2048 for tokens=bpe"
     )
 
     sound: Literal["log-mel", "mdct", "waves"] = Field(

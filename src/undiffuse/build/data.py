@@ -22,7 +22,7 @@ def make_data(config: DataConfig, split: str = "train", progress: Callable[[int,
             config.source,
             split,
             tokens=config.tokens,
-            vocabulary=config.vocabulary or 1024,
+            vocabulary=config.vocabulary or 2048,
             length=config.length,
             progress=progress,
         )

@@ -1,1 +1,1 @@
-"""Rivals of diffusion: other generative models, each one in a file of its own."""
+"""Models that are not diffusion, to compare it with: each knows its own law and nothing of the trainer or the data."""
