@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from undiffuse.guide import guided_denoiser, with_guide
 from undiffuse.model import Model, load, pictures_only
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.rivals.rival import RivalDenoiser, labels_of
 from undiffuse.sampling import (
     PURE_NOISE,
     State,
@@ -96,6 +97,8 @@ class Recipe:
 
     def cost(self, model: Model, condition: Request | None = None) -> int:
         """Evaluations of networks for one sample of `condition`, guidance included; classifiers are not counted."""
+        if model.rival is not None:
+            return model.rival.network.evaluations
         visited, noise_level = self.times(model)[:-1], model.denoiser.process.noise_level
         if SAMPLERS[self.sampler].evaluations == 2:  # Heun's trapezoids, from where it takes them
             level = noise_level(visited[:-1])
@@ -123,6 +126,13 @@ class Recipe:
             return make_grid(self.grid or SAMPLERS[self.sampler].grid, schedule, self.steps)
         except ValueError as error:
             raise UsageError(str(error)) from None
+
+    def possible(self, model: Model) -> None:
+        """Raises UsageError as `times`, and for a recipe of anything but a seed for a rival, which has one way."""
+        if model.rival is None:
+            self.times(model)
+        elif replace(self, seed=0) != Recipe():
+            raise UsageError(f"{model.name} is a {model.config.network.kind}, which draws in one way: give only a seed")
 
     def check(self, model: Model) -> None:
         """Raises UsageError for a sampler that the model cannot have, and for a model of texts."""
@@ -192,6 +202,10 @@ def generate(
     `tick` is called after every step with the number of samples that took it.
     """
     condition = model.taken(condition, len(numbers))
+    if model.rival is not None:
+        recipe.possible(model)
+        yield from _of_rival(model, model.rival, recipe, numbers, condition, batch_size, tick)
+        return
     for first in range(0, len(numbers), batch_size):
         here = slice(first, first + batch_size)
         part = None if condition is None else condition[here]
@@ -204,6 +218,25 @@ def generate(
         if overshoot is not None:
             overshoot.keep()
         yield rows_of(model, last.x)
+
+
+def _of_rival(
+    model: Model,
+    rival: RivalDenoiser,
+    recipe: Recipe,
+    numbers: Sequence[int],
+    condition: Request | None,
+    batch_size: int,
+    tick: Callable[[int], None] | None,
+) -> Iterator[np.ndarray]:
+    """As `generate`: of the recipe, a rival takes the seed."""
+    for first in range(0, len(numbers), batch_size):
+        part = numbers[first : first + batch_size]
+        labels = None if condition is None else labels_of(condition[first : first + batch_size])  # type: ignore[arg-type]
+        x = rival.network.generate(labels, keyed_draws(recipe.seed, part)(0), len(part))
+        if tick:
+            tick(len(part) * recipe.steps)
+        yield rows_of(model, x)
 
 
 def generate_shared(

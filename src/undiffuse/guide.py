@@ -19,7 +19,7 @@ from undiffuse.guidance import (
     with_and_without,
     within,
 )
-from undiffuse.model import Model, load
+from undiffuse.model import Model, load, pictures_only
 from undiffuse.process import Denoise
 from undiffuse.targets import SCORE_OF_STATE
 
@@ -34,9 +34,11 @@ def with_guide(model: Model, guide: Model | Classifier | str | os.PathLike[str])
     if not isinstance(guide, Model | Classifier):
         has_card = os.path.isfile(os.path.join(guide, CARD))
         guide = load_classifier(guide, model.device) if has_card else load(guide, model.device)
+    pictures_only(model, "guidance")
     if isinstance(guide, Classifier):
         guide.check(model.data, model.name)
         return dataclasses.replace(model, guide=guide)
+    pictures_only(guide, "guidance")
     if (guide.data.domain, guide.data.shape) != (model.data.domain, model.data.shape):
         raise UsageError(
             f"--guide {guide.name} makes {guide.domain.noun} of {guide.data.shape}, and {model.name} "

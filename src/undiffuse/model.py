@@ -46,6 +46,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.names import choose, cut, listed, shown
 from undiffuse.registry import CATEGORICAL, CONDITIONS, FIRST_CATEGORICAL
+from undiffuse.rivals.rival import RivalDenoiser
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.weights import read_weights, sha256_of_weights
 
@@ -106,6 +107,11 @@ class Model:
         network = getattr(self.denoiser.network, "module", self.denoiser.network)
         assert isinstance(network, nn.Module)
         return network
+
+    @property
+    def rival(self) -> RivalDenoiser | None:
+        """What stands in the denoiser's place of a model that is not diffusion; None for diffusion."""
+        return self.denoiser if isinstance(self.denoiser, RivalDenoiser) else None
 
     @property
     def device(self) -> torch.device:
@@ -250,9 +256,11 @@ class Model:
 
 
 def pictures_only(model: Model, what: str) -> None:
-    """Raises UsageError for a model of texts: `what` is not for it."""
+    """Raises UsageError for a model of texts and for a rival of diffusion: `what` is not for it."""
     if model.data.domain == "texts":
         raise UsageError(f"{what} is for pictures, and {model.name} is a model of texts")
+    if model.rival is not None:
+        raise UsageError(f"{what} is for diffusion, and {model.name} is another model: {model.config.network.kind}")
 
 
 def write_model(

@@ -174,6 +174,7 @@ LOSSES: Registry[Any] = Registry(
         "count": "undiffuse.objectives:count",
         "spans": "undiffuse.objectives:spans",
         "next-token": "undiffuse.objectives:next_token",
+        "own": "undiffuse.rivals.rival:own",
     },
 )
 WEIGHTINGS: Registry[Any] = Registry(
@@ -201,6 +202,18 @@ DRAWS: Registry[Any] = Registry(
         "low-discrepancy": "undiffuse.objectives.times:low_discrepancy",
     },
 )
+RIVALS: Registry[Any] = Registry(
+    "rival",
+    {
+        "gan": "undiffuse.rivals.gan:R3GAN",
+        "vae": "undiffuse.rivals.vae:VAE",
+        "flow": "undiffuse.rivals.flow:TarFlow",
+        "flow-fast": "undiffuse.rivals.flow:Coupling",
+        "ar": "undiffuse.rivals.pixels:Pixels",
+        "ar-fast": "undiffuse.rivals.coded:Coded",
+    },
+)
+"""Other generative models of pictures (`undiffuse.rivals.rival.Rival`); each has a preset of its name."""
 NETWORKS: Registry[Any] = Registry(
     "network",
     {
@@ -209,6 +222,7 @@ NETWORKS: Registry[Any] = Registry(
         "mlp": "undiffuse.build:make_mlp",
         "transformer": "undiffuse.build:make_transformer",
         "vocoder": "undiffuse.build:make_vocoder",
+        **dict.fromkeys(RIVALS, "undiffuse.build:make_rival"),
     },
 )
 """Functions (config, inputs, outputs, takes, dims) -> network, as `undiffuse.build.make_network` calls them."""

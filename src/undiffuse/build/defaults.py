@@ -11,6 +11,7 @@ from undiffuse.names import cut, did_you_mean, fault, format_shape, shown
 from undiffuse.networks.transformer import HEAD
 from undiffuse.networks.unet import parts
 from undiffuse.networks.unet2d import Options
+from undiffuse.registry import RIVALS
 
 VOCODER_WIDTH = 128
 
@@ -20,6 +21,8 @@ def default_network(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConf
     sequences, () for points. Raises UsageError for settings that do not fit it."""
     if config.kind == "transformer":
         return _default_transformer(config, size)
+    if config.kind in RIVALS:
+        return _default_rival(config, size)
     if config.kind == "vocoder":
         return _default_vocoder(config, size)
     if config.kind not in ("unet", "unet2d", "mlp"):  # from outside the package: nothing else is decided
@@ -67,6 +70,22 @@ def _usual_patch(size: tuple[int, ...]) -> int:
 
 def _of_size(size: tuple[int, ...]) -> str:
     return f"images of {format_shape(size)}" if len(size) == 2 else f"sequences of {format_shape(size)}"
+
+
+def _default_rival(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
+    """A rival's sizes are its own: only those of the pictures are decided."""
+    if len(size) != 2:
+        raise UsageError(f"network.kind={config.kind} is for pictures")
+    usual = NetworkConfig(kind=config.kind)
+    free = {"options", "text", "tokens", "patch", "channels", "attention"}
+    if others := [
+        name
+        for name in NetworkConfig.model_fields
+        if name not in free and getattr(config, name) != getattr(usual, name)
+    ]:
+        raise UsageError(f"network.{others[0]} is not for network.kind={config.kind}: leave it out")
+    decided = {"patch": 1, "channels": (1,), "attention": (), "options": {"height": size[0], "width": size[1]}}
+    return config.model_copy(update=decided)
 
 
 def _default_mlp(config: NetworkConfig) -> NetworkConfig:

@@ -10,7 +10,8 @@ from undiffuse.config import Config, ObjectiveConfig
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.objectives import Objective, TimeSampler
-from undiffuse.registry import CATEGORICAL, LOSSES, TIME_SAMPLERS, WEIGHTINGS
+from undiffuse.registry import CATEGORICAL, LOSSES, RIVALS, TIME_SAMPLERS, WEIGHTINGS
+from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.token_denoiser import TokenDenoiser
 
@@ -26,6 +27,8 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         # of a denoiser that this one has not.
         shifts = config.objective.loss == "next-token"
         return cast(Denoiser, TokenDenoiser(network, make_token_process(config), shifts=shifts, chooses=not shifts))
+    if config.network.kind in RIVALS:
+        return cast(Denoiser, RivalDenoiser(cast(Rival, network)))
     sigma_data = sigma_data_of(config)
     if config.denoiser.target == CATEGORICAL and config.denoiser.learned_variance:
         raise UsageError("denoiser.target=categorical has no variance to learn: leave denoiser.learned_variance out")
@@ -73,7 +76,13 @@ def _with(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
 
 def make_objective(config: Config) -> Objective:
     """The loss. Raises UsageError if it does not fit the rest of the configuration."""
-    objective = config.objective
+    objective, rival = config.objective, config.network.kind in RIVALS
+    if (objective.loss == "own") != rival:
+        raise UsageError(
+            f"objective.loss=own is for rivals of diffusion, and only it: network.kind={', '.join(RIVALS)}"
+        )
+    if rival and config.training.conditional and config.training.label_dropout:
+        raise UsageError("a rival draws of a class only: set training.label_dropout=0")
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")
     if config.denoiser.learned_variance != learned:
         raise UsageError(

@@ -19,7 +19,7 @@ from undiffuse.domains.augmentation import LABELS
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut
 from undiffuse.networks import MLP, InpaintingUNet, PixelUNet, Transformer, UNet, UNet2D, Vocoder
-from undiffuse.registry import CATEGORICAL, CONDITIONS, NETWORKS
+from undiffuse.registry import CATEGORICAL, CONDITIONS, NETWORKS, RIVALS
 
 MOST_PARAMETERS = 10**10
 """40 GB of float32; training needs four times that."""
@@ -106,6 +106,18 @@ def make_transformer(config: Config, inputs: int, outputs: int, takes: Condition
         encoders=make_encoders(takes),
         dropout=network.dropout,
     )
+
+
+def make_rival(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
+    """Builds a rival, network.kind in RIVALS, for pictures."""
+    kind, options = config.network.kind, config.network.options
+    if takes is not None and takes.kind != Labels.kind:
+        raise UsageError(
+            f"network.kind={kind} takes only classes, not {cut(takes.kind)}: set training.condition=labels"
+        )
+    classes = len(takes.facts["share"]) if takes else 0
+    made: nn.Module = RIVALS[kind]((inputs, options["height"], options["width"]), classes)
+    return made
 
 
 def make_vocoder(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:

@@ -177,10 +177,11 @@ def edit(
     from undiffuse.editing import rows as edits
     from undiffuse.engines import with_engine
     from undiffuse.guide import with_guide
-    from undiffuse.model import load
+    from undiffuse.model import load, pictures_only
     from undiffuse.vocoder import with_vocoder
 
     loaded = load(model, device)
+    pictures_only(loaded, "undiffuse edit")
     if guide:
         loaded = with_guide(loaded, guide)
     loaded = with_vocoder(loaded, vocoder)

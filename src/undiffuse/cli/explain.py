@@ -35,7 +35,7 @@ def explain(
     from undiffuse import output
     from undiffuse.cli import texts
     from undiffuse.explain import draw, work
-    from undiffuse.model import load
+    from undiffuse.model import load, pictures_only
 
     out = out or output.fresh(Path(f"explain-{output.name_of(model)}"))
     output.claim_folder("--out", out, force)
@@ -43,6 +43,7 @@ def explain(
         texts.explain(context, model, out, seed, force)
         return
     loaded = load(model)
+    pictures_only(loaded, "undiffuse explain")
     origin = recorded(context, loaded, seed)
     with bar("drawing", work(loaded, count)) as tick:
         put_pictures(out, lambda folder: draw(loaded, folder, count, seed, tick), origin, force)

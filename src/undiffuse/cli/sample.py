@@ -112,6 +112,7 @@ def sample(
     from undiffuse.vocoder import with_vocoder
 
     loaded = load(model, device)
+    recipe.possible(loaded)
     if guide:
         loaded = with_guide(loaded, guide)
     loaded = with_vocoder(loaded, vocoder)
@@ -128,6 +129,7 @@ def sample(
         words = " + ".join([*class_name, *prompt])
         called = [words] * n if words else loaded.asked(range(n))
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
-        say(f"{written} ({recipe.cost(loaded, condition)} evaluations of the network each, by {loaded.engine})")
+        cost = recipe.cost(loaded, condition)
+        say(f"{written} ({cost} evaluation{'s' * (cost > 1)} of the network each, by {loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

@@ -7,7 +7,9 @@ import typer
 from undiffuse.cli.console import command, say
 from undiffuse.cli.early import check_source
 from undiffuse.errors import UsageError
-from undiffuse.registry import PRESETS
+from undiffuse.registry import PRESETS, RIVALS
+
+RECIPES = [name for name in PRESETS if name not in RIVALS]
 
 
 def train(
@@ -17,7 +19,8 @@ def train(
     out: Path = typer.Option(None, "--out", "-o", help="The run folder: new or, with --resume, existing [runs/DATA]."),
     minutes: float = typer.Option(None, help="Train for this long; the learning rate decays to fit."),
     steps: int = typer.Option(None, help="Train for this many steps."),
-    preset: str = typer.Option(None, help=f"{', '.join(PRESETS)} [by --minutes]."),
+    preset: str = typer.Option(None, help=f"{', '.join(RECIPES)} [by --minutes]."),
+    rival: str = typer.Option(None, "--model", help=f"A rival of diffusion: {', '.join(RIVALS)}."),
     base: str = typer.Option(None, "--from", help="Fine-tune this run, model folder or built-in model."),
     lora: int = typer.Option(None, help="With --from: train adapters of this rank instead of all weights."),
     resume: bool = typer.Option(False, "--resume", help="Continue the run in --out exactly where it stopped."),
@@ -40,6 +43,7 @@ def train(
       undiffuse train ~/pictures --from emoji --minutes 10 --set data.augment=0.12
       undiffuse train --out runs/emoji --resume
       undiffuse train mytext.txt --minutes 30
+      undiffuse train fashion-mnist --model gan --minutes 30
       undiffuse train emoji --minutes 60 --dump-config > mine.toml
       undiffuse train --config mine.toml --out runs/mine
       torchrun --nproc-per-node 2 -m undiffuse train fashion-mnist --out runs/two
@@ -50,6 +54,7 @@ def train(
     from undiffuse.config import preset as settings_of
     from undiffuse.configfile import as_toml, read_settings
     from undiffuse.data.textfiles import is_text
+    from undiffuse.names import one_of
     from undiffuse.text import reader
 
     if help_config:
@@ -71,6 +76,10 @@ def train(
     chosen |= {name: value for name, value in given.items() if value is not None}
     if config:
         chosen = over(read_settings(config), chosen)
+    if rival:
+        if preset or base:
+            raise UsageError(f"--model {rival} has a recipe of its own: leave {'--preset' if preset else '--from'} out")
+        preset = one_of("model", rival, RIVALS)
     if base and resume:
         raise UsageError(
             "--from begins a run and --resume continues one, which has its weights already: give one of them"

@@ -32,6 +32,7 @@ from undiffuse.names import one_of
 from undiffuse.objectives import step_times
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, keyed_draws
+from undiffuse.rivals.rival import RivalDenoiser
 
 BITS = math.log2(math.e)  # per nat
 T = TypeVar("T")
@@ -123,6 +124,8 @@ def density(
 
     Raises UsageError for inconsistent arguments or for data that cannot be resized to the model's shape.
     """
+    if model.rival is not None:
+        return _of_rival(model, model.rival, data, split, n, bound, variance, seed, bar)
     if isinstance(bound, str) and bound not in ("auto", "continuous"):
         raise UsageError(f"bound = {bound!r}: it must be a number of steps, or continuous")
     if not isinstance(bound, str) and not 1 <= bound <= MOST_STEPS:
@@ -160,6 +163,41 @@ def density(
     return summarise(model, parts, conditions, np.asarray(images.images[:count]))
 
 
+def _of_rival(
+    model: Model,
+    rival: RivalDenoiser,
+    data: str | None,
+    split: str,
+    n: int | None,
+    bound: str | int,
+    variance: str,
+    seed: int,
+    bar: Bar,
+) -> Density:
+    """As `density`, of a rival: its own likelihood or bound, of an image of any class."""
+    if bound != "auto" or variance != "auto":
+        raise UsageError(f"--bound and --variance are for diffusion, and {model.name} is a {model.config.network.kind}")
+    images = images_of(model, data, split, bar)
+    count, share = count_of(images, n, DEFAULT_N), model.data.class_share
+    facts = conditions_of(model, images, split, data) | {
+        "bound": type(rival.network).__name__,
+        "steps": 1,
+        "seed": seed,
+    }
+
+    def measure(numbers: np.ndarray) -> Tensor:
+        x0 = pixels(images, numbers).to(model.device)
+        draw = keyed_draws(seed, numbers, Purpose.BOUND)(0)
+        return rival.nats(x0, share, draw).cpu() * BITS / x0[0].numel()
+
+    with torch.no_grad():
+        parts = shared(measure, np.arange(count), BATCH // 10, model, f"bits per dimension of {model.name}", bar)
+    each = torch.cat(parts)
+    return Density(
+        model.name, each.numpy(), {"bits_per_dim": part_of(each)}, None, facts, np.asarray(images.images[:count])
+    )
+
+
 def count_of(images: ImageSet, n: int | None, default: int) -> int:
     """How many images to use: n or the default, at most all there are. Raises UsageError for fewer than two."""
     if n is not None and n < 2:
@@ -171,7 +209,11 @@ def count_of(images: ImageSet, n: int | None, default: int) -> int:
 
 def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) -> dict[str, Any]:
     """What every density was measured on, as JSON. Raises UsageError for a model never trained without classes."""
-    if model.data.takes and ("imported" in model.training or not model.config.training.label_dropout):
+    if (
+        model.rival is None
+        and model.data.takes
+        and ("imported" in model.training or not model.config.training.label_dropout)
+    ):
         raise UsageError(
             f"{model.name} was always trained with classes, so it has no density of images without them: train with "
             "training.label_dropout above 0"
@@ -183,7 +225,7 @@ def conditions_of(model: Model, images: ImageSet, split: str, data: str | None) 
         "learnt_this_data": model.has_learnt(images_of(model, data, "train", no_bar).fingerprint),
         "dimensions": int(np.prod(images.shape)),
         "values": 256,
-        "classes": "not given",
+        "classes": "not given" if model.rival is None else "summed over",
         "processes": PartialState(cpu=shares_a_cpu()).num_processes,
         "model": {"parameters": model.parameters, "fingerprint": model.fingerprint, "training": model.training},
     }

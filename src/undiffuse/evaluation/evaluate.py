@@ -139,7 +139,7 @@ def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evalua
             "learnt_this_data": model.has_learnt(bench.facts["train_fingerprint"]),
         },
         "sampling": {
-            **dataclasses.asdict(recipe),
+            **({"seed": recipe.seed} if model.rival else dataclasses.asdict(recipe)),
             "evaluations": recipe.cost(model),
             "engine": model.engine,
             "guide": None if model.guide is None else model.guide.name,
@@ -197,7 +197,7 @@ def check_size(subjects: Sequence[Model | ImageSet], size: int | None) -> None:
 def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
     """Checks a request before the work. Raises UsageError for invalid steps, too few images or too small a disk."""
     if isinstance(subject, Model):
-        recipe.times(subject)
+        recipe.possible(subject)
         disk = next(one for one in (cache_dir(), *cache_dir().absolute().parents) if one.exists())
         if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(disk).free:
             raise UsageError(f"-n {n or DEFAULT_N}: so many samples do not fit on the disk of the cache {cache_dir()}")

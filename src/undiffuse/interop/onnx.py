@@ -47,7 +47,10 @@ def onnx_takes(model: Model) -> bool:
     """Whether the model's inputs can be those of the file: no tokens, and a condition of labels or nothing."""
     takes = model.data.takes
     return (
-        model.data.tokens is None and (takes is None or takes.kind == Labels.kind) and not model.config.network.inpaint
+        model.data.tokens is None
+        and model.rival is None
+        and (takes is None or takes.kind == Labels.kind)
+        and not model.config.network.inpaint
     )
 
 

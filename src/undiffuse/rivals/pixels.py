@@ -7,7 +7,6 @@ positions, blocks with one wide convolution, a histogram of the values before, a
 """
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,10 @@ from undiffuse.process import Categorical, float64_device
 from undiffuse.randomness import Draw
 from undiffuse.rivals.causal import Causal, Level
 from undiffuse.rivals.raster import Walk, Window
+from undiffuse.rivals.rival import Rival
 
 
-class Pixels(nn.Module):
+class Pixels(Rival):
     """p(x) of pictures (C, H, W) whose elements take values evenly spaced on [-1, 1]; of a class if it has classes.
 
     The channels of a pixel share everything but the last layers, and those of a channel are also told the values of
@@ -37,8 +37,6 @@ class Pixels(nn.Module):
 
     Raises UsageError for sides that cannot be halved.
     """
-
-    phases: ClassVar[tuple[str, ...]] = ("generator",)
 
     def __init__(
         self,
@@ -72,10 +70,6 @@ class Pixels(nn.Module):
         self.logits = nn.Conv2d(channels * head, channels * values, 1, groups=channels)
         nn.init.zeros_(self.logits.weight)
         self.earlier = nn.ModuleList(nn.Conv2d(c * features, head, 1) for c in range(1, channels))
-
-    def part(self, phase: str) -> nn.Module:
-        """The whole network."""
-        return self
 
     def matrices(self) -> list[Tensor]:
         """The weights for Muon: those of convolutions."""

@@ -7,7 +7,7 @@ a run does not depend on the number of either, and a resumed one needs no saved 
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,32 +22,36 @@ from undiffuse.devices import sent
 from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
-from undiffuse.randomness import BatchDraw, Given, Purpose, normal, stream, torch_generator, uniform
+from undiffuse.randomness import BatchDraw, Given, KeyedDraw, Purpose, normal, stream, torch_generator, uniform
+from undiffuse.registry import RIVALS
 from undiffuse.training.masks import draw_masks
 from undiffuse.training.spectrograms import spectrograms
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0, in [-1, 1], and noise float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1).
+    """x0, in [-1, 1], float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1); the random numbers.
 
-    Of tokens, x0 is int64 and the noise uniform, float64.
+    These are noise float32 like x0; of tokens, where x0 is int64, uniform numbers, float64; for a rival, whatever it
+    asks for.
     """
 
     x0: Tensor
     condition: Condition | None
     u: Tensor
-    noise: Tensor
+    draw: Given | KeyedDraw
 
     @property
-    def draw(self) -> Given:
-        """The noise, as objectives take it."""
-        return Given(self.noise, is_uniform=not self.x0.is_floating_point())
+    def noise(self) -> Tensor:
+        """The numbers that were given."""
+        assert isinstance(self.draw, Given)
+        return self.draw.noise
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, copied asynchronously; u, from which the float64 levels follow, stays where it is."""
         condition = None if self.condition is None else self.condition.to(device)
-        return Batch(sent(self.x0, device), condition, self.u, sent(self.noise, device))
+        draw = replace(self.draw, noise=sent(self.noise, device)) if isinstance(self.draw, Given) else self.draw
+        return Batch(sent(self.x0, device), condition, self.u, draw)
 
 
 def batches(
@@ -133,6 +137,8 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
         hidden = draw_masks((x0.shape[2], x0.shape[3]), BatchDraw(stream(seed, Purpose.MASK, step), size, positions))
         condition = known_pixels(condition, x0, torch.from_numpy(hidden))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
-    numbers = normal if x0.is_floating_point() else uniform
-    noise = numbers(((seed, Purpose.NOISE, step, place) for place in range(size)[positions]), x0.shape[1:])
-    return Batch(x0, condition, u, noise)
+    keys = tuple((seed, int(Purpose.NOISE), step, place) for place in range(size)[positions])
+    if config.network.kind in RIVALS:
+        return Batch(x0, condition, u, KeyedDraw(keys))
+    of_tokens = not x0.is_floating_point()
+    return Batch(x0, condition, u, Given((uniform if of_tokens else normal)(keys, x0.shape[1:]), of_tokens))

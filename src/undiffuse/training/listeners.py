@@ -83,20 +83,17 @@ class Listeners:
         for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
             if self._board and (value := row[name]) is not None:
                 self._board.add_scalar(name, value, step.number)
-        share, left = self._remaining(step.number)
+        share, left = self._remaining()
         text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} {self._noun}/s  {_clock(left)} left"
         self._bar.update(self._task, completed=share, text=text)
         if self._report and progress.seconds - self._reported > REPORT_EVERY:
             self._reported = progress.seconds
             self._report(text)
 
-    def _remaining(self, step: int) -> tuple[float, float]:
+    def _remaining(self) -> tuple[float, float]:
         """How much of the run is done, in [0, 1], and the seconds left."""
-        progress, minutes = self.learner.progress, self.config.training.minutes
-        if progress.total is not None:
-            share = step / progress.total
-        else:
-            share = min(1.0, progress.seconds / (60 * (minutes or 1)))
+        progress = self.learner.progress
+        share = progress.share(self.config.training.minutes)
         return share, progress.seconds * (1 / max(share, 1e-9) - 1)
 
     def preview(self, step: int) -> None:
@@ -125,7 +122,10 @@ class Listeners:
             with atomic_file(self.run / "previews" / f"step-{step:08d}.txt") as temporary:
                 temporary.write_text(BETWEEN.join(spell(row) for row in written) + "\n", "utf-8")
             return
-        recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
+        if model.rival is not None:
+            recipe = Recipe()
+        else:
+            recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
         path = self.run / "previews" / f"step-{step:08d}.png"
         model.domain.show(images, path)

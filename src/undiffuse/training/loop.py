@@ -1,8 +1,10 @@
 """The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets are left to its caller."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from undiffuse.build import make_denoiser, make_objective
 from undiffuse.config import Config, TrainingConfig
 from undiffuse.data import ImageSet
+from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Purpose, torch_generator
+from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.training.batches import batches
 from undiffuse.training.state import Learner
 
@@ -65,6 +69,7 @@ def training_steps(
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance
+    phases = _phases(denoiser, learner.network, accelerator)
     upcoming = batches(config, data, progress.step, shares, device)
     learner.network.train()
     while True:
@@ -72,31 +77,73 @@ def training_steps(
         rate = learning_rate(config.training, number, progress.total)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=device)
-        seen = []
-        for share in shares:
-            batch = next(upcoming)
-            if config.network.dropout:  # the only draw by torch's global generator: the same after a resume
-                torch.manual_seed(
-                    torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()
-                )
-            last = share is shares[-1]
-            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                u, weight = (batch.u, None) if importance is None else importance.warp(batch.u)
-                losses = objective(denoiser, batch.x0, batch.condition, u, batch.draw)
-                weighted = losses if weight is None else losses * weight.to(losses)
-                loss = weighted.mean() / len(shares)
+        micro_batches = [next(upcoming) for _ in shares]
+        for phase in phases:
+            phase.begin(progress.share(config.training.minutes))
+            total = torch.zeros((), device=device)
+            seen = []
+            for share, batch in zip(shares, micro_batches, strict=True):
+                if config.network.dropout:  # the only draw by torch's global generator: the same after a resume
+                    torch.manual_seed(
+                        torch_generator(config.training.seed, Purpose.DROPOUT, number, share.start).initial_seed()
+                    )
+                last = share is shares[-1]
+                with contextlib.nullcontext() if last else accelerator.no_sync(wrapped), phase.autocast():
+                    u, weight = (batch.u, None) if importance is None else importance.warp(batch.u)
+                    losses = objective(phase.denoiser, batch.x0, batch.condition, u, batch.draw)
+                    weighted = losses if weight is None else losses * weight.to(losses)
+                    loss = weighted.mean() / len(shares)
                 accelerator.backward(loss)
-            seen.append((u, losses.detach()))
-            total += loss.detach()
-        if importance is not None:
-            importance.update(*_all(accelerator, seen))
-        norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+                seen.append((u, losses.detach()))
+                total += loss.detach()
+            if importance is not None:
+                importance.update(*_all(accelerator, seen))
+            norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
+            optimizer.step()
+            optimizer.zero_grad()
         progress.step += 1
         learner.ema.update(parameters, progress.step)
         yield TrainingStep(progress.step, total, torch.as_tensor(norm), rate)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A part of every step, with an update of its own: of diffusion the only one; of a GAN, the critic's or the
+    generator's.
+
+    Attributes:
+        denoiser: what the objective takes.
+        autocast: the context of what is not in the network's `forward`.
+        rival: the network, if it is one.
+        kept: of its parameters, those that do not change.
+    """
+
+    denoiser: Denoiser
+    autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    rival: Rival | None = None
+    kept: tuple[Tensor, ...] = ()
+
+    def begin(self, share: float) -> None:
+        """Asks for gradients of what changes alone: optimisers leave parameters without gradients as they are."""
+        if self.rival is not None:
+            self.rival.progress = share
+            self.rival.requires_grad_()
+        for parameter in self.kept:
+            parameter.requires_grad_(False)
+
+
+def _phases(denoiser: Denoiser, network: nn.Module, accelerator: Accelerator) -> list[_Phase]:
+    """Raises UsageError for a rival in several processes."""
+    if not isinstance(network, Rival):
+        return [_Phase(denoiser)]
+    if accelerator.num_processes > 1:
+        raise UsageError("rivals of diffusion are trained in one process: start undiffuse without torchrun")
+    phases = []
+    for name in network.phases:
+        inside = {id(parameter) for parameter in network.part(name).parameters()}
+        kept = tuple(parameter for parameter in network.parameters() if id(parameter) not in inside)
+        phases.append(_Phase(cast(Denoiser, RivalDenoiser(network, name)), accelerator.autocast, network, kept))
+    return phases
 
 
 def _all(accelerator: Accelerator, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,8 @@ class Muon(torch.optim.Optimizer):
         self._adamw.step()
         alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in ours["params"]:
+            if parameter.grad is None:  # of a part that this update leaves as it is
+                continue
             alike[len(parameter), parameter[0].numel()].append(parameter)
         for shape, parameters in alike.items():
             for parameter in parameters:

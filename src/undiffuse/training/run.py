@@ -26,6 +26,7 @@ from undiffuse.names import format_shape
 from undiffuse.objectives.bound import RECONSTRUCTION
 from undiffuse.process import LogSNR
 from undiffuse.progress import bar
+from undiffuse.registry import RIVALS
 from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import last_good
 from undiffuse.training.folders import alone_in
@@ -274,4 +275,5 @@ def _summary(config: Config, data: DataFacts, learner: Learner, accelerator: Acc
 
 def _network_name(config: Config) -> str:
     names = {"mlp": "MLP", "transformer": f"transformer {config.network.channels} x {config.network.blocks}"}
+    names |= {rival: rival for rival in RIVALS}
     return names.get(config.network.kind, f"U-Net {config.network.channels}")

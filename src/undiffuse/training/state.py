@@ -20,6 +20,7 @@ from undiffuse.networks.embedding import Conditioning
 from undiffuse.networks.lora import add_adapters
 from undiffuse.objectives import Importance
 from undiffuse.registry import CATEGORICAL
+from undiffuse.rivals.pixels import Pixels
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
 from undiffuse.training.statistics import log_value_prior
@@ -44,6 +45,12 @@ class Position:
     seconds: Annotated[Finite, Field(ge=0, le=1e15)] = 0.0
     total: Count | None = None
     pending: list[Finite] = field(default_factory=list)
+
+    def share(self, minutes: float | None) -> float:
+        """How much of the run is done, in [0, 1], by its steps or, until they are decided, by a budget of minutes."""
+        if self.total is not None:
+            return self.step / self.total
+        return min(1.0, self.seconds / (60 * (minutes or 1)))
 
 
 @dataclass
@@ -92,7 +99,7 @@ def make_learner(
             raise UsageError(f"data.augment: network.kind={config.network.kind} takes no augmentation labels")
         if base:
             origin = transfer(network, base, data)
-        elif config.denoiser.target == CATEGORICAL and isinstance(network, PixelUNet):
+        elif isinstance(network, Pixels) or (config.denoiser.target == CATEGORICAL and isinstance(network, PixelUNet)):
             network.set_value_prior(log_value_prior(images))
         if training.lora:
             assert origin is not None

@@ -11,9 +11,10 @@ from undiffuse.randomness import Draw
 from undiffuse.rivals.coded.autoencoder import FOLD, Autoencoder
 from undiffuse.rivals.coded.critic import Critic
 from undiffuse.rivals.coded.prior import Prior
+from undiffuse.rivals.rival import Rival
 
 
-class Coded(nn.Module):
+class Coded(Rival):
     """An autoencoder, and a prior of its codes: pictures (C, H, W), H and W multiples of 4.
 
     Both are trained in every step, the prior on the codes of the moment. It has no likelihood of pictures.
@@ -44,7 +45,8 @@ class Coded(nn.Module):
         persuasion: float = 0.1,
     ):
         super().__init__()
-        self.phases: tuple[str, ...] = ("critic", "code", "prior") if critic else ("code", "prior")
+        self.classes = classes
+        self.phases = ("critic", "code", "prior") if critic else ("code", "prior")
         self.critic, self.persuasion = Critic(shape[0], critic) if critic else None, persuasion
         self.size = (shape[1] // FOLD, shape[2] // FOLD)
         length = self.size[0] * self.size[1]

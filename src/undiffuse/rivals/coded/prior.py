@@ -65,7 +65,7 @@ class Prior(nn.Module):
         levels = quantiser.levels
         self.register_buffer("first", levels.cumsum(0) - levels, persistent=False)  # where a digit's embeddings begin
         self.first: Tensor
-        self.digits = nn.Embedding(int(levels.sum()), width)
+        self.digits = nn.Embedding(quantiser.kinds, width)
         self.start = nn.Embedding(max(classes, 1), width)
         self.position = nn.Parameter(torch.randn(length, width))
         self.layers = nn.ModuleList(Layer(width) for _ in range(layers))

@@ -19,7 +19,7 @@ class Quantiser(nn.Module):
         super().__init__()
         if not levels or min(levels) < 3:
             raise ValueError(f"each number of a code needs at least 3 levels, 0 and one on each side, unlike {levels}")
-        self.codes = math.prod(levels)
+        self.codes, self.kinds = math.prod(levels), sum(levels)
         count = torch.tensor(levels)
         steps = torch.tensor([math.prod(levels[:d]) for d in range(len(levels))])
         for name, value in {"levels": count, "middle": count // 2, "steps": steps}.items():

@@ -10,7 +10,6 @@ flow for likelihoods.
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,10 @@ from undiffuse.errors import UsageError
 from undiffuse.likelihood.dequantise import dequantised, offset_bits
 from undiffuse.randomness import Draw
 from undiffuse.rivals.flow.layers import Layer
+from undiffuse.rivals.rival import Rival
 
 
-class Flow(nn.Module, ABC):
+class Flow(Rival, ABC):
     """An invertible map of pictures (B, C, H, W) to noise (B, N, D): N patches of D = C patch^2 numbers.
 
     Args:
@@ -31,10 +31,6 @@ class Flow(nn.Module, ABC):
         patch: side of a patch in pixels, which divides H and W.
         noise: deviation of the normal noise that is added to pictures in [-1, 1]; 0: uniform dequantisation.
     """
-
-    phases: ClassVar[tuple[str, ...]] = ("generator",)
-    evaluations: int
-    """Passes through the network for one sample, one after the other; the gradient of Tweedie's formula is one."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, patch: int, noise: float):
         super().__init__()
@@ -84,10 +80,6 @@ class Flow(nn.Module, ABC):
             y = y.detach().requires_grad_()
             (score,) = torch.autograd.grad(self.log_density(y, labels).sum(), y)
         return y.detach() + self.noise**2 * score
-
-    def part(self, phase: str) -> nn.Module:
-        """The parameters that a phase updates: all of them."""
-        return self
 
     def losses(self, phase: str, x0: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
         """-ln p(y) / (C H W), nats per dimension (B,), of x_0 (B, C, H, W) in [-1, 1] with noise from `draw`."""

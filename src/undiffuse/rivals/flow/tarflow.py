@@ -34,7 +34,7 @@ class TarFlow(Flow):
         self.blocks = nn.ModuleList(
             Block(self.tokens, self.numbers, width=width, layers=layers, classes=classes) for _ in range(blocks)
         )
-        self.evaluations = self.tokens + (noise > 0)
+        self.evaluations = self.tokens + (noise > 0)  # Tweedie's formula takes one
 
     def normalised(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))

@@ -7,7 +7,6 @@ laptops: a few channels at full resolution, where a critic that saw folded pixel
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Draw
 from undiffuse.rivals.gan.networks import Critic, Generator, Sizes
+from undiffuse.rivals.rival import Rival
 
 
 def relativistic(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-class R3GAN(nn.Module):
+class R3GAN(Rival):
     """A generator of pictures (C, H, W) and a critic, updated in turn; pictures of any size.
 
     Args:
@@ -58,10 +58,7 @@ class R3GAN(nn.Module):
         gamma: weight of the penalties, at the beginning and at the end of training.
     """
 
-    phases: ClassVar[tuple[str, ...]] = ("critic", "generator")
-    evaluations = 1
-    progress = 0.0
-    """The share of the training that is done, from 0 to 1. Who trains sets it; it anneals the penalties."""
+    phases = ("critic", "generator")
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ standard deviations (Hazami et al. 2022), and a class is added before every late
 
 import math
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from undiffuse.errors import UsageError
 from undiffuse.networks.unet import convolution_weights, fold, unfold
 from undiffuse.randomness import Draw
 from undiffuse.rivals.logistics import Logistics, size_of_component
+from undiffuse.rivals.rival import Rival
 from undiffuse.rivals.vae.layers import LatentLayer, Residual, Size, convolution, precise
 
 
@@ -29,7 +30,7 @@ def resolutions(height: int, width: int) -> list[Size]:
     return sizes if sizes[-1] == (1, 1) else [*sizes, (1, 1)]
 
 
-class VAE(nn.Module):
+class VAE(Rival):
     """A rival that draws in one evaluation and bounds the likelihood.
 
     Args:
@@ -46,9 +47,6 @@ class VAE(nn.Module):
 
     Raises UsageError for pictures whose sides are no multiples of `patch`.
     """
-
-    phases: ClassVar[tuple[str, ...]] = ("vae",)
-    evaluations = 1
 
     def __init__(
         self,
@@ -86,10 +84,6 @@ class VAE(nn.Module):
             self.start.append(nn.Parameter(torch.zeros(1, w, *size)))
         self.out = convolution(width[0], size_of_component(shape[0]) * components * patch**2, 0.1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which CPUs too compute faster
-
-    def part(self, phase: str) -> nn.Module:
-        """All of it."""
-        return self
 
     def losses(self, phase: str, x0: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
         """The bound on -ln p per number of the picture, in nats: float32 (B,). Arguments and errors as of `nats`."""
