@@ -336,8 +336,11 @@ TOKENIZERS: Registry[Any] = Registry(
 )
 """What turns a text to be learnt into tokens, and back (`undiffuse.data.tokens.Tokenizer`)."""
 BUILT_IN = Path(__file__).parent / "models"
+_FILES = Path(__file__).parent / "presets"
 PRESETS: Registry[Path] = Registry(
-    "preset", {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
+    "preset",
+    {path.stem: path for path in sorted(_FILES.glob("*.toml"))}
+    | {name: _FILES / "rivals" / f"{name}.toml" for name in RIVALS},
 )
 """Named groups of settings: the files in undiffuse/presets."""
 

@@ -180,8 +180,10 @@ def _of_rival(
     images = images_of(model, data, split, bar)
     count, share = count_of(images, n, DEFAULT_N), model.data.class_share
     facts = conditions_of(model, images, split, data) | {
-        "bound": type(rival.network).__name__,
+        "bound": "own",
         "steps": 1,
+        "variance": None,
+        "draws": 1,
         "seed": seed,
     }
 

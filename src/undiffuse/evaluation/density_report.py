@@ -38,6 +38,8 @@ def sentence(density: Density) -> str:
     coded, raw = density.bytes_per_image
     if facts["bound"] == "ODE":
         how = f"probability-flow ODE, dequantisation {facts['dequantisation']}"
+    elif facts["bound"] == "own":
+        how = "the model's own likelihood, or bound of it"
     else:
         how = "continuous bound" if facts["steps"] is None else f"bound of {counted(facts['steps'], 'step')}"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""

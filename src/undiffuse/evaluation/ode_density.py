@@ -32,7 +32,7 @@ from undiffuse.likelihood.dequantise import (
 )
 from undiffuse.likelihood.ode import log_likelihood
 from undiffuse.likelihood.solver import Solver
-from undiffuse.model import Model
+from undiffuse.model import Model, pictures_only
 from undiffuse.names import one_of
 from undiffuse.objectives import Importance, continuous_bound, reconstruction_share
 from undiffuse.objectives.times import low_discrepancy
@@ -68,6 +68,7 @@ def ode_density(
     and for a device without float64.
     """
     one_of("dequantiser", dequantiser, DEQUANTISERS)
+    pictures_only(model, "the probability-flow ODE")
     if model.denoiser.target == CATEGORICAL:
         raise UsageError(
             f"{model.name} gives probabilities of whole pixel values and has no density for values between, "
