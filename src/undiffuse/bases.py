@@ -9,7 +9,7 @@ from undiffuse.names import shown
 
 KEPT = ("process", "denoiser", "objective", "network")
 """The sections of the base's configuration that a run starts from."""
-FREE = ("network.dropout", "network.inpaint")
+FREE = ("network.dropout", "network.inpaint", "network.jumps")
 """Settings of the network that may differ from the base's: its weights still fit."""
 
 

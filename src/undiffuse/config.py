@@ -41,6 +41,7 @@ from undiffuse.registry import (
     Registry,
 )
 
+MOST_JUMPS = 16
 MANY = 10**9  # a bound on counts such as steps: more than any run needs, and far from overflow
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 LogSNR = Annotated[float, Field(ge=-100, le=100)]  # beyond, alpha or sigma is too small for float32
@@ -219,6 +220,12 @@ class ObjectiveConfig(_Section):
     std: float = Field(1.2, gt=0, le=50, description="of ln(sigma / alpha), for times=log-normal")
     draw: DrawName = Field("low-discrepancy", description="how the times of one batch depend on each other")
     importance: bool = Field(False, description="loss-aware importance sampling of the times")
+    jumps: int = Field(
+        1, ge=1, le=MOST_JUMPS, description="for loss=flow-map: the evaluations that a sample is to take, 1, 2, 4 ..."
+    )
+    guidance: float = Field(1.0, ge=0, le=100, description="for loss=flow-map: the teacher's guidance, learnt with it")
+
+    _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance")
 
 
 class NetworkConfig(_Section):
@@ -250,6 +257,9 @@ class NetworkConfig(_Section):
     inpaint: bool = Field(
         False, description="input what is known of a picture, with its mask; trained with random masks"
     )
+    jumps: bool = Field(
+        False, description="input the noise level to reach too, as a flow map does: `undiffuse distill` trains one"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks; depends on the number of processes")
     span: int = Field(
         0, ge=0, le=65_536, description="tokens that a transformer writes together, in order; 0: all, in any order"
@@ -260,7 +270,7 @@ class NetworkConfig(_Section):
         {}, max_length=64, description="for kind=unet2d, by diffusers' names; bands, that a vocoder found in its data"
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("inpaint", "span", "text", "tokens")
+    _added: ClassVar[tuple[str, ...]] = ("inpaint", "jumps", "span", "text", "tokens")
 
 
 class TrainingConfig(_Section):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undiffuse import discretised
-from undiffuse.conditions import Condition
+from undiffuse.conditions import Condition, jumping
 from undiffuse.process import Denoise, GaussianProcess, NoiseLevel, Prediction, Time, cached_by_time, expand
 from undiffuse.registry import CATEGORICAL
 from undiffuse.targets import SCORE_OF_STATE, Coefficients, coefficients
@@ -98,6 +98,15 @@ class Denoiser:
         c = self.coefficients(t)
         x0 = expand(c.c_skip, x_t) * x_t + expand(c.c_out, x_t) * output.to(x_t.dtype)
         return Prediction(x0, x0, v).with_x0(x0, x_t, self.process.noise_level(t))
+
+    def jump(self, x_t: Tensor, t: Time, s: Time, condition: Condition | None = None) -> Prediction:
+        """The prediction by which DDIM's step from t ends where the ODE does at s <= t, if the network is a flow map.
+
+        The network is told both levels. At s = t it is the denoiser itself. Times: one for the batch or one per sample.
+        """
+        goal = self.process.schedule.log_snr(s).clamp(self.least_log_snr, LOG_SNR_LIMIT)
+        goal = goal.to(device=x_t.device, dtype=torch.float32).expand(len(x_t))
+        return self(x_t, t, jumping(condition, goal))
 
     def bind(self, condition: Condition | None) -> Denoise:
         """The denoiser with its condition bound."""

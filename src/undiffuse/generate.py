@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.classifier import Classifier
-from undiffuse.conditions import Request, parts_of
+from undiffuse.conditions import Composition, Request, parts_of
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -139,16 +140,28 @@ class Recipe:
         pictures_only(model, "this way of sampling")
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
+        if SAMPLERS[self.sampler].jumps and not model.config.network.jumps:
+            raise UsageError(f"the sampler {self.sampler} is for flow maps, which undiffuse distill makes of a model")
 
     def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:
-        """The model's denoiser for `condition`, guided and thresholded; for one trajectory."""
+        """The model's denoiser for `condition`, guided and thresholded; for one trajectory, over the recipe's times if
+        the sampler jumps."""
         self.check(model)
+        if SAMPLERS[self.sampler].jumps:
+            return self.thresholded(model, self._jumps(model, condition))
         if SAMPLERS[self.sampler].guides and self.guidance.scale == 1:
             raise UsageError(f"the sampler {self.sampler} is a way to guide: give a --guidance below 1, such as 0.6")
         denoise = guided_denoiser(model, condition, self.guidance)
         if overshoot is not None:
             denoise = overshoot.watch(denoise)
         return self.thresholded(model, denoise)
+
+    def _jumps(self, model: Model, condition: Request | None) -> Denoise:
+        times = self.times(model).tolist()
+        ends = dict(pairwise(times))
+        if self.guidance.scale != 1 or isinstance(condition, Composition):
+            raise UsageError("a flow map has learnt its guidance: leave --guidance out, and give one class or prompt")
+        return lambda x_t, t: model.denoiser.jump(x_t, t, ends[float(t)], condition)
 
     def thresholded(self, model: Model, denoise: Denoise) -> Denoise:
         """`denoise` with its predictions of x_0 kept in the range of the model's data, if that has one."""

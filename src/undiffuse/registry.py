@@ -94,6 +94,7 @@ class Sampler:
         options: arguments bound to the function.
         random: it draws noise in every step, so no grid can be searched for it.
         guides: it is a form of guidance, so its recipe needs a guidance scale other than 1.
+        jumps: it tells a flow map where each step ends (`undiffuse.denoiser.Denoiser.jump`).
     """
 
     place: str
@@ -102,6 +103,7 @@ class Sampler:
     options: Mapping[str, Any] = field(default_factory=dict)
     random: bool = False
     guides: bool = False
+    jumps: bool = False
 
     @property
     def step(self) -> Any:
@@ -174,6 +176,7 @@ LOSSES: Registry[Any] = Registry(
         "count": "undiffuse.objectives:count",
         "spans": "undiffuse.objectives:spans",
         "next-token": "undiffuse.objectives:next_token",
+        "flow-map": "undiffuse.objectives:flow_map",
         "own": "undiffuse.rivals.rival:own",
     },
 )
@@ -237,6 +240,7 @@ SAMPLERS: Registry[Sampler] = Registry(
         "ddim": Sampler("undiffuse.sampling:ddim", "trailing"),
         "cfg++": Sampler("undiffuse.sampling:cfg_plus_plus", "trailing", guides=True),
         "euler": Sampler("undiffuse.sampling:ddim", "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
+        "jump": Sampler("undiffuse.sampling:ddim", "jumps", jumps=True),
         "heun": Sampler("undiffuse.sampling:heun", "karras", evaluations=2),
         "dpm++2m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr"),
         "dpm++3m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr", options={"order": 3}),
@@ -264,6 +268,7 @@ GRIDS: Registry[Any] = Registry(
         "linspace": "undiffuse.sampling.grids:linspace",
         "quadratic": "undiffuse.sampling.grids:quadratic",
         "karras": "undiffuse.sampling.grids:karras",
+        "jumps": "undiffuse.sampling.grids:jumps",
         "log-snr": "undiffuse.sampling.grids:log_snr",
     },
 )

@@ -83,6 +83,10 @@ def make_objective(config: Config) -> Objective:
         )
     if rival and config.training.conditional and config.training.label_dropout:
         raise UsageError("a rival draws of a class only: set training.label_dropout=0")
+    if (objective.loss == "flow-map") != config.network.jumps:
+        raise UsageError("objective.loss=flow-map goes with network.jumps=true: see undiffuse distill")
+    if objective.loss == "flow-map" and config.training.base is None:
+        raise UsageError("objective.loss=flow-map learns from a teacher, training.base: see undiffuse distill")
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")
     if config.denoiser.learned_variance != learned:
         raise UsageError(
@@ -111,4 +115,4 @@ def make_objective(config: Config) -> Objective:
         sigma_data=config.denoiser.sigma_data,
     )
     loss, times = LOSSES.find(objective.loss), make_times(objective)
-    return _with(loss, variance=objective.variance, times=times, weighting=weighting, span=span)
+    return _with(loss, variance=objective.variance, times=times, weighting=weighting, span=span, jumps=objective.jumps)

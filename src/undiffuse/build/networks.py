@@ -77,6 +77,8 @@ def _network(config: Config, channels: int, takes: ConditionFacts | None, dims: 
         raise UndiffuseError("the configuration leaves the network undecided: it is not from a run or a model")
     if network.inpaint and (network.kind != "unet" or dims != 2):
         raise UsageError("network.inpaint is for pictures and network.kind=unet: leave it out")
+    if network.jumps and network.kind != "unet":
+        raise UsageError("network.jumps is for network.kind=unet: leave it out")
     of_levels = config.denoiser.target == CATEGORICAL
     if network.values and not of_levels:
         raise UsageError("network.values is for denoiser.target=categorical: set that too, or leave it out")
@@ -144,12 +146,17 @@ def make_unet(config: Config, inputs: int, outputs: int, takes: ConditionFacts |
         "dropout": network.dropout,
     }
     special = network.values or network.head or network.kernel or network.fourier
+    if network.jumps and (special or network.inpaint or config.data.augment or config.denoiser.learned_variance):
+        raise UsageError(
+            "network.jumps is for networks without network.head, fourier, kernel, values and inpaint, without "
+            "data.augment and without a learned variance"
+        )
     if network.inpaint:
         if special:
             raise UsageError("network.inpaint is for pictures, without network.head, fourier, kernel and values")
         return InpaintingUNet(inputs, outputs, dims=dims, **shared)
     if not special:
-        return UNet(inputs, outputs, dims=dims, **shared)
+        return UNet(inputs, outputs, dims=dims, jumps=network.jumps, **shared)
     sigma_data = sigma_data_of(config) if network.fourier or network.values else 1.0  # unused otherwise
     return PixelUNet(
         inputs,

@@ -12,6 +12,7 @@ from undiffuse.cli import (
     compare,
     data,
     demo,
+    distill,
     edit,
     evaluate,
     explain,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("train-classifier")(train_classifier.train_classifier)
+app.command("distill", cls=EarlyCommand)(distill.distill)
 app.command("sample", cls=EarlyCommand)(sample.sample)
 app.command("edit", cls=EarlyCommand)(edit.edit)
 app.command("show")(show.show)

@@ -6,6 +6,7 @@ None is only for a model that takes no condition; unconditional samples of other
 from undiffuse.conditions.augmented import Augmented, augmented, separated
 from undiffuse.conditions.composition import Composition, Request, parts_of
 from undiffuse.conditions.condition import Condition, Encoders, check_given
+from undiffuse.conditions.jump import Jump, jumping, without_jump
 from undiffuse.conditions.known import Known, known_of_each, known_pixels, without_known
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 from undiffuse.conditions.sentences import Captions, Sentences, drawn
@@ -18,6 +19,7 @@ __all__ = [
     "Composition",
     "Condition",
     "Encoders",
+    "Jump",
     "Known",
     "LabelEncoder",
     "Labels",
@@ -28,11 +30,13 @@ __all__ = [
     "augmented",
     "check_given",
     "drawn",
+    "jumping",
     "known_of_each",
     "known_pixels",
     "label_encoder",
     "part_for",
     "parts_of",
     "separated",
+    "without_jump",
     "without_known",
 ]

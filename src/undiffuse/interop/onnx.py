@@ -50,7 +50,7 @@ def onnx_takes(model: Model) -> bool:
         model.data.tokens is None
         and model.rival is None
         and (takes is None or takes.kind == Labels.kind)
-        and not model.config.network.inpaint
+        and not (model.config.network.inpaint or model.config.network.jumps)
     )
 
 

@@ -164,6 +164,7 @@ class UNet(nn.Module):
             if it has any, as well.
         encoders: for its condition; None: it takes none.
         augmentation: how many augmentation labels a training picture has; 0 for none.
+        jumps: take the noise level to reach too, a `Jump`.
     """
 
     def __init__(
@@ -179,11 +180,12 @@ class UNet(nn.Module):
         encoders: Encoders | None = None,
         augmentation: int = 0,
         dropout: float = 0.0,
+        jumps: bool = False,
     ):
         super().__init__()
         self.patch, conv = patch, CONVOLUTION[dims]
         width = 4 * channels[0]
-        self.conditioning = Conditioning(width, encoders, augmentation=augmentation)
+        self.conditioning = Conditioning(width, encoders, augmentation=augmentation, jumps=jumps)
         self.stem = conv(inputs * patch**dims, channels[0], 3, padding=1)
 
         def stage(index: int, before: int, resample: Resample = None) -> Stage:

@@ -9,6 +9,7 @@ from undiffuse.objectives.bound import (
     variational_bound,
 )
 from undiffuse.objectives.categorical import categorical_bound, count
+from undiffuse.objectives.flow_map import flow_map
 from undiffuse.objectives.importance import Importance
 from undiffuse.objectives.losses import Objective, edm_loss, l_simple, weighted_error
 from undiffuse.objectives.spans import next_token, spans
@@ -28,6 +29,7 @@ __all__ = [
     "continuous_bound",
     "count",
     "edm_loss",
+    "flow_map",
     "hybrid",
     "hybrid_cross_entropy",
     "l_simple",

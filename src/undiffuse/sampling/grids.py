@@ -23,6 +23,9 @@ USEFUL = (0.002, PURE_NOISE)
 good as clean, above it nothing of the data is visible. Schedules that go further (the cosine table, down to a log-SNR
 of -20) would spend half of their steps outside it."""
 
+LEVELS = 32
+"""The noise levels at which a flow map's jumps can end, the data among them."""
+
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
     """1 - i / N: evenly spaced, counted back from pure noise (Lin et al. 2024, table 2)."""
@@ -53,6 +56,16 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
     start, end = (-0.5 * _useful_log_snr(schedule)).exp() ** (1 / rho)
     sigma = torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho
     return _with_ends(schedule.time(-2 * sigma.log()))
+
+
+def jumps(schedule: Schedule, steps: int) -> Tensor:
+    """The times between which flow maps jump: every n-th of the LEVELS of `karras`.
+
+    Raises ValueError for other numbers of steps than the powers of 2 up to LEVELS.
+    """
+    if LEVELS % steps:
+        raise ValueError(f"a flow map jumps 1, 2, 4, 8, 16 or {LEVELS} times, not {steps}")
+    return karras(schedule, LEVELS)[:: LEVELS // steps]
 
 
 def log_snr(schedule: Schedule, steps: int) -> Tensor:

@@ -124,6 +124,8 @@ class Listeners:
             return
         if model.rival is not None:
             recipe = Recipe()
+        elif self.config.network.jumps:
+            recipe = Recipe("jump", self.config.objective.jumps)
         else:
             recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))

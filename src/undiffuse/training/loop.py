@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,8 @@ def training_steps(
     wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
     assert isinstance(wrapped, nn.Module)
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
+    if learner.teach is not None:
+        objective = partial(cast(Any, objective), teach=learner.teach)
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance

@@ -37,6 +37,7 @@ from undiffuse.training.settings import decided, decided_precision
 from undiffuse.training.signals import Caught, caught
 from undiffuse.training.state import Learner, make_learner
 from undiffuse.training.statistics import data_facts
+from undiffuse.training.teacher import teacher
 
 DEFAULT_STEPS = 20_000
 AGREE_EVERY = 10  # steps after which several processes agree on clock and signals
@@ -100,6 +101,8 @@ def train(
     config = decided(config, data, precision)
     facts = data_facts(config, data)
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
+    if config.objective.loss == "flow-map":
+        learner.teach = teacher(config, accelerator)
     make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (

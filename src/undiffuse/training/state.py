@@ -19,6 +19,7 @@ from undiffuse.networks import PixelUNet
 from undiffuse.networks.embedding import Conditioning
 from undiffuse.networks.lora import add_adapters
 from undiffuse.objectives import Importance
+from undiffuse.objectives.flow_map import Teach
 from undiffuse.registry import CATEGORICAL
 from undiffuse.rivals.pixels import Pixels
 from undiffuse.training.ema import EMA
@@ -56,7 +57,7 @@ class Position:
 @dataclass
 class Learner:
     """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and the
-    statistics of the losses if the times are drawn by importance."""
+    statistics of the losses if the times are drawn by importance. And the teacher of a distillation, which stays."""
 
     network: nn.Module
     ema: EMA
@@ -64,6 +65,7 @@ class Learner:
     scaler: Any | None
     progress: Position
     importance: Importance | None = None
+    teach: Teach | None = None
     origin: Origin | None = None
 
     @property
@@ -114,5 +116,5 @@ def make_learner(
         accelerator.scaler,
         Position(),
         Importance() if config.objective.importance else None,
-        origin,
+        origin=origin,
     )

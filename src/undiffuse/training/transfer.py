@@ -52,8 +52,8 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
     """Loads the weights of `base` into `network`, which is for `data`, in place.
 
     With the same condition, both compute the same bits; with another one, `network` computes what the base does for
-    unconditional samples. Augmentation labels that the base does not have start without an effect. Raises UsageError
-    for weights of other names or shapes. A network that is shown known pixels starts as one that is not.
+    unconditional samples. Augmentation labels and jumps that the base does not have start without an effect. A network
+    that is shown known pixels starts as one that is not. Raises UsageError for weights of other names or shapes.
     """
     if base.data.tokens != data.tokens:
         raise UsageError(
@@ -88,6 +88,7 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
     augmentation = {name for name in state.keys() ^ known.keys() if name.endswith("conditioning.augmentation.weight")}
     left += sorted(augmentation & known.keys())
     new |= {name: torch.zeros_like(state[name]) for name in sorted(augmentation & state.keys())}
+    new |= {name: state[name] for name in state.keys() - known.keys() if ".jumps." in name}
     loaded = {name: tensor for name, tensor in known.items() if name not in left} | new
     for what, names in (("has no", state.keys() - loaded.keys()), ("has besides", loaded.keys() - state.keys())):
         if names:

@@ -1,0 +1,74 @@
+"""`undiffuse distill`."""
+
+from pathlib import Path
+
+import typer
+
+from undiffuse.cli import complete
+from undiffuse.cli.console import command, say
+from undiffuse.errors import UsageError
+
+
+def distill(
+    model: str = typer.Argument(
+        ..., help="The teacher: a run folder, a model folder or a built-in name.", autocompletion=complete.models
+    ),
+    steps: int = typer.Option(1, help="Evaluations that a sample of the student takes: 1, 2, 4, 8 or 16."),
+    minutes: float = typer.Option(None, help="Train for this long [30]."),
+    guidance: float = typer.Option(1.0, min=0, help="The teacher's scale of guidance, which the student learns."),
+    out: Path = typer.Option(None, "--out", "-o", help="The run folder [runs/MODEL-STEPS-step]."),
+    data: str = typer.Option(None, help="Another place of the teacher's data.", autocompletion=complete.data),
+    resume: bool = typer.Option(False, "--resume", help="Continue the run in --out exactly where it stopped."),
+    seed: int = typer.Option(None, help="Seed of everything random [0]."),
+    settings: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting of undiffuse train."),
+) -> None:
+    """Train a student of MODEL that draws in one evaluation, or in a few.
+
+    \b
+    Examples:
+      undiffuse distill fashion-mnist --steps 1 --minutes 30
+      undiffuse distill runs/emoji --steps 2 --guidance 2 --out runs/fast
+      undiffuse sample runs/fashion-mnist-1-step --steps 1
+    """
+    import sys
+
+    from undiffuse.card import find, read_card, recorded_source
+    from undiffuse.config import over, parse_settings, preset
+    from undiffuse.output import name_of
+    from undiffuse.training import train
+    from undiffuse.training.folders import RUNS
+
+    place = out or RUNS / f"{name_of(model)}-{steps}-step{'s' * (steps > 1)}"
+    chosen = parse_settings(settings)
+    if resume:
+        values = chosen
+    else:
+        folder = find(model)
+        card = read_card(folder)
+        if "imported" in card.training and data is None:
+            raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
+        source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
+        theirs = card.config.training
+        given = {
+            "data.source": data or source or card.config.data.source,
+            "training.base": model,
+            "training.conditional": theirs.conditional,
+            "training.condition": theirs.condition,
+            "training.minutes": minutes,
+            "training.seed": seed,
+            "objective.jumps": steps,
+            "objective.guidance": guidance,
+        }
+        values = preset("distill") | {key: value for key, value in given.items() if value is not None}
+        if not {"training.minutes", "training.steps"} & {*values, *chosen}:
+            values["training.minutes"] = 30.0
+        values = over(values, chosen)
+    outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+    if outcome.main and outcome.finished:
+        say(f"trained {outcome.step} steps: {outcome.checkpoint}")
+        follow = command("sample", outcome.run, "--sampler", "jump", "--steps", str(steps))
+        say(f"next: {follow}")
+    elif outcome.main:
+        say(f"next: {command('distill', model, '--out', outcome.run, '--resume')}")
+    if outcome.signal:
+        raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,112 @@
+"""Distillation of a denoiser's ODE into a flow map X_{t -> s}, which takes the ODE's state at t to that at s at once.
+
+In Lagrangian form (Boffi et al. 2025, "Flow map matching"): the map satisfies d/ds X_{t -> s}(x) = v(X_{t -> s}(x), s),
+v being the teacher's velocity. So where the map ends at l, a step of the teacher from there to s must end where the map
+from t to s does. The map is DDIM's step with an x_0 of its own, `Denoiser.jump`.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from undiffuse.conditions import Condition
+from undiffuse.denoiser import Denoiser
+from undiffuse.process import Denoise, GaussianProcess, expand
+from undiffuse.randomness import Draw
+from undiffuse.sampling.grids import LEVELS, karras
+from undiffuse.sampling.steps import PURE_NOISE
+
+PLAIN = 0.25
+"""The share of samples on which the student learns to be the teacher's denoiser, s = t."""
+SOFT = 0.03
+"""The error, per square root of an element, below which the loss is quadratic."""
+
+Teach = Callable[[Condition | None], Denoise]
+
+
+def flow_map(
+    denoiser: Denoiser,
+    x0: Tensor,
+    condition: Condition | None,
+    u: Tensor,
+    draw: Draw,
+    *,
+    teach: Teach,
+    jumps: int = 1,
+) -> Tensor:
+    """The pseudo-Huber distance of x_0 as the student needs it for its jump, from that which ends at its target: (B,).
+
+    The target is a step of Heun's of the teacher, from where the student itself ends one level earlier. u chooses t
+    among the `jumps` levels at which a sampler begins a jump, and s among the levels below; for a quarter s = t, where
+    the target is the teacher's own x_0.
+
+    Args:
+        teach: condition -> the teacher's denoiser, guided as it will be.
+    """
+    process = denoiser.process
+    grid = levels(process)
+    start, goal = _ends(u, jumps)
+    t, s = grid[start], grid[goal]
+    x_t = process.marginal(x0, t).at(draw.normal(x0))
+    plain = start == goal
+    target = torch.empty_like(x0)
+    with torch.no_grad():
+        if plain.any():
+            target[plain] = teach(_rows(condition, plain))(x_t[plain], t[plain]).x0
+        moved = ~plain
+        if moved.any():
+            x, given = x_t[moved], _rows(condition, moved)
+            before, end = grid[goal[moved] - 1], s[moved]
+            near = step(process, denoiser.jump(x, t[moved], before, given).x0, x, t[moved], before)
+            there = heun_step(process, teach(given), near, before, end)
+            target[moved] = aim(process, there, x, t[moved], end)
+    error = (denoiser.jump(x_t, t, s, condition).x0 - target).flatten(1)
+    soft = SOFT * error.shape[1] ** 0.5
+    return (error.square().sum(1) + soft**2).sqrt() - soft
+
+
+def step(process: GaussianProcess, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """DDIM's step (Song et al. 2021, eq. 12 with eta = 0) to s: alpha_s x_0 + sigma_s eps; times (B,)."""
+    at_t, at_s = process.noise_level(t), process.noise_level(s)
+    ratio = at_s.sigma / at_t.sigma
+    return expand(at_s.alpha - ratio * at_t.alpha, x_t) * x0 + expand(ratio, x_t) * x_t
+
+
+def aim(process: GaussianProcess, x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The x_0 with which `step` ends at x_s."""
+    at_t, at_s = process.noise_level(t), process.noise_level(s)
+    ratio = at_s.sigma / at_t.sigma
+    return (x_s - expand(ratio, x_t) * x_t) / expand(at_s.alpha - ratio * at_t.alpha, x_t)
+
+
+def heun_step(process: GaussianProcess, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Heun's step of the ODE in sigma / alpha (Karras et al. 2022, algorithm 1), as `undiffuse.sampling.heun`; times
+    (B,), and Euler's to the data and from pure noise."""
+    first = denoise(x, t)
+    end = step(process, first.x0, x, t, s)
+    at_t, at_s = process.noise_level(t), process.noise_level(s)
+    bent = (s > 0) & (at_t.sigma <= PURE_NOISE * at_t.alpha)
+    second = denoise(end, torch.where(bent, s, t))
+    length = (at_s.sigma / at_s.alpha - at_t.sigma / at_t.alpha) * at_s.alpha
+    return end + expand(torch.where(bent, length / 2, 0.0), x) * (second.eps - first.eps)
+
+
+@lru_cache(8)
+def levels(process: GaussianProcess) -> Tensor:
+    """The LEVELS + 1 times from pure noise to the data, float64."""
+    return karras(process.schedule, LEVELS)
+
+
+def _ends(u: Tensor, jumps: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the levels t and s, int64 (B,) each, that u (B,) in [0, 1) chooses."""
+    place = u * jumps
+    start = place.floor().clamp(max=jumps - 1).long() * (LEVELS // jumps)
+    share = ((place % 1) - PLAIN) / (1 - PLAIN)
+    goal = start + 1 + (share.clamp(min=0) * (LEVELS - start)).floor().long()
+    return start, torch.where(share < 0, start, goal.clamp(max=LEVELS))
+
+
+def _rows(condition: Condition | None, rows: Tensor) -> Condition | None:
+    return None if condition is None else condition[rows]

@@ -1,0 +1,173 @@
+"""Flow maps: on Gaussian data every map is known, and distillation has it as its fixed point."""
+
+from collections.abc import Callable
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from undiffuse.build import make_schedule
+from undiffuse.config import ProcessConfig
+from undiffuse.objectives.flow_map import LEVELS, PLAIN, aim, flow_map, heun_step, levels, step
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand
+from undiffuse.randomness import Given
+
+MEAN, STD = 0.3, 0.4
+module = import_module("undiffuse.objectives.flow_map")  # its function has the same name in the package
+SCHEDULES = ["cosine", "edm", "flow", "linear"]
+
+
+def process_of(schedule: str) -> GaussianProcess:
+    return GaussianProcess(make_schedule(ProcessConfig(schedule=schedule)))
+
+
+def variance(process: GaussianProcess, t: Time) -> Tensor:
+    level = process.noise_level(t)
+    return (level.alpha * STD) ** 2 + level.sigma**2
+
+
+def exact(process: GaussianProcess) -> Denoise:
+    """E[x_0 | x_t] of N(MEAN, STD^2)."""
+
+    def denoise(x: Tensor, t: Time) -> Prediction:
+        level = process.noise_level(t)
+        gain = level.alpha * STD**2 / variance(process, t)
+        x0 = MEAN + expand(gain, x) * (x - expand(level.alpha, x) * MEAN)
+        return Prediction(x0, x0).with_x0(x0, x, level)
+
+    return denoise
+
+
+def mapped(process: GaussianProcess, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """X_{t -> s} = alpha_s mu + sqrt(V_s / V_t) (x - alpha_t mu)."""
+    at_t, at_s = process.noise_level(t), process.noise_level(s)
+    scale = (variance(process, s) / variance(process, t)).sqrt()
+    return expand(at_s.alpha, x) * MEAN + expand(scale, x) * (x - expand(at_t.alpha, x) * MEAN)
+
+
+class Exact:
+    """A student that is the exact map, times `wrong`."""
+
+    def __init__(self, process: GaussianProcess, wrong: float = 1.0):
+        self.process, self.wrong = process, wrong
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: object = None) -> Prediction:
+        x0 = exact(self.process)(x, t).x0.clone()
+        moved = s < t
+        if moved.any():
+            there = mapped(self.process, x[moved], t[moved], s[moved])
+            x0[moved] = aim(self.process, there, x[moved], t[moved], s[moved])
+        x0 = x0 * self.wrong
+        return Prediction(x0, x0).with_x0(x0, x, self.process.noise_level(t))
+
+
+def samples(process: GaussianProcess, t: Tensor) -> Tensor:
+    x0 = MEAN + STD * torch.randn(len(t), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(t), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return process.marginal(x0, t).at(noise)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_aim_is_the_inverse_of_a_step(schedule: str) -> None:
+    process = process_of(schedule)
+    grid = levels(process)
+    t, s = grid[[0, 0, 5, 20]], grid[[1, 32, 30, 32]]
+    x, x0 = samples(process, t), torch.rand(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(aim(process, step(process, x0, x, t, s), x, t, s), x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(step(process, x0, x, t, t), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_step_of_the_teacher_is_of_second_order(schedule: str) -> None:
+    """Halving steps between two levels divides the error of Heun's ODE by 4."""
+    process = process_of(schedule)
+    start, end = process.schedule.time(torch.tensor([-2.0, 3.0], dtype=torch.float64))
+    errors = []
+    for count in (8, 16, 32):
+        log_snr = torch.linspace(-2.0, 3.0, count + 1, dtype=torch.float64)
+        times = process.schedule.time(log_snr)
+        x = first = samples(process, start.expand(4))
+        for t, s in pairwise(times):
+            x = heun_step(process, exact(process), x, t.expand(4), s.expand(4))
+        errors.append((x - mapped(process, first, start.expand(4), end.expand(4))).abs().max().item())
+    assert 3.5 < errors[0] / errors[1] < 4.6 and 3.5 < errors[1] / errors[2] < 4.6
+
+
+def loss_of(process: GaussianProcess, wrong: float = 1.0, jumps: int = 1, count: int = 4000) -> Tensor:
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    x0 = MEAN + STD * torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    student: Any = Exact(process, wrong)
+    return flow_map(student, x0, None, u, Given(noise), teach=lambda condition: exact(process), jumps=jumps)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
+@pytest.mark.parametrize("jumps", [1, 4])
+def test_the_exact_map_is_a_fixed_point(schedule: str, jumps: int) -> None:
+    """But for the teacher's one step, whose error is of third order; a map that is 2% off is not."""
+    process = process_of(schedule)
+    loss = loss_of(process, jumps=jumps)
+    assert loss.max() < 3e-3 and loss.mean() < 1e-4
+    assert loss_of(process, 1.02, jumps).mean() > 10 * loss.mean()
+
+
+def test_finer_levels_bring_the_fixed_point_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is quadratic in the error of one step, h^3, relative to the length of the jump."""
+    process, means = process_of("edm"), []
+    for count in (32, 64):
+        levels.cache_clear()
+        monkeypatch.setattr(module, "LEVELS", count)
+        means.append(loss_of(process).mean().item())
+    levels.cache_clear()
+    assert means[0] / means[1] > 8
+
+
+@pytest.mark.parametrize("jumps", [1, 2, 4])
+def test_which_levels_are_chosen(jumps: int) -> None:
+    """Every start of a jump as often, a quarter of each at rest, and all ends below it as often."""
+    count = 400_000
+    start, goal = module._ends((torch.arange(count, dtype=torch.float64) + 0.5) / count, jumps)
+    assert sorted(set(start.tolist())) == [LEVELS // jumps * k for k in range(jumps)]
+    for first in set(start.tolist()):
+        here = goal[start == first]
+        assert len(here) == pytest.approx(count / jumps, rel=1e-3)
+        assert (here == first).double().mean() == pytest.approx(PLAIN, abs=1e-3)
+        shares = torch.bincount(here, minlength=LEVELS + 1)[first + 1 :].double() / len(here)
+        assert shares == pytest.approx((1 - PLAIN) / (LEVELS - first), rel=0.02)
+
+
+def test_gradients_reach_the_student_alone() -> None:
+    """The target is a constant, although the student makes it."""
+    process = process_of("edm")
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    class Scaled(Exact):
+        def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: object = None) -> Prediction:
+            x0 = super().jump(x, t, s).x0 * weight
+            return Prediction(x0, x0).with_x0(x0, x, self.process.noise_level(t))
+
+    student: Any = Scaled(process)
+    x0, noise = torch.zeros(8, 3, dtype=torch.float64), torch.ones(8, 3, dtype=torch.float64)
+    u = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
+
+    def loss(teach: Callable[[Any], Denoise]) -> Tensor:
+        return flow_map(student, x0, None, u, Given(noise), teach=teach).sum()
+
+    (gradient,) = torch.autograd.grad(loss(lambda condition: exact(process)), weight)
+    with torch.no_grad():  # the same target, with the student's own part held
+        small = 1e-6
+        kept = Exact(process)
+        original = Scaled.jump
+        weight += small
+
+        def held(self: Any, x: Tensor, t: Tensor, s: Tensor, condition: object = None) -> Prediction:
+            return original(self, x, t, s) if len(x) == 8 else kept.jump(x, t, s)
+
+        Scaled.jump = held  # type: ignore[method-assign]
+        more = loss(lambda condition: exact(process))
+        weight -= small
+        less = loss(lambda condition: exact(process))
+    assert gradient.item() == pytest.approx(((more - less) / small).item(), rel=1e-3, abs=1e-6)
