@@ -41,7 +41,7 @@ def assert_same_picture(one: np.ndarray, other: np.ndarray) -> None:
     assert (difference > 0).mean() < 0.01
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("ddpm-learned", "cfg++")])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("ddpm-learned", "cfg++", "jump")])
 def test_a_sample_alone_is_the_sample_in_a_crowd(model: Model, sampler: str) -> None:
     """Sample k is the same alone, in any batch, at any batch size and in any order."""
     crowd = batch(model, list(range(7)), sampler=sampler)

@@ -59,13 +59,11 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
 
 
 def jumps(schedule: Schedule, steps: int) -> Tensor:
-    """The times between which flow maps jump: every n-th of the LEVELS of `karras`.
-
-    Raises ValueError for other numbers of steps than the powers of 2 up to LEVELS.
-    """
-    if LEVELS % steps:
-        raise ValueError(f"a flow map jumps 1, 2, 4, 8, 16 or {LEVELS} times, not {steps}")
-    return karras(schedule, LEVELS)[:: LEVELS // steps]
+    """The times between which flow maps jump: every n-th of the LEVELS of `karras`, or the nearest to it; for more
+    steps than that, those of `karras`."""
+    if steps > LEVELS:
+        return karras(schedule, steps)
+    return karras(schedule, LEVELS)[torch.linspace(0, LEVELS, steps + 1, dtype=torch.float64).round().long()]
 
 
 def log_snr(schedule: Schedule, steps: int) -> Tensor:
