@@ -79,7 +79,8 @@ def main() -> None:
             planned[kind] = steps_in(options.minutes, values)
             write_json(path, found)
         run = options.out / f"{path.stem}-{kind}"
-        train(values | {"training.steps": planned[kind]}, run, resume=True)
+        if not train(values | {"training.steps": planned[kind]}, run, resume=True).finished:
+            sys.exit(f"{run} was stopped: the same command goes on with it")
         found[kind] = measure(run, kind, options.blocks, STEPS)
         write_json(path, found)
         for row in found[kind]["rows"]:
