@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from undiffuse.classifier import Classifier
 from undiffuse.conditions import Composition, Request, parts_of
+from undiffuse.config import MOST_JUMPS
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -42,7 +44,7 @@ class Recipe:
     """How to sample.
 
     Attributes:
-        sampler: a name in SAMPLERS; "auto": ddim if eta > 0, else `default_sampler(steps)`.
+        sampler: a name in SAMPLERS; "auto": ddim if eta > 0, else `default_sampler(steps)`, or as `for_model` decides.
         steps: N; see `evaluations` for their cost.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); only for sampler="ddim".
         grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the sampler's default.
@@ -59,8 +61,10 @@ class Recipe:
     threshold: str = "clip"
     seed: int = 0
     guidance: Guidance = field(default_factory=Guidance)
+    _open: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_open", self.sampler == "auto" and not self.eta)
         if self.sampler == "auto":
             object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
         for name, registry in (
@@ -128,12 +132,20 @@ class Recipe:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def possible(self, model: Model) -> None:
-        """Raises UsageError as `times`, and for a recipe of anything but a seed for a rival, which has one way."""
-        if model.rival is None:
-            self.times(model)
-        elif replace(self, seed=0) != Recipe():
-            raise UsageError(f"{model.name} is a {model.config.network.kind}, which draws in one way: give only a seed")
+    def for_model(self, model: Model) -> "Recipe":
+        """This recipe, with a sampler that was left open decided for the model: a flow map of few steps jumps.
+
+        Raises UsageError as `times`, and for a rival, which has one way to draw, if there is more than a seed.
+        """
+        if model.rival is not None:
+            if replace(self, seed=0) != Recipe():
+                name = model.config.network.kind
+                raise UsageError(f"{model.name} is a {name}, which draws in one way: give only a seed")
+            return self
+        jumps = self._open and model.config.network.jumps and self.steps <= MOST_JUMPS
+        recipe = replace(self, sampler="jump") if jumps else self
+        recipe.times(model)
+        return recipe
 
     def check(self, model: Model) -> None:
         """Raises UsageError for a sampler that the model cannot have, and for a model of texts."""
@@ -215,8 +227,8 @@ def generate(
     `tick` is called after every step with the number of samples that took it.
     """
     condition = model.taken(condition, len(numbers))
+    recipe = recipe.for_model(model)
     if model.rival is not None:
-        recipe.possible(model)
         yield from _of_rival(model, model.rival, recipe, numbers, condition, batch_size, tick)
         return
     for first in range(0, len(numbers), batch_size):

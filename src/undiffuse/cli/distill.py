@@ -66,7 +66,7 @@ def distill(
     outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
-        follow = command("sample", outcome.run, "--sampler", "jump", "--steps", str(steps))
+        follow = command("sample", outcome.run, "--steps", str(steps))
         say(f"next: {follow}")
     elif outcome.main:
         say(f"next: {command('distill', model, '--out', outcome.run, '--resume')}")

@@ -23,6 +23,7 @@ from undiffuse.cli.console import (
     SAMPLER,
     THRESHOLD,
     VOCODER,
+    given,
     guidance_of,
     say,
 )
@@ -38,7 +39,7 @@ def sample(
     ),
     n: int = typer.Option(64, "-n", min=1, help="Number of samples."),
     sampler: str = SAMPLER,
-    steps: int = typer.Option(20, min=1, help="Number of steps from noise to data."),
+    steps: int = typer.Option(20, min=1, help="Number of steps from noise to data [20; of a student, its own]."),
     eta: float = ETA,
     grid: str = GRID,
     threshold: str = THRESHOLD,
@@ -98,8 +99,11 @@ def sample(
     if length is not None:
         raise UsageError("--length is for models of texts")
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
+    card = read_card(find(model))
+    if card.config.network.jumps and "steps" not in given(context):
+        steps = card.config.objective.jumps
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
-    kind = domain_of(read_card(find(model)).data).suffix
+    kind = domain_of(card.data).suffix
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples{kind}"))
     output.check(out, n, force, kind)
 
@@ -112,7 +116,7 @@ def sample(
     from undiffuse.vocoder import with_vocoder
 
     loaded = load(model, device)
-    recipe.possible(loaded)
+    recipe = recipe.for_model(loaded)
     if guide:
         loaded = with_guide(loaded, guide)
     loaded = with_vocoder(loaded, vocoder)

@@ -91,8 +91,7 @@ def compare(
     opened = [open_subject(name, device, size) for name, _ in requested]
     check_size(opened, size)
     n = n or min([DEFAULT_N, *(len(subject) for subject in opened if not isinstance(subject, Model))])
-    for subject, (name, how) in zip(opened, requested, strict=True):
-        check(name, subject, how, n)
+    requested = [(name, check(name, subject, how, n)) for subject, (name, how) in zip(opened, requested, strict=True)]
     shared = bench_for(opened, [name for name, _ in requested], data, split=split, features=features, bar=bar)
     opened = [
         with_engine(subject, engine, n * how.evaluations, bar) if isinstance(subject, Model) else subject

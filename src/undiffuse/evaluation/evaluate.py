@@ -194,15 +194,17 @@ def check_size(subjects: Sequence[Model | ImageSet], size: int | None) -> None:
         raise UsageError(f"--size {size} is for samples in files: a model's samples have the size of its training data")
 
 
-def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> None:
-    """Checks a request before the work. Raises UsageError for invalid steps, too few images or too small a disk."""
+def check(name: str, subject: Model | ImageSet, recipe: Recipe, n: int | None) -> Recipe:
+    """Checks a request before the work; returns the recipe, decided for the subject. Raises UsageError for invalid
+    steps, too few images or too small a disk."""
     if isinstance(subject, Model):
-        recipe.possible(subject)
+        recipe = recipe.for_model(subject)
         disk = next(one for one in (cache_dir(), *cache_dir().absolute().parents) if one.exists())
         if (n or DEFAULT_N) * math.prod(subject.data.shape) > shutil.disk_usage(disk).free:
             raise UsageError(f"-n {n or DEFAULT_N}: so many samples do not fit on the disk of the cache {cache_dir()}")
     elif n and n > len(subject):
         raise UsageError(f"{name} holds {len(subject)} images, fewer than -n {n}")
+    return recipe
 
 
 def evaluate_subject(
@@ -254,8 +256,7 @@ def evaluate(
     check_size([opened], size)
     if not isinstance(opened, Model):
         recipes = recipes[:1]
-    for recipe in recipes:
-        check(name, opened, recipe, n)
+    recipes = [check(name, opened, recipe, n) for recipe in recipes]
     made = bench_for([opened], [name], data, split=split, features=features, groups=groups, bar=bar)
     if isinstance(opened, Model):
         opened = with_guide(opened, guide) if guide else opened

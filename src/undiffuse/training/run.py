@@ -101,9 +101,9 @@ def train(
     config = decided(config, data, precision)
     facts = data_facts(config, data)
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
+    make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     if config.objective.loss == "flow-map":
         learner.teach = teacher(config, accelerator)
-    make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)

@@ -1,0 +1,132 @@
+"""undiffuse distill: a student begins as its teacher, is trained and resumed, and draws in the steps that it learnt."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Command, ignore, run_state
+
+from undiffuse.config import preset
+from undiffuse.errors import UsageError
+from undiffuse.generate import Recipe, generate
+from undiffuse.guidance import Guidance
+from undiffuse.model import load
+from undiffuse.training import train
+
+SHORT = {"training.steps": 6, "training.checkpoint_every": 3, "training.precision": "fp32", "training.batch_size": 16}
+
+
+def settings(teacher: Path, data: str) -> dict[str, Any]:
+    return {**preset("distill"), "data.source": data, "training.base": str(teacher), **SHORT}
+
+
+@pytest.fixture(scope="module")
+def student(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("student") / "run"
+    train({**settings(whole, data), "objective.jumps": 2}, run, report=ignore)
+    return run
+
+
+def test_a_student_begins_as_its_teacher(whole: Path, data: str, tmp_path: Path) -> None:
+    """Whatever the level to reach, and without one, until it has learnt."""
+    train(
+        {**settings(whole, data), "training.steps": 1, "training.learning_rate": 1e-30}, tmp_path / "run", report=ignore
+    )
+    teacher, student = load(whole), load(tmp_path / "run")
+    x, condition = torch.randn(4, 1, 16, 16), teacher.condition(range(4))
+    t = torch.tensor([0.3, 0.5, 0.9, 1.0], dtype=torch.float64)
+    plain = teacher.denoiser(x, t, condition).x0
+    assert torch.equal(student.denoiser(x, t, condition).x0, plain)
+    assert torch.equal(student.denoiser.jump(x, t, 0.5 * t, condition).x0, plain)
+
+
+def test_a_student_has_learnt_where_to_jump(student: Path) -> None:
+    model = load(student)
+    x, condition = torch.randn(4, 1, 16, 16), model.condition(range(4))
+    near, far = (model.denoiser.jump(x, 1.0, s, condition).x0 for s in (0.9, 0.0))
+    assert (near - far).abs().max() > 1e-5
+    assert torch.equal(model.denoiser.jump(x, 0.5, 0.5, condition).x0, model.denoiser(x, 0.5, condition).x0)
+
+
+def test_a_run_resumes_as_if_nothing_had_happened(student: Path, tmp_path: Path) -> None:
+    shutil.copytree(student, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    train({}, tmp_path / "run", resume=True, report=ignore)
+    assert run_state(tmp_path / "run") == run_state(student)
+
+
+def test_a_flow_map_jumps_unless_told_otherwise(student: Path) -> None:
+    model = load(student)
+    asked = Recipe(steps=2).for_model(model)
+    assert asked.sampler == "jump" and asked.cost(model) == 2
+    assert Recipe("unipc", 2).for_model(model).sampler == "unipc"
+    assert Recipe(steps=20).for_model(model).sampler == "dpm++2m"
+    condition = model.condition(range(4))
+    images = next(generate(model, Recipe(steps=2), range(4), condition))
+    alone = next(generate(model, Recipe("jump", 2), [2], model.condition([2])))
+    assert abs(images[2].astype(int) - alone[0]).max() <= 1
+    times = Recipe("jump", 2).times(model)
+    assert len(times) == 3 and times[0] == 1 and times[2] == 0
+    with torch.no_grad():  # by hand
+        first = model.denoiser.jump(start(model), 1.0, times[1].item(), condition)
+        level = model.denoiser.process.noise_level(times[1])
+        x = level.alpha.float() * first.x0.clamp(-1, 1)
+        eps = start(model) - model.denoiser.process.noise_level(1.0).alpha.float() * first.x0.clamp(-1, 1)
+        x = x + level.sigma.float() * eps / model.denoiser.process.noise_level(1.0).sigma.float()
+        last = model.denoiser.jump(x, times[1].item(), 0.0, condition).x0
+    assert abs(model.domain.decode(last).astype(int) - images).max() <= 1
+
+
+def start(model: Any) -> torch.Tensor:
+    from undiffuse.randomness import keyed_draws
+
+    return model.denoiser.process.prior(torch.empty(4, 1, 16, 16)).sample(keyed_draws(0, range(4))(0))  # type: ignore[no-any-return]
+
+
+def test_guidance_is_learnt_with_it(whole: Path, data: str, tmp_path: Path, student: Path) -> None:
+    values = {**settings(whole, data), "objective.jumps": 2, "objective.guidance": 3.0}
+    train(values, tmp_path / "run", report=ignore)
+    rows = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (student, tmp_path / "run")
+    ]
+    assert rows[0] != rows[1]
+    model = load(student)
+    drawn = generate(model, Recipe("jump", 2, guidance=Guidance(2.0)), range(2), model.condition(range(2)))
+    with pytest.raises(UsageError, match="a flow map has learnt its guidance"):
+        next(drawn)
+
+
+def test_the_command(whole: Path, command: Command) -> None:
+    arguments = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+    code, out, err = command("distill", whole, "--steps", 1, "--out", "fast", *arguments)
+    assert code == 0 and "undiffuse sample fast --steps 1" in out, err
+    code, out, _ = command("sample", "fast", "-n", 2, "--out", "two.npz")
+    assert code == 0 and "1 evaluation of the network each" in out
+    assert np.load("two.npz")["images"].shape == (2, 16, 16, 1)
+    code, out, err = command("distill", whole, "--out", "fast", "--resume")
+    assert code == 0 and "already finished at step 6" in out, err
+    code, _, err = command("distill", "fast", "--out", "again", *arguments)
+    assert code == 2 and "fast is a student already" in err
+    code, _, err = command("sample", whole, "--sampler", "jump", "--steps", 1)
+    assert code == 2 and "the sampler jump is for flow maps" in err
+    code, _, err = command("export", "fast", "--format", "onnx", "--out", "fast.onnx")
+    assert code == 2, err
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"network.jumps": False}, "objective.loss=flow-map goes with network.jumps"),
+        ({"training.base": None}, "objective.loss=flow-map learns from a teacher"),
+        ({"data.augment": 0.1}, "network.jumps is for networks without"),
+    ],
+)
+def test_settings_that_do_not_fit(whole: Path, data: str, tmp_path: Path, changed: dict[str, Any], reason: str) -> None:
+    values = {**settings(whole, data), "network.channels": TINY["network.channels"], "network.attention": (), **changed}
+    with pytest.raises(UsageError, match=reason):
+        train(values, tmp_path / "run", report=ignore)
