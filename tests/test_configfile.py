@@ -14,6 +14,7 @@ from undiffuse.card import BUILT_IN, built_in, read_card
 from undiffuse.config import Config, keys, make_config, over, preset, presets
 from undiffuse.configfile import as_toml, flat, read_settings
 from undiffuse.errors import UsageError
+from undiffuse.registry import PRESETS
 
 _name = st.from_regex(r"\A[A-Za-z0-9_]{1,12}\Z")
 _words = st.text(max_size=20).filter(lambda text: text.lower() != "none")
@@ -69,9 +70,8 @@ def test_the_configuration_of_a_model_is_read_from_its_card(name: str) -> None:
 
 def test_every_preset_is_a_file_of_settings() -> None:
     """The package's own presets are read as a person's file is."""
-    folder = Path(read_settings.__code__.co_filename).parent / "presets"
     for name in presets():
-        assert read_settings(folder / f"{name}.toml") == preset(name)
+        assert read_settings(PRESETS[name]) == preset(name)
 
 
 BAD = {
