@@ -1,12 +1,13 @@
 """Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME [MEASURED.json].
 
 MEASURED.json is what `undiffuse evaluate RUN --metrics bpd --json MEASURED.json` has written: the number goes into the
-model's card.
+model's card. Weights that are more than MOST bytes are rounded to float16, and so are twice as many: measure after that.
 """
 
-import shutil
 import sys
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import BUILT_IN, find, load
@@ -19,7 +20,10 @@ def main(run: str, name: str, measured: str | None = None) -> None:
     folder = find(run)
     model = load(folder)
     print(f"{folder}: {model.parameters / 1e6:.2f}M parameters")
-    size = (folder / "weights.safetensors").stat().st_size
+    weights = load_file(folder / "weights.safetensors")
+    if sum(weight.nbytes for weight in weights.values()) > MOST:
+        weights = {key: weight.half() for key, weight in weights.items()}
+    size = sum(weight.nbytes for weight in weights.values())
     if size > MOST:
         sys.exit(f"{size} bytes of weights are more than {MOST}")
     card = read_json(folder / "model.json")
@@ -30,7 +34,7 @@ def main(run: str, name: str, measured: str | None = None) -> None:
         conditions = {key: found["conditions"].get(key) for key in ("data", "split", "bound", "steps", "draws", "seed")}
         card["measured"] = {"bits_per_dim": found["bits_per_dim"]["bits_per_dim"], "n": found["n"], **conditions}
     with atomic_folder(BUILT_IN / name) as target:
-        shutil.copyfile(folder / "weights.safetensors", Path(target) / "weights.safetensors")
+        save_file(weights, Path(target) / "weights.safetensors")
         write_json(Path(target) / "model.json", card)
     print(f"{BUILT_IN / name}: {size / 1e6:.1f} MB")
 

@@ -1,0 +1,193 @@
+"""The trilemma, measured: diffusion and its rivals after equal time; quality, diversity, speed, likelihood, copies.
+
+    OMP_NUM_THREADS=1 python benchmarks/trilemma.py OUT [--data fashion-mnist] [--minutes 20] [--seeds 3]
+    python benchmarks/trilemma.py OUT --report trilemma.json --figure trilemma.png
+
+Every system trains by its own preset on one thread in the same CPU time: a short trial tells how many steps fit in it.
+"one-step" is diffusion for half of the time and then its student for the other half. Then n samples of each, measured
+as `undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test
+images for what has a likelihood; seconds for one sample at batch 1 and 64, the median of repeats. Each run is measured
+into OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from equal_time import steps_in
+
+from undiffuse import load, train
+from undiffuse.config import over, preset, preset_for
+from undiffuse.devices import conditions
+from undiffuse.evaluation import evaluate
+from undiffuse.evaluation.density import density
+from undiffuse.files import read_json, write_json
+from undiffuse.generate import Recipe, generate
+from undiffuse.model import Model
+from undiffuse.plots import save_figure
+from undiffuse.registry import RIVALS
+
+SYSTEMS = ("diffusion", "one-step", *RIVALS)
+BITS = ("vae", "flow", "flow-fast", "ar")
+RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),)}
+SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies", "bits", "seconds at 64", "seconds at 1")
+QUIET = {"training.preview_every": 10**9, "training.checkpoint_every": 10**6}
+
+
+def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Of a training run, but for its steps."""
+    name = system if system in RIVALS else preset_for(options.minutes)
+    return preset(name) | {"data.source": options.data, "training.seed": seed, **QUIET}
+
+
+def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
+    """The run of a system, trained now or before. Ends the program if it is stopped."""
+    half = system == "one-step"
+    minutes = options.minutes / (2 if half else 1)
+    run, values = options.out / f"{system}-{seed}-run", settings(system, options, seed)
+    if half:
+        teacher = options.out / f"teacher-{seed}-run"
+        finish(values, teacher, minutes, options.out / "steps.json", "teacher")
+        values = preset("distill") | {"data.source": options.data, "training.seed": seed, **QUIET}
+        values["training.base"] = str(teacher)
+    finish(values, run, minutes, options.out / "steps.json", system)
+    return run
+
+
+def finish(values: dict[str, Any], run: Path, minutes: float, plan: Path, name: str) -> None:
+    """Trains for the planned steps of `name`, which are planned if they are not yet."""
+    planned: dict[str, int] = read_json(plan) if plan.exists() else {}
+    if name not in planned:
+        planned[name] = steps_in(minutes, values)
+        write_json(plan, (read_json(plan) if plan.exists() else {}) | planned)
+    values = over(values, {"training.steps": planned[name]})
+    if not train(values, run, resume=run.exists()).finished:
+        sys.exit(f"{run} was stopped: the same command goes on with it")
+
+
+def seconds(model: Model, recipe: Recipe, batch: int) -> float:
+    """For one sample, in batches of `batch`: the median of three, after one to warm up."""
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        list(generate(model, recipe, range(batch), model.condition(range(batch)), batch_size=batch))
+        taken.append((time.perf_counter() - began) / batch)
+    return statistics.median(taken[1:])
+
+
+def measured(system: str, run: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is measured of a run, once for each way to sample it."""
+    model, found = load(run), []
+    recipes = RECIPES.get(system, (Recipe(),))
+    bits = density(model, n=500).parts["bits_per_dim"].mean if system in BITS else None
+    for recipe, evaluation in zip(recipes, evaluate(run, n=options.n, recipes=recipes), strict=True):
+        how = recipe.for_model(model)
+        found.append(
+            {
+                "name": system if len(recipes) == 1 else f"{system}, {how.steps} steps",
+                "evaluations": how.cost(model),
+                "parameters": model.parameters,
+                "training": model.training,
+                "values": {key: one.value for key, one in evaluation.values.items()}
+                | {"bits": bits, "seconds at 64": seconds(model, how, 64), "seconds at 1": seconds(model, how, 1)},
+                "floor": {key: one.value for key, one in evaluation.floor.items()},
+                "conditions": evaluation.conditions,
+            }
+        )
+    return found
+
+
+def joined(out: Path) -> dict[str, Any]:
+    """Name -> its figures over seeds: mean, least and most."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("*-[0-9].json")):
+        for row in read_json(path)["rows"]:
+            rows.setdefault(row["name"], []).append(row)
+    return {name: summary(some) for name, some in rows.items()}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one system over its seeds."""
+    figures = {}
+    for key in rows[0]["values"]:
+        values = [row["values"][key] for row in rows if row["values"].get(key) is not None]
+        if values:
+            figures[key] = {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
+    kept = {key: rows[0][key] for key in ("evaluations", "parameters", "floor")}
+    return {**kept, "seeds": len(rows), "training": [row["training"] for row in rows], "figures": figures}
+
+
+def draw(systems: dict[str, Any], path: Path) -> None:
+    """Quality against speed, with diversity as colour: the mean over seeds, and the range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 4.4))
+    axes = figure.subplots()
+    x, y, colours = (
+        [one["figures"][key]["mean"] for one in systems.values()] for key in ("seconds at 64", "frechet", "recall")
+    )
+    points = axes.scatter(x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
+    for (name, one), place in zip(systems.items(), zip(x, y, strict=True), strict=True):
+        frechet = one["figures"]["frechet"]
+        axes.plot([place[0]] * 2, [frechet["least"], frechet["most"]], color="gray", zorder=2)
+        axes.annotate(name, place, xytext=(8, 4), textcoords="offset points", fontsize=8)
+    floor = next(iter(systems.values()))["floor"]["frechet"]
+    axes.axhline(floor, linestyle="--", color="gray", label="as many real images")
+    axes.loglog()
+    axes.margins(0.3)
+    axes.set_xlabel("seconds per sample, in batches of 64")
+    axes.set_ylabel("Frechet distance")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.colorbar(points, label="recall (diversity)")
+    save_figure(figure, path)
+
+
+def table(systems: dict[str, Any]) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| | " + " | ".join(SHOWN) + " | evaluations | parameters |", "|---" * (len(SHOWN) + 3) + "|"]
+    for name, one in systems.items():
+        cells = [f"{one['figures'][key]['mean']:.3g}" if key in one["figures"] else "-" for key in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} | {one['evaluations']} | {one['parameters'] / 1e6:.2f}M |")
+    return lines
+
+
+def main() -> None:
+    """Trains and measures what OUT has not, or reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--only", choices=SYSTEMS)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if not options.report:
+        for seed in range(options.seeds):
+            for system in [options.only] if options.only else SYSTEMS:
+                path = options.out / f"{system}-{seed}.json"
+                if path.exists():
+                    continue
+                run = trained(system, seed, options)
+                asked = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
+                write_json(path, {**asked, **conditions(), "rows": measured(system, run, options)})
+        return
+    systems = joined(options.out)
+    print("\n".join(table(systems)))
+    write_json(options.report, {"command": " ".join(["python", *sys.argv]), **conditions(), "systems": systems})
+    if options.figure:
+        draw(systems, options.figure)
+
+
+if __name__ == "__main__":
+    main()
