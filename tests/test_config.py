@@ -242,14 +242,15 @@ def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
     config = make_config(preset(name) | ({"training.base": "emoji"} if name == "distill" else {}))
     assert (config == Config()) == (name == "balanced")
     text, vocoder = name == "text", name == "vocoder"
-    network = default_network(config.network, () if text else (64, 160) if vocoder else (28, 28))
+    size = {"text": (), "vocoder": (64, 160), "diffwave": (10_240,)}.get(name, (28, 28))
+    network = default_network(config.network, size)
     denoiser = config.denoiser.model_copy(
         update={"sigma_data": 1.0, "target": "categorical" if text else config.denoiser.target}
     )
     config = config.model_copy(update={"network": network, "denoiser": denoiser})
     config = config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": 80 if text else None})})
     takes = ConditionFacts("spectra", {"bands": 64}) if vocoder else label_facts([1 / 10] * 10)
-    make_denoiser(config, make_network(config, 1, takes)), make_objective(config)
+    make_denoiser(config, make_network(config, 1, takes, len(size) or 2)), make_objective(config)
 
 
 def test_wider_presets_are_wider() -> None:
@@ -271,7 +272,7 @@ def test_the_budget_chooses_the_preset(minutes: float | None, name: str) -> None
 def test_an_unknown_preset_is_named() -> None:
     """With those there are."""
     with pytest.raises(
-        UsageError, match="no preset 'quick': choose from balanced, best, ddpm, distill, fast, finetune"
+        UsageError, match="no preset 'quick': choose from balanced, best, ddpm, diffwave, distill, fast"
     ):
         preset("quick")
 

@@ -23,6 +23,8 @@ from references import (
 )
 from scipy.integrate import solve_ivp
 
+from undiffuse.build import make_schedule
+from undiffuse.config import make_config, preset
 from undiffuse.process import VP, GaussianProcess, LogSNR, Table, cosine, linear, zero_terminal_snr
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
@@ -308,3 +310,11 @@ def test_linear_tables_approach_the_vp_sde() -> None:
     errors = [(linear(steps).log_snr(t) - VP().log_snr(t)).abs().max().item() for steps in (1000, 2000, 4000)]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+
+
+def test_the_preset_diffwave_has_the_betas_of_its_paper() -> None:
+    """50 betas evenly from 1e-4 to .05 (Kong et al. 2021, section 5.1)."""
+    process = make_config(preset("diffwave")).process
+    t = torch.arange(1, 51, dtype=torch.float64) / 50
+    expected = (1 - torch.linspace(1e-4, 0.05, 50, dtype=torch.float64)).cumprod(0)
+    torch.testing.assert_close(make_schedule(process).noise_level(t).alpha ** 2, expected, rtol=1e-13, atol=0)
