@@ -1,7 +1,7 @@
 """Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME [MEASURED.json].
 
 MEASURED.json is what `undiffuse evaluate RUN --metrics bpd --json MEASURED.json` has written: the number goes into the
-model's card. Weights that are more than MOST bytes are rounded to float16, and so are twice as many: measure after that.
+model's card. Weights of more than MOST bytes are rounded to float16, and so are twice as many: measure after that.
 """
 
 import sys
