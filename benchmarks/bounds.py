@@ -11,7 +11,8 @@ stratified over, without classes. A term of a Gaussian chain's bound is a weight
 First, the bits of DDIM's bound (Song et al. 2021, theorem 1) over eta, with the weights relative to those of DDPM; and
 as a check, the KL of its steps themselves, as the sampler `ddim` takes them, beside the weighted errors. Second, the
 bits of T steps under a cosine and a linear schedule, betas of 1 / (T - t + 1) (Sohl-Dickstein et al. 2015), even
-log-SNRs, and betas learnt by gradient descent on the bound, as in 2015; all between the same two ends. The prior's and the reconstruction's terms, which depend on the ends alone, are left out.
+log-SNRs, and betas learnt by gradient descent on the bound, as in 2015; all between the same two ends. The terms of the
+prior and of the reconstruction, which depend on the ends alone, are left out.
 """
 
 import argparse
