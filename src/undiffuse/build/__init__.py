@@ -2,7 +2,7 @@
 
 from undiffuse.build.data import make_data, make_data_of
 from undiffuse.build.defaults import default_network, make_options
-from undiffuse.build.losses import make_denoiser, make_objective, make_times, sigma_data_of
+from undiffuse.build.losses import DISTILLING, make_denoiser, make_objective, make_times, sigma_data_of
 from undiffuse.build.networks import (
     make_encoders,
     make_mlp,
@@ -17,6 +17,7 @@ from undiffuse.build.networks import (
 from undiffuse.build.processes import make_process, make_schedule, make_token_process, step_log_snrs
 
 __all__ = [
+    "DISTILLING",
     "default_network",
     "make_data",
     "make_data_of",

@@ -16,6 +16,7 @@ from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.token_denoiser import TokenDenoiser
 
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
+DISTILLING = ("flow-map", "matching")
 OF_BOTH = ("bound", "continuous-bound")
 
 
@@ -83,10 +84,13 @@ def make_objective(config: Config) -> Objective:
         )
     if rival and config.training.conditional and config.training.label_dropout:
         raise UsageError("a rival draws of a class only: set training.label_dropout=0")
-    if (objective.loss == "flow-map") != config.network.jumps:
-        raise UsageError("objective.loss=flow-map goes with network.jumps=true: see undiffuse distill")
-    if objective.loss == "flow-map" and config.training.base is None:
-        raise UsageError("objective.loss=flow-map learns from a teacher, training.base: see undiffuse distill")
+    distilling = objective.loss in DISTILLING
+    if distilling != config.network.jumps:
+        raise UsageError(
+            f"network.jumps=true goes with objective.loss={' or '.join(DISTILLING)}: see undiffuse distill"
+        )
+    if distilling and config.training.base is None:
+        raise UsageError(f"objective.loss={objective.loss} learns from a teacher, training.base: see undiffuse distill")
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")
     if config.denoiser.learned_variance != learned:
         raise UsageError(

@@ -15,6 +15,9 @@ def distill(
     ),
     steps: int = typer.Option(1, help="Evaluations that a sample of the student takes: 1, 2, 4, 8 or 16."),
     minutes: float = typer.Option(None, help="Train for this long [30]."),
+    student: str = typer.Option(
+        None, "--from", help="Go on with this student of MODEL: match the law of its samples to the teacher's."
+    ),
     guidance: float = typer.Option(1.0, min=0, help="The teacher's scale of guidance, which the student learns."),
     out: Path = typer.Option(None, "--out", "-o", help="The run folder [runs/MODEL-STEPS-step]."),
     data: str = typer.Option(None, help="Another place of the teacher's data.", autocompletion=complete.data),
@@ -27,6 +30,7 @@ def distill(
     \b
     Examples:
       undiffuse distill fashion-mnist --steps 1 --minutes 30
+      undiffuse distill fashion-mnist --from runs/fashion-mnist-1-step --minutes 30
       undiffuse distill runs/emoji --steps 2 --guidance 2 --out runs/fast
       undiffuse sample runs/fashion-mnist-1-step --steps 1
     """
@@ -38,7 +42,8 @@ def distill(
     from undiffuse.training import train
     from undiffuse.training.folders import RUNS
 
-    place = out or RUNS / f"{name_of(model)}-{steps}-step{'s' * (steps > 1)}"
+    matched = "-matched" if student else ""
+    place = out or RUNS / f"{name_of(model)}-{steps}-step{'s' * (steps > 1)}{matched}"
     chosen = parse_settings(settings)
     if resume:
         values = chosen
@@ -51,7 +56,9 @@ def distill(
         theirs = card.config.training
         given = {
             "data.source": data or source or card.config.data.source,
-            "training.base": model,
+            "training.base": student or model,
+            "training.teacher": model if student else None,
+            "objective.loss": "matching" if student else None,
             "training.conditional": theirs.conditional,
             "training.condition": theirs.condition,
             "training.minutes": minutes,

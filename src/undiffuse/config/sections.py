@@ -294,6 +294,9 @@ class TrainingConfig(_Section):
     compile: bool = Field(False, description="torch.compile the network")
     seed: int = Field(0, ge=0, lt=2**32, description="determines everything random")
     base: str | None = Field(None, description="fine-tune this model, a run, a model folder or a built-in name")
+    teacher: str | None = Field(
+        None, description="for loss=matching: the model that the student, the base, learns from"
+    )
     lora: int = Field(0, ge=0, le=1024, description="rank of the adapters to train in place of the base's weights")
     lora_alpha: float | None = Field(
         None, gt=0, le=1e6, description="scale of the adapters times their rank; None: the rank"
@@ -303,7 +306,7 @@ class TrainingConfig(_Section):
     keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
     preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
 
-    _added: ClassVar[tuple[str, ...]] = ("condition", "base", "lora", "lora_alpha")
+    _added: ClassVar[tuple[str, ...]] = ("condition", "base", "teacher", "lora", "lora_alpha")
 
     @property
     def lora_scale(self) -> float:

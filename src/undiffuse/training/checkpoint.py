@@ -36,6 +36,8 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
         tensors[f"network.{name}"] = parameter.detach()
         for key, value in learner.optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
+    if learner.companions is not None:
+        tensors |= {f"companions.{name}": value.detach() for name, value in learner.companions.state().items()}
     if learner.importance:
         tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
     averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
@@ -91,6 +93,9 @@ def restore(folder: Path, learner: Learner) -> None:
         importance = (
             {key: tensors.pop(f"importance.{key}") for key in ("moments", "seen")} if learner.importance else {}
         )
+        beside = {key: tensors.pop(key) for key in [*tensors] if key.startswith("companions.")}
+        if learner.companions is not None:
+            learner.companions.restore({key.removeprefix("companions."): value for key, value in beside.items()})
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
         for key, value in tensors.items():
             _, moment, name = key.split(".", 2)

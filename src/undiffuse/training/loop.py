@@ -69,6 +69,8 @@ def training_steps(
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
     if learner.teach is not None:
         objective = partial(cast(Any, objective), teach=learner.teach)
+    if (companions := learner.companions) is not None:
+        objective = partial(cast(Any, objective), companions=companions)
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance
@@ -81,6 +83,9 @@ def training_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         micro_batches = [next(upcoming) for _ in shares]
+        if companions is not None:
+            for batch in micro_batches:
+                companions.update(denoiser, batch, rate)
         for phase in phases:
             phase.begin(progress.share(config.training.minutes))
             total = torch.zeros((), device=device)

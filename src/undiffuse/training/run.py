@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
-from undiffuse.build import make_data, make_denoiser, make_objective, make_schedule
+from undiffuse.build import DISTILLING, make_data, make_denoiser, make_objective, make_schedule
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, shares_a_cpu
@@ -29,6 +29,7 @@ from undiffuse.progress import bar
 from undiffuse.registry import RIVALS
 from undiffuse.training import checkpoint
 from undiffuse.training.checkpoint import last_good
+from undiffuse.training.companions import Companions
 from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
@@ -102,8 +103,10 @@ def train(
     facts = data_facts(config, data)
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
     make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
-    if config.objective.loss == "flow-map":
-        learner.teach = teacher(config, accelerator)
+    if config.objective.loss in DISTILLING:
+        model, learner.teach = teacher(config, accelerator)
+        if config.objective.loss == "matching":
+            learner.companions = Companions(config, model, accelerator)
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)

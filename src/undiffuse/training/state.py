@@ -22,6 +22,7 @@ from undiffuse.objectives import Importance
 from undiffuse.objectives.flow_map import Teach
 from undiffuse.registry import CATEGORICAL
 from undiffuse.rivals.pixels import Pixels
+from undiffuse.training.companions import Companions
 from undiffuse.training.ema import EMA
 from undiffuse.training.muon import make_optimizer
 from undiffuse.training.statistics import log_value_prior
@@ -57,7 +58,8 @@ class Position:
 @dataclass
 class Learner:
     """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and the
-    statistics of the losses if the times are drawn by importance. And the teacher of a distillation, which stays."""
+    statistics of the losses if the times are drawn by importance. And, of a
+    distillation, the teacher, which stays, and what is trained beside the student."""
 
     network: nn.Module
     ema: EMA
@@ -66,6 +68,7 @@ class Learner:
     progress: Position
     importance: Importance | None = None
     teach: Teach | None = None
+    companions: Companions | None = None
     origin: Origin | None = None
 
     @property

@@ -7,18 +7,20 @@ from undiffuse.config import Config
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.guidance import Guidance
-from undiffuse.model import load
+from undiffuse.model import Model, load
 from undiffuse.objectives.flow_map import Teach
 from undiffuse.process import Denoise
 
 
-def teacher(config: Config, accelerator: Accelerator) -> Teach:
-    """Condition -> the denoiser of training.base, guided by objective.guidance, with its predictions in range.
+def teacher(config: Config, accelerator: Accelerator) -> tuple[Model, Teach]:
+    """training.teacher, or else training.base; and condition -> its denoiser, guided by objective.guidance, with its
+    predictions in range.
 
-    Raises UsageError for a base that is no denoiser of pictures or points, or a student itself.
+    Raises UsageError for one that is no denoiser of pictures or points, or a student itself.
     """
-    assert config.training.base is not None
-    model = load(config.training.base, accelerator.device)
+    name = config.training.teacher or config.training.base
+    assert name is not None
+    model = load(name, accelerator.device)
     if model.config.network.jumps:
         raise UsageError(f"{model.name} is a student already: distil the model that it learnt from")
     accelerator.prepare_model(model.network, evaluation_mode=True)  # the precision of the run
@@ -27,4 +29,4 @@ def teacher(config: Config, accelerator: Accelerator) -> Teach:
     def teach(condition: Condition | None) -> Denoise:
         return recipe.denoise(model, condition)
 
-    return teach
+    return model, teach

@@ -1,0 +1,126 @@
+"""Distribution matching: its gradient, for a Gaussian, is that of the KL divergence; its run; a resumed one."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, ignore, run_state
+from torch import Tensor
+
+from undiffuse.config import preset
+from undiffuse.generate import Recipe, generate
+from undiffuse.model import load
+from undiffuse.objectives.matching import difference, drawn
+from undiffuse.process import EDM, VP, Denoise, GaussianProcess, Prediction, Time, expand
+from undiffuse.randomness import keyed_draws
+from undiffuse.training import train
+
+DATA, OWN = (0.3, 0.4), (-0.2, 0.7)
+"""Means and deviations of the data, and of what the student draws."""
+
+
+def denoiser_of(process: GaussianProcess, law: tuple[float, float]) -> Any:
+    """Condition -> the exact denoiser of a Gaussian."""
+    mean, std = law
+
+    def denoise(x: Tensor, t: Time) -> Prediction:
+        level = process.noise_level(t)
+        gain = level.alpha * std**2 / ((level.alpha * std) ** 2 + level.sigma**2)
+        x0 = mean + expand(gain, x) * (x - expand(level.alpha, x) * mean)
+        return Prediction(x0, x0).with_x0(x0, x, level)
+
+    def bound(condition: object) -> Denoise:
+        return denoise
+
+    return bound
+
+
+def nodes(count: int = 8) -> tuple[Tensor, Tensor]:
+    """Gauss-Hermite nodes and weights of the standard normal law: exact for polynomials of degree 15."""
+    points, weights = np.polynomial.hermite_e.hermegauss(count)
+    return torch.from_numpy(points), torch.from_numpy(weights / math.sqrt(2 * math.pi))
+
+
+@pytest.mark.parametrize("process", [GaussianProcess(EDM()), GaussianProcess(VP())])
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.8])
+def test_the_difference_is_the_gradient_of_the_divergence(process: GaussianProcess, t: float) -> None:
+    """Of KL(q_t || p_t), for x = m + s z: E[difference dx/dm] = sigma^2 / alpha^2 dKL/dm, and likewise in s."""
+    level = process.noise_level(t)
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    m, s = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in OWN)
+    own, theirs = (alpha * s) ** 2 + sigma**2, (alpha * DATA[1]) ** 2 + sigma**2
+    kl = 0.5 * ((own + alpha**2 * (m - DATA[0]) ** 2) / theirs - 1 + torch.log(theirs / own))
+    exact = [float(g) * sigma**2 / alpha**2 for g in torch.autograd.grad(kl, (m, s))]
+    (z, weight), (noise, of_noise) = nodes(), nodes()
+    x = OWN[0] + OWN[1] * z.repeat_interleave(len(noise))
+    x_t = (alpha * x + sigma * noise.repeat(len(z)))[:, None]
+    away, _ = difference(
+        x_t, torch.tensor(t, dtype=torch.float64), denoiser_of(process, OWN), denoiser_of(process, DATA), None
+    )
+    probability = (weight[:, None] * of_noise).flatten()
+    found = [float((probability * away[:, 0] * part).sum()) for part in (1.0, z.repeat_interleave(len(noise)))]
+    assert found == pytest.approx(exact, rel=1e-10)
+
+
+def test_nothing_moves_where_the_laws_agree() -> None:
+    process = GaussianProcess(EDM())
+    x_t, both = torch.randn(5, 3, dtype=torch.float64), denoiser_of(process, DATA)
+    away, _ = difference(x_t, torch.full((5,), 0.5, dtype=torch.float64), both, both, None)
+    assert not away.any()
+
+
+SHORT = {
+    "training.steps": 4,
+    "training.checkpoint_every": 2,
+    "training.log_every": 1,
+    "training.precision": "fp32",
+    "training.batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A student, and the same after matching."""
+    folder = tmp_path_factory.mktemp("matching")
+    shared = {**preset("distill"), "data.source": data, **SHORT}
+    train({**shared, "training.base": str(whole)}, folder / "student", report=ignore)
+    taught = {"training.base": str(folder / "student"), "training.teacher": str(whole), "objective.loss": "matching"}
+    train({**shared, **taught}, folder / "matched", report=ignore)
+    return folder / "student", folder / "matched"
+
+
+def test_a_matched_student_is_a_student(runs: tuple[Path, Path]) -> None:
+    """Of the same tensors, other samples; its companions stay in the checkpoint."""
+    before, after = (load(run) for run in runs)
+    assert before.network.state_dict().keys() == after.network.state_dict().keys()
+    images = [next(generate(one, Recipe(steps=1), range(4), one.condition(range(4)))) for one in (before, after)]
+    assert images[0].shape == images[1].shape and (images[0] != images[1]).any()
+
+
+def test_a_run_resumes_as_if_nothing_had_happened(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    train({}, tmp_path / "run", resume=True, report=ignore)
+    assert run_state(tmp_path / "run") == run_state(runs[1])
+
+
+def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -> None:
+    """By the sampler, but for its threshold; with a gradient in the last jump alone."""
+    model = load(runs[0])
+    condition = model.condition(range(3))
+    for jumps in (1, 2):
+        x = drawn(model.denoiser, condition, keyed_draws(0, range(3))(0), torch.empty(3, 1, 16, 16), jumps)
+        images = next(generate(model, Recipe("jump", jumps, threshold="none"), range(3), condition))
+        assert abs(model.domain.decode(x.clamp(-1, 1)).astype(int) - images).max() <= 1
+
+
+def test_the_command(runs: tuple[Path, Path], whole: Path, command: Command) -> None:
+    arguments = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+    code, _, err = command("distill", whole, "--from", runs[0], "--out", "matched", *arguments)
+    assert code == 0, err
+    code, out, err = command("sample", "matched", "-n", 2, "--out", "two.npz")
+    assert code == 0 and "1 evaluation of the network each" in out, err
