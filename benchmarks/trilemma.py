@@ -4,7 +4,8 @@
     python benchmarks/trilemma.py OUT --report trilemma.json --figure trilemma.png
 
 Every system trains by its own preset on one thread in the same CPU time: a short trial tells how many steps fit in it.
-"one-step" is diffusion for half of the time and then its student for the other half. Then n samples of each, measured
+"one-step" is diffusion for half of the time and then its student for the other half; "from-data" is a flow map without
+a teacher. Then n samples of each, measured
 as `undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test
 images for what has a likelihood; seconds for one sample at batch 1 and 64, the median of repeats. Each run is measured
 into OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
@@ -33,16 +34,16 @@ from undiffuse.model import Model
 from undiffuse.plots import save_figure
 from undiffuse.registry import RIVALS
 
-SYSTEMS = ("diffusion", "one-step", *RIVALS)
+SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
 BITS = ("vae", "flow", "flow-fast", "ar")
-RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),)}
+RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies", "bits", "seconds at 64", "seconds at 1")
 QUIET = {"training.preview_every": 10**9, "training.checkpoint_every": 10**6}
 
 
 def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Of a training run, but for its steps."""
-    name = system if system in RIVALS else preset_for(options.minutes)
+    name = system if system in RIVALS else "one-step" if system == "from-data" else preset_for(options.minutes)
     return preset(name) | {"data.source": options.data, "training.seed": seed, **QUIET}
 
 

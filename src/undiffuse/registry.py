@@ -177,6 +177,7 @@ LOSSES: Registry[Any] = Registry(
         "spans": "undiffuse.objectives:spans",
         "next-token": "undiffuse.objectives:next_token",
         "flow-map": "undiffuse.objectives:flow_map",
+        "solution": "undiffuse.objectives.solution:solution",
         "matching": "undiffuse.objectives.matching:matching",
         "own": "undiffuse.rivals.rival:own",
     },

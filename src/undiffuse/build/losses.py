@@ -85,9 +85,10 @@ def make_objective(config: Config) -> Objective:
     if rival and config.training.conditional and config.training.label_dropout:
         raise UsageError("a rival draws of a class only: set training.label_dropout=0")
     distilling = objective.loss in DISTILLING
-    if distilling != config.network.jumps:
+    if (distilling or objective.loss == "solution") != config.network.jumps:
         raise UsageError(
-            f"network.jumps=true goes with objective.loss={' or '.join(DISTILLING)}: see undiffuse distill"
+            f"network.jumps=true goes with objective.loss={', '.join(DISTILLING)} or solution, and only with them: see "
+            "undiffuse distill"
         )
     if distilling and config.training.base is None:
         raise UsageError(f"objective.loss={objective.loss} learns from a teacher, training.base: see undiffuse distill")

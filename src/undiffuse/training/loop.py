@@ -71,6 +71,8 @@ def training_steps(
         objective = partial(cast(Any, objective), teach=learner.teach)
     if (companions := learner.companions) is not None:
         objective = partial(cast(Any, objective), companions=companions)
+    if config.objective.loss == "solution":
+        objective = partial(cast(Any, objective), share=lambda: learner.progress.share(config.training.minutes))
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance

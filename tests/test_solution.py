@@ -1,0 +1,105 @@
+"""A flow map from data: training to agree over K levels is K steps of Euler's, on Gaussian data exactly."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ignore
+from test_flow_map import MEAN, STD, exact, process_of
+from test_matching import nodes
+from torch import Tensor
+
+from undiffuse.config import preset
+from undiffuse.generate import Recipe, generate
+from undiffuse.model import load
+from undiffuse.objectives.flow_map import PLAIN, aim, step
+from undiffuse.objectives.solution import TO_DATA, aimed, ends
+from undiffuse.process import GaussianProcess, Prediction
+from undiffuse.training import train
+
+
+class Lines:
+    """A student whose x_0 is a line in x for each pair of levels: (t, s) -> (slope, offset)."""
+
+    def __init__(self, process: GaussianProcess):
+        self.process, self.lines = process, dict[tuple[float, float], tuple[float, float]]()
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: object = None) -> Prediction:
+        slope, offset = self.lines[float(t[0]), float(s[0])]
+        return Prediction(x0 := slope * x + offset, x0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_agreement_over_levels_is_euler(schedule: str, steps: int) -> None:
+    """The regression of the targets on x_t, level by level, gives DDIM's steps with the exact denoiser."""
+    process = process_of(schedule)
+    times = process.schedule.time(torch.linspace(3.0, -3.0, steps + 1, dtype=torch.float64))  # from s to t
+    (z, weight), (noise, of_noise) = nodes(), nodes()
+    probability = (weight[:, None] * of_noise).flatten()
+    x0 = (MEAN + STD * z.repeat_interleave(len(noise)))[:, None]
+    eps, count, s = noise.repeat(len(z))[:, None], len(probability), times[:1]
+    student: Any = Lines(process)
+    student.lines[float(s), float(s)] = (0.0, 0.0)  # from s to s x_0 does not matter
+    for between, t in pairwise(times):
+        x_l, x_t = (process.marginal(x0, time.expand(count)).at(eps) for time in (between, t))
+        found = aimed(student, x_t, t.expand(count), x_l, between.expand(count), s.expand(count), None)
+        design = torch.cat([x_t, torch.ones_like(x_t)], 1) * probability.sqrt()[:, None]
+        slope, offset = torch.linalg.lstsq(design, found * probability.sqrt()[:, None]).solution.flatten().tolist()
+        student.lines[float(t), float(s)] = (slope, offset)
+    x = first = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    for t, below in pairwise(times.flip(0)):
+        x = step(process, exact(process)(x, t).x0, x, t.expand(5), below.expand(5))
+    at, end = times[-1:].expand(5), s.expand(5)
+    jumped = step(process, student.jump(first, at, end).x0, first, at, end)
+    torch.testing.assert_close(jumped, x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(aim(process, x, first, at, end), student.jump(first, at, end).x0, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("gap", [0.5, 1 / 256])
+def test_where_jumps_end(gap: float) -> None:
+    process, count = process_of("edm"), 100_000
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    ratio = torch.full((count,), 3.0, dtype=torch.float64)
+    t, s, between = ends(process, process.schedule.time(-2 * ratio.log()), u, gap)
+    level, middle, end = ((-0.5 * process.schedule.log_snr(time)).exp() for time in (t, between, s))
+    plain, to_data = s == t, s == 0
+    assert float(plain.double().mean()) == pytest.approx(PLAIN, abs=1e-4)
+    assert float(to_data.double().mean()) == pytest.approx((1 - PLAIN) * TO_DATA, abs=1e-4)
+    assert torch.equal(between[plain], t[plain]) and level == pytest.approx(3.0, rel=1e-9)
+    inside = ~plain & ~to_data
+    assert np.quantile(end[inside] / 3, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.01)
+    moved = ~plain
+    assert ((level - middle)[moved] / (level - end)[moved]).numpy() == pytest.approx(gap, rel=1e-6)
+
+
+def test_pure_noise_begins_where_samplers_do() -> None:
+    t, _, between = ends(
+        process_of("cosine"), torch.tensor([1.0, 0.9999], dtype=torch.float64), torch.full((2,), 0.9), 0.1
+    )
+    assert t[0] == 1 and (between < t).all()
+
+
+def test_it_trains_from_data_and_draws_in_one_evaluation(data: str, tmp_path: Path) -> None:
+    values = {
+        **preset("one-step"),
+        "data.source": data,
+        "training.steps": 40,
+        "training.batch_size": 32,
+        "training.warmup": 4,
+        "training.log_every": 10,
+        "training.precision": "fp32",
+        "network.channels": (16, 32),
+        "network.attention": (),
+    }
+    train(values, tmp_path / "run", report=ignore)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+    model = load(tmp_path / "run")
+    recipe = Recipe(steps=1).for_model(model)
+    images = next(generate(model, recipe, range(8), model.condition(range(8))))
+    assert recipe.cost(model) == 1 and len({image.tobytes() for image in images}) == 8
