@@ -143,7 +143,7 @@ def edit(
       undiffuse edit fashion-mnist coat.png --invert exact --from-class Coat --class Dress
       undiffuse edit avatars face.png --prompt "a man with red hair" --strength .6
       undiffuse edit fashion-mnist a.png --to b.png --frames 9
-      undiffuse edit runs/shakespeare --infill "The ____ of the ____" -n 3
+      undiffuse edit shakespeare --infill "The ____ of the ____" -n 3
       undiffuse edit fashion-mnist tiny.png --restore superres:4 -n 8
       undiffuse edit runs/speech hum.wav --class seven --strength .6 -n 4
       undiffuse edit runs/speech seven.wav --gap .3,.4 --resampling 5

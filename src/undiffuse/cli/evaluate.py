@@ -99,7 +99,7 @@ def evaluate(
       undiffuse evaluate fashion-mnist --metrics bpd --bound 100 --variance optimal
       undiffuse evaluate fashion-mnist --metrics ode -n 100
       undiffuse evaluate avatars --metrics text --json text.json
-      undiffuse evaluate runs/shakespeare --metrics bpd,infill,fluency
+      undiffuse evaluate shakespeare --metrics bpd,infill,fluency
       undiffuse evaluate runs/digits-spoken --metrics frechet,classes --report sounds.html
       undiffuse evaluate runs/emoji -n 5000 --features inception:pt_inception-2015-12-05-6726825d.pth
       torchrun --nproc-per-node 2 -m undiffuse evaluate fashion-mnist -n 10000

@@ -82,7 +82,7 @@ def sample(
       undiffuse sample fashion-mnist --class Sneaker -n 16 --out sneakers/
       undiffuse sample fashion-mnist --class Bag --guidance 2 --guidance-interval .19,1.61
       undiffuse sample avatars --prompt "a woman with blue hair and glasses" -n 16
-      undiffuse sample runs/shakespeare --prompt "In the beginning" --length 400
+      undiffuse sample shakespeare --prompt "To be, or not to be" --length 200
       undiffuse sample runs/digits-spoken --class seven -n 16 --out seven.html
       undiffuse sample fashion-mnist -n 2000 --out samples.npz
       torchrun --nproc-per-node 2 -m undiffuse sample fashion-mnist -n 2000 --out samples.npz
