@@ -52,7 +52,7 @@ def said_by(name: str) -> dict[str, np.ndarray]:
 
 
 def said_of_text(model: Model) -> dict[str, np.ndarray]:
-    """The logits of a window of which every third token is masked, and of one that is all masks, at every 16th place."""
+    """Logits at every 16th place: of a window of which every third token is masked, and of one that is all masks."""
     process, length = process_of(model), model.data.shape[0]
     x = torch.arange(length)[None] * 7 % process.values
     x = torch.cat([x.masked_fill(torch.arange(length) % 3 == 0, process.values), torch.full_like(x, process.values)])
