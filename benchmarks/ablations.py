@@ -4,8 +4,8 @@
 
 DDPM's process of 1,000 steps with the package's U-Net, batch and optimiser; each variant trains for the same CPU time
 on one thread, without classes. "constant" has the same total noise in equal betas. The targets are the noise, x_0, v
-and mu, the mean of the posterior that a step needs (Ho et al. 2020, table 2), each by its own squared error, and eps and mu
-by the bound's weights too. Of each, n samples by DDPM in 1,000 and in 100 steps and by DDIM in 20, measured as
+and mu, the mean of the posterior that a step needs (Ho et al. 2020, table 2), each by its own squared error, and eps
+and mu by the bound's weights too. Of each, n samples by DDPM in 1,000 and in 100 steps and by DDIM in 20, measured as
 `undiffuse evaluate` does. Writes OUT/NAME-SEED.json; what is there is kept.
 """
 
