@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Command, ignore, run_state
+from PIL import Image
 
 from undiffuse.config import preset
 from undiffuse.errors import UsageError
@@ -61,10 +62,12 @@ def test_a_run_resumes_as_if_nothing_had_happened(student: Path, tmp_path: Path)
 
 def test_a_flow_map_jumps_unless_told_otherwise(student: Path) -> None:
     model = load(student)
-    asked = Recipe(steps=2).for_model(model)
-    assert asked.sampler == "jump" and asked.cost(model) == 2
-    assert Recipe("unipc", 2).for_model(model).sampler == "unipc"
-    assert Recipe(steps=20).for_model(model).sampler == "dpm++2m"
+    asked = Recipe().for_model(model)
+    assert (asked.sampler, asked.steps) == ("jump", 2) and asked.cost(model) == 2
+    for other in (Recipe("unipc", 2), Recipe(steps=4), Recipe("jump", 3)):
+        with pytest.raises(UsageError, match="is a flow map of 2 jumps, and nothing else"):
+            next(generate(model, other, range(1), model.condition(range(1))))
+    assert Recipe(steps=1).for_model(model).denoise(model, model.condition(range(1)))
     condition = model.condition(range(4))
     images = next(generate(model, Recipe(steps=2), range(4), condition))
     alone = next(generate(model, Recipe("jump", 2), [2], model.condition([2])))
@@ -104,18 +107,30 @@ def test_guidance_is_learnt_with_it(whole: Path, data: str, tmp_path: Path, stud
 def test_the_command(whole: Path, command: Command) -> None:
     arguments = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
     code, out, err = command("distill", whole, "--steps", 1, "--out", "fast", *arguments)
-    assert code == 0 and "undiffuse sample fast --steps 1" in out, err
+    assert code == 0 and "undiffuse sample fast" in out, err
     code, out, _ = command("sample", "fast", "-n", 2, "--out", "two.npz")
     assert code == 0 and "1 evaluation of the network each" in out
     assert np.load("two.npz")["images"].shape == (2, 16, 16, 1)
+    np.savez("other.npz", images=np.zeros((20, 16, 16), np.uint8), labels=np.arange(20) % 2)
     code, out, err = command("distill", whole, "--out", "fast", "--resume")
     assert code == 0 and "already finished at step 6" in out, err
     code, _, err = command("distill", "fast", "--out", "again", *arguments)
     assert code == 2 and "fast is a student already" in err
     code, _, err = command("sample", whole, "--sampler", "jump", "--steps", 1)
     assert code == 2 and "the sampler jump is for flow maps" in err
-    code, _, err = command("export", "fast", "--format", "onnx", "--out", "fast.onnx")
-    assert code == 2, err
+    Image.new("L", (16, 16)).save("picture.png")
+    for words, reason in (
+        (("export", "fast", "--format", "onnx", "--out", "fast.onnx"), "fast is a flow map"),
+        (("export", "fast", "--format", "diffusers", "--out", "fast-folder"), "fast is a flow map"),
+        (("edit", "fast", "picture.png"), "is a flow map of 1 jump, and nothing else"),
+        (("explain", "fast"), "is a flow map of 1 jump, and nothing else"),
+        (("tune", "fast", "--sampler", "jump", "--steps", 1), "no grid is searched for jump"),
+        (("distill", whole, "--steps", 3, *arguments), "a student makes 1, 2, 4, 8 or 16 jumps"),
+        (("distill", whole, "--data", "other.npz", *arguments), "was trained on other data"),
+    ):
+        code, _, err = command(*words)
+        assert code == 2 and reason in err, (words, err)
+    assert not Path("runs").exists()  # nothing is left of what was refused
 
 
 @pytest.mark.parametrize(

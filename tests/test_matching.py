@@ -109,13 +109,12 @@ def test_a_run_resumes_as_if_nothing_had_happened(runs: tuple[Path, Path], tmp_p
 
 
 def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -> None:
-    """By the sampler, but for its threshold; with a gradient in the last jump alone."""
+    """By the sampler, but for its threshold."""
     model = load(runs[0])
     condition = model.condition(range(3))
-    for jumps in (1, 2):
-        x = drawn(model.denoiser, condition, keyed_draws(0, range(3))(0), torch.empty(3, 1, 16, 16), jumps)
-        images = next(generate(model, Recipe("jump", jumps, threshold="none"), range(3), condition))
-        assert abs(model.domain.decode(x.clamp(-1, 1)).astype(int) - images).max() <= 1
+    x = drawn(model.denoiser, condition, keyed_draws(0, range(3))(0), torch.empty(3, 1, 16, 16), 1)
+    images = next(generate(model, Recipe("jump", 1, threshold="none"), range(3), condition))
+    assert abs(model.domain.decode(x.clamp(-1, 1)).astype(int) - images).max() <= 1
 
 
 def test_the_command(runs: tuple[Path, Path], whole: Path, command: Command) -> None:

@@ -6,6 +6,7 @@ from undiffuse.card import find, read_card
 from undiffuse.config import Config, DataConfig, make_config, preset
 from undiffuse.errors import UsageError
 from undiffuse.names import shown
+from undiffuse.registry import RIVALS
 
 KEPT = ("process", "denoiser", "objective", "network")
 """The sections of the base's configuration that a run starts from."""
@@ -25,6 +26,8 @@ def base_config(values: dict[str, Any]) -> Config | None:
             raise UsageError("training.lora adapts the weights of a model: choose it with --from MODEL")
         return None
     config, data, *_ = read_card(find(name))
+    if config.network.kind in RIVALS:
+        raise UsageError(f"{name} is no diffusion: a {config.network.kind} begins anew, or goes on with --resume")
     for key, value in values.items():
         section, _, setting = key.partition(".")
         if section == "network" and key not in FREE:

@@ -38,6 +38,11 @@ def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
     return network
 
 
+def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` in the memory format of `parameter`, which fused optimisers rely on; a count of steps as it is."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+
+
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """`tensor` on `device`; copied to a GPU asynchronously, from pinned memory."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":

@@ -13,9 +13,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from undiffuse.build import DISTILLING
 from undiffuse.classifier import Classifier
 from undiffuse.conditions import Composition, Request, parts_of
-from undiffuse.config import MOST_JUMPS
 from undiffuse.denoiser import Denoise
 from undiffuse.devices import shares_a_cpu
 from undiffuse.engines import with_engine
@@ -23,6 +23,7 @@ from undiffuse.errors import UsageError
 from undiffuse.guidance import Guidance, Overshoot, inside_interval
 from undiffuse.guide import guided_denoiser, with_guide
 from undiffuse.model import Model, load, pictures_only
+from undiffuse.process import Prediction, Time
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
 from undiffuse.rivals.rival import RivalDenoiser, labels_of
@@ -133,7 +134,8 @@ class Recipe:
             raise UsageError(str(error)) from None
 
     def for_model(self, model: Model) -> "Recipe":
-        """This recipe, with a sampler that was left open decided for the model: a flow map of few steps jumps.
+        """This recipe, with a sampler that was left open decided for the model: a flow map jumps, as often as it has
+        learnt unless other steps than the default are asked for.
 
         Raises UsageError as `times`, and for a rival, which has one way to draw, if there is more than a seed.
         """
@@ -142,8 +144,10 @@ class Recipe:
                 name = model.config.network.kind
                 raise UsageError(f"{model.name} is a {name}, which draws in one way: give only a seed")
             return self
-        jumps = self._open and model.config.network.jumps and self.steps <= MOST_JUMPS
-        recipe = replace(self, sampler="jump") if jumps else self
+        recipe = self
+        if self._open and model.config.network.jumps:
+            steps = model.config.objective.jumps if self.steps == Recipe.steps else self.steps
+            recipe = replace(self, sampler="jump", steps=steps)
         recipe.times(model)
         return recipe
 
@@ -154,6 +158,13 @@ class Recipe:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
         if SAMPLERS[self.sampler].jumps and not model.config.network.jumps:
             raise UsageError(f"the sampler {self.sampler} is for flow maps, which undiffuse distill makes of a model")
+        if model.config.objective.loss in DISTILLING:
+            jumps = model.config.objective.jumps
+            if not SAMPLERS[self.sampler].jumps or jumps % self.steps:
+                raise UsageError(
+                    f"{model.name} is a flow map of {jumps} jump{'s' * (jumps > 1)}, and nothing else: leave the "
+                    "sampler and the steps out, or use its teacher"
+                )
 
     def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:
         """The model's denoiser for `condition`, guided and thresholded; for one trajectory, over the recipe's times if
@@ -173,7 +184,13 @@ class Recipe:
         ends = dict(pairwise(times))
         if self.guidance.scale != 1 or isinstance(condition, Composition):
             raise UsageError("a flow map has learnt its guidance: leave --guidance out, and give one class or prompt")
-        return lambda x_t, t: model.denoiser.jump(x_t, t, ends[float(t)], condition)
+
+        def jump(x_t: Tensor, t: Time) -> Prediction:
+            if (s := ends.get(float(t))) is None:
+                raise UsageError("the sampler jump goes from noise to data, and not from the noise of an edit")
+            return model.denoiser.jump(x_t, t, s, condition)
+
+        return jump
 
     def thresholded(self, model: Model, denoise: Denoise) -> Denoise:
         """`denoise` with its predictions of x_0 kept in the range of the model's data, if that has one."""
@@ -257,7 +274,7 @@ def _of_rival(
     """As `generate`: of the recipe, a rival takes the seed."""
     for first in range(0, len(numbers), batch_size):
         part = numbers[first : first + batch_size]
-        labels = None if condition is None else labels_of(condition[first : first + batch_size])  # type: ignore[arg-type]
+        labels = None if condition is None else labels_of(condition[first : first + batch_size])
         x = rival.network.generate(labels, keyed_draws(recipe.seed, part)(0), len(part))
         if tick:
             tick(len(part) * recipe.steps)

@@ -10,6 +10,7 @@ from undiffuse.config import Config, ObjectiveConfig
 from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.objectives import Objective, TimeSampler
+from undiffuse.objectives.flow_map import LEVELS
 from undiffuse.registry import CATEGORICAL, LOSSES, RIVALS, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.targets import SCORE_OF_STATE
@@ -90,6 +91,12 @@ def make_objective(config: Config) -> Objective:
             f"network.jumps=true goes with objective.loss={', '.join(DISTILLING)} or solution, and only with them: see "
             "undiffuse distill"
         )
+    if distilling and LEVELS % objective.jumps:
+        raise UsageError(f"objective.jumps = {objective.jumps}: a student makes 1, 2, 4, 8 or 16 jumps")
+    if objective.loss == "matching" and config.training.conditional and config.training.label_dropout:
+        raise UsageError("objective.loss=matching draws of classes only: set training.label_dropout=0")
+    if rival and objective.importance:
+        raise UsageError("objective.importance chooses times, which a rival has not: leave it out")
     if distilling and config.training.base is None:
         raise UsageError(f"objective.loss={objective.loss} learns from a teacher, training.base: see undiffuse distill")
     learned = objective.loss == "hybrid" or (objective.loss == "bound" and objective.variance == "learned")

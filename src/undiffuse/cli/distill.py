@@ -13,12 +13,16 @@ def distill(
     model: str = typer.Argument(
         ..., help="The teacher: a run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    steps: int = typer.Option(1, help="Evaluations that a sample of the student takes: 1, 2, 4, 8 or 16."),
+    steps: int = typer.Option(
+        None, min=1, help="Evaluations that a sample takes: 1, 2, 4, 8 or 16 [1; with --from the student's]."
+    ),
     minutes: float = typer.Option(None, help="Train for this long [30]."),
     student: str = typer.Option(
         None, "--from", help="Go on with this student of MODEL: match the law of its samples to the teacher's."
     ),
-    guidance: float = typer.Option(1.0, min=0, help="The teacher's scale of guidance, which the student learns."),
+    guidance: float = typer.Option(
+        None, min=0, help="The teacher's scale of guidance, which the student learns [1; with --from the student's]."
+    ),
     out: Path = typer.Option(None, "--out", "-o", help="The run folder [runs/MODEL-STEPS-step]."),
     data: str = typer.Option(None, help="Another place of the teacher's data.", autocompletion=complete.data),
     resume: bool = typer.Option(False, "--resume", help="Continue the run in --out exactly where it stopped."),
@@ -35,46 +39,48 @@ def distill(
       undiffuse sample runs/fashion-mnist-1-step --steps 1
     """
     import sys
+    from contextlib import nullcontext
 
     from undiffuse.card import find, read_card, recorded_source
-    from undiffuse.config import over, parse_settings, preset
+    from undiffuse.config import DataConfig, over, parse_settings, preset
     from undiffuse.output import name_of
     from undiffuse.training import train
-    from undiffuse.training.folders import RUNS
+    from undiffuse.training.folders import RUNS, new_folder
 
-    matched = "-matched" if student else ""
-    place = out or RUNS / f"{name_of(model)}-{steps}-step{'s' * (steps > 1)}{matched}"
-    chosen = parse_settings(settings)
-    if resume:
-        values = chosen
-    else:
-        folder = find(model)
-        card = read_card(folder)
+    folder = find(model)
+    card = read_card(folder)
+    goal = read_card(find(student)).config.objective if student else None
+    jumps = steps or (goal.jumps if goal else 1)
+    usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-matched' * bool(student)}"
+    values = parse_settings(settings)
+    if not resume:
         if "imported" in card.training and data is None:
             raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
         source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
-        theirs = card.config.training
+        theirs, usually = card.config, DataConfig()
+        read = {key: value for key, value in theirs.data if value != getattr(usually, key)}
         given = {
-            "data.source": data or source or card.config.data.source,
+            **{f"data.{key}": value for key, value in read.items()},
+            "data.source": data or source or theirs.data.source,
             "training.base": student or model,
             "training.teacher": model if student else None,
-            "objective.loss": "matching" if student else None,
-            "training.conditional": theirs.conditional,
-            "training.condition": theirs.condition,
+            "training.conditional": theirs.training.conditional,
+            "training.condition": theirs.training.condition,
             "training.minutes": minutes,
             "training.seed": seed,
-            "objective.jumps": steps,
-            "objective.guidance": guidance,
+            "objective.loss": "matching" if student else None,
+            "objective.jumps": jumps,
+            "objective.guidance": guidance if guidance is not None else goal.guidance if goal else None,
         }
-        values = preset("distill") | {key: value for key, value in given.items() if value is not None}
-        if not {"training.minutes", "training.steps"} & {*values, *chosen}:
-            values["training.minutes"] = 30.0
-        values = over(values, chosen)
-    outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+        plain = preset("distill") | {key: value for key, value in given.items() if value is not None}
+        if not {"training.minutes", "training.steps"} & {*plain, *values}:
+            plain["training.minutes"] = 30.0
+        values = over(plain, values)
+    with nullcontext(usual) if out or resume else new_folder(usual) as place:
+        outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
-        follow = command("sample", outcome.run, "--steps", str(steps))
-        say(f"next: {follow}")
+        say(f"next: {command('sample', outcome.run)}")
     elif outcome.main:
         say(f"next: {command('distill', model, '--out', outcome.run, '--resume')}")
     if outcome.signal:

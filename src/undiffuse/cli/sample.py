@@ -23,7 +23,6 @@ from undiffuse.cli.console import (
     SAMPLER,
     THRESHOLD,
     VOCODER,
-    given,
     guidance_of,
     say,
 )
@@ -98,10 +97,9 @@ def sample(
         return
     if length is not None:
         raise UsageError("--length is for models of texts")
-    settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
     card = read_card(find(model))
-    if card.config.network.jumps and "steps" not in given(context):
-        steps = card.config.objective.jumps
+    guided = bool(prompt) and not card.config.network.jumps  # a flow map has learnt its guidance
+    settings = guidance_of(guidance, guidance_interval, rescale, apg, guided)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     kind = domain_of(card.data).suffix
     out = out or output.fresh(Path(f"{output.name_of(model)}-samples{kind}"))

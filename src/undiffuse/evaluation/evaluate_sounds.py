@@ -92,8 +92,8 @@ def evaluate_model(
         raise UsageError(f"{name} generates {model.domain.noun}, not sounds")
     if model.learnt is None and data is None:
         raise UsageError(f"{name} was imported without data: name the data to measure against with --data")
+    recipe = recipe.for_model(model)
     recipe.check(model)
-    recipe.times(model)
     learnt = model.learnt if model.learnt and data in (None, model.learnt.source) else DataConfig(source=str(data))
     train, real = _data_like(learnt, model.data.shape[0], model.domain.rate, bar)
     model = with_guide(model, guide) if guide else model

@@ -96,12 +96,15 @@ def faithfulness(
 
     Args:
         data: avatars with attributes; None: the model's own.
-        recipe: None: 20 steps, with the guidance of prompts.
+        recipe: None: 20 steps, with the guidance of prompts; of a flow map, its own.
 
     Raises UsageError for a model without prompts and for data without the attributes of avatars.
     """
     model.of_prompt("hair", 1)  # raises for a model without captions
     recipe = recipe or Recipe(guidance=Guidance(PROMPTED))
+    if model.config.network.jumps and recipe.guidance == Guidance(PROMPTED):  # a flow map has learnt its own
+        recipe = Recipe(seed=recipe.seed)
+    recipe = recipe.for_model(model)
     train, test = (_images(model, data, split, bar) for split in ("train", "test"))
     n = min(n, len(test), len(train) // HALVES)
     model = with_engine(model, engine, 4 * n * recipe.evaluations, bar)

@@ -242,6 +242,8 @@ def export_diffusers(model: Model, out: str | Path) -> Path:
     use_clipped_model_output=True, for numbers of steps that divide T.
     """
     pictures_only(model, "export")
+    if model.config.network.jumps:
+        raise UsageError(f"{model.name} is a flow map, which diffusers does not have: export its teacher")
     out, adapted, network = _new(out), needs_adapter(model) is not None, model.network
     if not isinstance(model.denoiser.process.schedule, Table):
         model = with_process(model, schedule="cosine")  # its network takes the log-SNR, whatever the process

@@ -138,6 +138,8 @@ def export_onnx(model: Model, path: Path) -> float:
     Raises UndiffuseError, and leaves nothing behind, if the two do not agree.
     """
     pictures_only(model, "export")
+    if model.config.network.jumps:
+        raise UsageError(f"{model.name} is a flow map: so far only models that are not are exported")
     if model.device.type != "cpu":
         raise UsageError("export from the CPU: add --device cpu")
     with atomic_file(path) as temporary:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from undiffuse.conditions import Condition, Labels
+from undiffuse.conditions import Condition, Labels, Request
 from undiffuse.errors import UsageError
 from undiffuse.randomness import Draw
 
@@ -77,11 +77,12 @@ class RivalDenoiser:
         return -torch.stack(each).logsumexp(0)
 
 
-def labels_of(condition: Condition | None) -> Tensor | None:
+def labels_of(condition: Request | None) -> Tensor | None:
     """The classes int64 (B,). Raises UsageError for samples of any class, which a rival does not have."""
     if condition is None:
         return None
-    assert isinstance(condition, Labels)
+    if not isinstance(condition, Labels):
+        raise UsageError("a rival draws of one class")
     if condition.index.device.type == "cpu" and (condition.index == condition.classes).any():
         raise UsageError("a rival draws of a class only")
     return condition.index

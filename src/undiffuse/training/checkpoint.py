@@ -17,6 +17,7 @@ from torch import Tensor
 from undiffuse.adapters import NAME as ADAPTER
 from undiffuse.adapters import write_adapter
 from undiffuse.config import Config
+from undiffuse.devices import laid_out
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import atomic_folder, read_json, write_json
 from undiffuse.model import DataFacts, checkpoints, write_model
@@ -115,16 +116,11 @@ def restore(folder: Path, learner: Learner) -> None:
             parameter.copy_(known[name])
             average.copy_(averages[name])
             learner.optimizer.state[parameter] = {
-                key: _laid_out(value.to(device), parameter) for key, value in moments[name].items()
+                key: laid_out(value.to(device), parameter) for key, value in moments[name].items()
             }
     if learner.importance:
         learner.importance.moments, learner.importance.seen = importance["moments"], importance["seen"]
     learner.progress = progress
-
-
-def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` in the memory format of `parameter`, which fused optimisers rely on; a count of steps as it is."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _check(

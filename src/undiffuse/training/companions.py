@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from undiffuse.build import make_objective
-from undiffuse.conditions import Condition, Labels
+from undiffuse.conditions import Condition, Labels, Several
 from undiffuse.config import Config
 from undiffuse.denoiser import Denoiser
+from undiffuse.devices import laid_out
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.model import Model
@@ -31,20 +32,22 @@ UPDATES = 3, 4
 class Companions(nn.Module):
     """A copy of the teacher that follows the student's samples, and a critic of pictures, each with its optimiser.
 
-    Raises UsageError for several processes.
+    Raises UsageError for several processes, and for fp16.
     """
 
     def __init__(self, config: Config, teacher: Model, accelerator: Accelerator):
         super().__init__()
         if accelerator.num_processes > 1:
             raise UsageError("objective.loss=matching is trained in one process: start undiffuse without torchrun")
+        if accelerator.mixed_precision == "fp16":
+            raise UsageError("objective.loss=matching is not trained in fp16: set training.precision=fp32 or bf16")
         self.teacher_facts = teacher
         self.autocast, self.jumps = accelerator.autocast, config.objective.jumps
         self.fake = copy.deepcopy(teacher.network).train().requires_grad_()
         self.critic: Critic | None = None
         shape = teacher.domain.shape
         if teacher.data.domain == "pictures":
-            sizes = Sizes(shape[0], (shape[1], shape[2]), len(teacher.data.class_share or ()), WIDTHS, 1, GROUP, 1)
+            sizes = Sizes(shape[0], (shape[1], shape[2]), _classes(teacher), WIDTHS, 1, GROUP, 1)
             self.critic = Critic(sizes).to(accelerator.device)
         self.denoiser: Denoiser = dataclasses.replace(teacher.denoiser, network=self.fake)
         self.objective = make_objective(teacher.config)
@@ -98,7 +101,9 @@ class Companions(nn.Module):
             moments.setdefault(name, {})[moment] = state[key]
         for name, parameter, optimizer in self._updated():
             if name in moments:
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments[name].items()}
+                optimizer.state[parameter] = {
+                    key: laid_out(value.to(parameter.device), parameter) for key, value in moments[name].items()
+                }
 
     def _updated(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
         for part, optimizer in zip(("fake", "critic"), self.optimizers, strict=False):
@@ -119,4 +124,9 @@ class Companions(nn.Module):
 
 
 def _labels(condition: Condition | None) -> Tensor | None:
-    return condition.index if isinstance(condition, Labels) else None
+    labels = condition.parts.get("label") if isinstance(condition, Several) else condition
+    return labels.index if isinstance(labels, Labels) else None
+
+
+def _classes(teacher: Model) -> int:
+    return len(teacher.data.classes) if _labels(teacher.condition(range(1))) is not None else 0

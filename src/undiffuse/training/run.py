@@ -104,7 +104,7 @@ def train(
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
     make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     if config.objective.loss in DISTILLING:
-        model, learner.teach = teacher(config, accelerator)
+        model, learner.teach = teacher(config, facts, learner.origin, accelerator)
         if config.objective.loss == "matching":
             learner.companions = Companions(config, model, accelerator)
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():

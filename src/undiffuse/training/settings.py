@@ -11,7 +11,7 @@ from undiffuse.devices import has_bf16
 from undiffuse.discretised import VALUES
 from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
-from undiffuse.registry import CATEGORICAL
+from undiffuse.registry import CATEGORICAL, RIVALS
 from undiffuse.training.statistics import root_mean_square
 
 
@@ -37,6 +37,8 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
             f"network.kind={config.network.kind} does not fit {domain.noun}: transformer is for texts, and only it, as "
             "--preset text has it"
         )
+    if config.network.kind in RIVALS and data.domain != "pictures":
+        raise UsageError(f"network.kind={config.network.kind} is for pictures, and these are {domain.noun}")
     if config.network.kind == "vocoder" and data.domain != "mdct":
         raise UsageError(
             f"network.kind=vocoder does not fit {data.domain}: it is for data.sound=mdct, as --preset vocoder has it"

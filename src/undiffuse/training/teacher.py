@@ -2,6 +2,8 @@
 
 from accelerate import Accelerator
 
+from undiffuse.adapters import base_fingerprint
+from undiffuse.card import DataFacts
 from undiffuse.conditions import Condition
 from undiffuse.config import Config
 from undiffuse.errors import UsageError
@@ -10,23 +12,34 @@ from undiffuse.guidance import Guidance
 from undiffuse.model import Model, load
 from undiffuse.objectives.flow_map import Teach
 from undiffuse.process import Denoise
+from undiffuse.training.transfer import Origin
 
 
-def teacher(config: Config, accelerator: Accelerator) -> tuple[Model, Teach]:
+def teacher(config: Config, data: DataFacts, origin: Origin | None, accelerator: Accelerator) -> tuple[Model, Teach]:
     """training.teacher, or else training.base; and condition -> its denoiser, guided by objective.guidance, with its
     predictions in range.
 
-    Raises UsageError for one that is no denoiser of pictures or points, or a student itself.
+    Raises UsageError for one that is no denoiser, or a student itself, of other data than `data`, or not any more the
+    `origin` of the run; and for guidance that it cannot have.
     """
     name = config.training.teacher or config.training.base
     assert name is not None
     model = load(name, accelerator.device)
     if model.config.network.jumps:
         raise UsageError(f"{model.name} is a student already: distil the model that it learnt from")
+    ours, theirs = ((facts.domain, facts.shape, facts.classes) for facts in (data, model.data))
+    kinds = [None if facts.takes is None else facts.takes.kind for facts in (data, model.data)]
+    if ours != theirs or kinds[0] != kinds[1]:
+        raise UsageError(
+            f"{model.name} was trained on other data than {data.name}: other pictures, classes or captions"
+        )
+    if config.training.teacher is None and origin is not None and origin.fingerprint != base_fingerprint(model):
+        raise UsageError(f"{model.name} is another model than this run began with: choose another --out")
     accelerator.prepare_model(model.network, evaluation_mode=True)  # the precision of the run
     recipe = Recipe(guidance=Guidance(config.objective.guidance))
 
     def teach(condition: Condition | None) -> Denoise:
         return recipe.denoise(model, condition)
 
+    teach(model.condition(range(1)))
     return model, teach

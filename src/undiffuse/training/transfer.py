@@ -89,6 +89,7 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
     left += sorted(augmentation & known.keys())
     new |= {name: torch.zeros_like(state[name]) for name in sorted(augmentation & state.keys())}
     new |= {name: state[name] for name in state.keys() - known.keys() if ".jumps." in name}
+    left += sorted(name for name in known.keys() - state.keys() if ".jumps." in name)
     loaded = {name: tensor for name, tensor in known.items() if name not in left} | new
     for what, names in (("has no", state.keys() - loaded.keys()), ("has besides", loaded.keys() - state.keys())):
         if names:
