@@ -12,6 +12,7 @@ from conftest import Command, ignore, run_state
 from torch import Tensor
 
 from undiffuse.config import preset
+from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
 from undiffuse.objectives.matching import difference, drawn
@@ -106,6 +107,16 @@ def test_a_run_resumes_as_if_nothing_had_happened(runs: tuple[Path, Path], tmp_p
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     train({}, tmp_path / "run", resume=True, report=ignore)
     assert run_state(tmp_path / "run") == run_state(runs[1])
+
+
+def test_another_teacher_is_refused(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on with the teacher that it began with, or not at all."""
+    for name in ("student", "matched"):
+        shutil.copytree(runs[name == "matched"], tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000004")
+        monkeypatch.setattr("undiffuse.training.teacher.base_fingerprint", lambda model: "another")
+        with pytest.raises(UsageError, match=r"is another model than .* began with"):
+            train({}, tmp_path / name, resume=True, report=ignore)
 
 
 def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -> None:

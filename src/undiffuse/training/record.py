@@ -127,14 +127,22 @@ def start(run: Path, config: Config) -> tuple[Model | None, Origin | None]:
 
 
 def write_record(
-    run: Path, values: dict[str, Any], config: Config, facts: DataFacts, source: str, origin: Origin | None = None
+    run: Path,
+    values: dict[str, Any],
+    config: Config,
+    facts: DataFacts,
+    source: str,
+    origin: Origin | None = None,
+    teacher: str | None = None,
 ) -> None:
-    """Records that a run begins, or where the data of a resumed run is now."""
+    """Records that a run begins, or where the data of a resumed run is now; `teacher` is a fingerprint."""
     old = read_record(run)
     record = dict(old or {"settings": values, "config": config.model_dump(mode="json")})
     record["config"] = {**record["config"], "data": config.data.model_dump(mode="json")}
     record["data"] = {**facts.to_json(), "source": source}
     if origin is not None:
         record["base"] = asdict(origin)
+    if teacher is not None:
+        record["teacher"] = teacher
     if json.loads(json.dumps(record)) != old:
         write_json(run / NAME, record)

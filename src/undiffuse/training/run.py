@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
+from undiffuse.adapters import base_fingerprint
 from undiffuse.build import DISTILLING, make_data, make_denoiser, make_objective, make_schedule
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
@@ -104,7 +105,8 @@ def train(
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
     make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     if config.objective.loss in DISTILLING:
-        model, learner.teach = teacher(config, facts, learner.origin, accelerator)
+        model, learner.teach = teacher(config, facts, run, accelerator)
+        learner.taught_by = base_fingerprint(model)
         if config.objective.loss == "matching":
             learner.companions = Companions(config, model, accelerator)
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
@@ -148,7 +150,7 @@ class _Run:
         elif main and resume and not recorded:
             self.report(f"there is no run in {run} yet: this begins one")
         if main:
-            write_record(run, values, self.config, self.facts, source, self.learner.origin)
+            write_record(run, values, self.config, self.facts, source, self.learner.origin, self.learner.taught_by)
         if self.config.training.minutes is None:
             self.learner.progress.total = self.config.training.steps or DEFAULT_STEPS
         return self

@@ -59,7 +59,8 @@ class Position:
 class Learner:
     """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and the
     statistics of the losses if the times are drawn by importance. And, of a
-    distillation, the teacher, which stays, and what is trained beside the student."""
+    distillation, the teacher, which stays, its
+    fingerprint, and what is trained beside the student."""
 
     network: nn.Module
     ema: EMA
@@ -69,6 +70,7 @@ class Learner:
     importance: Importance | None = None
     teach: Teach | None = None
     companions: Companions | None = None
+    taught_by: str | None = None
     origin: Origin | None = None
 
     @property

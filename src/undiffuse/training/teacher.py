@@ -1,5 +1,7 @@
 """The teacher of a distillation: the model that a run starts from, as it was."""
 
+from pathlib import Path
+
 from accelerate import Accelerator
 
 from undiffuse.adapters import base_fingerprint
@@ -12,15 +14,15 @@ from undiffuse.guidance import Guidance
 from undiffuse.model import Model, load
 from undiffuse.objectives.flow_map import Teach
 from undiffuse.process import Denoise
-from undiffuse.training.transfer import Origin
+from undiffuse.training.record import read_record
 
 
-def teacher(config: Config, data: DataFacts, origin: Origin | None, accelerator: Accelerator) -> tuple[Model, Teach]:
+def teacher(config: Config, data: DataFacts, run: Path, accelerator: Accelerator) -> tuple[Model, Teach]:
     """training.teacher, or else training.base; and condition -> its denoiser, guided by objective.guidance, with its
     predictions in range.
 
-    Raises UsageError for one that is no denoiser, or a student itself, of other data than `data`, or not any more the
-    `origin` of the run; and for guidance that it cannot have.
+    Raises UsageError for one that is no denoiser, a student itself, of other data than `data`, or another than the run
+    in the folder `run` began with; and for guidance that it cannot have.
     """
     name = config.training.teacher or config.training.base
     assert name is not None
@@ -33,8 +35,8 @@ def teacher(config: Config, data: DataFacts, origin: Origin | None, accelerator:
         raise UsageError(
             f"{model.name} was trained on other data than {data.name}: other pictures, classes or captions"
         )
-    if config.training.teacher is None and origin is not None and origin.fingerprint != base_fingerprint(model):
-        raise UsageError(f"{model.name} is another model than this run began with: choose another --out")
+    if (read_record(run) or {}).get("teacher", base_fingerprint(model)) != base_fingerprint(model):
+        raise UsageError(f"{model.name} is another model than {run} began with: choose another --out")
     accelerator.prepare_model(model.network, evaluation_mode=True)  # the precision of the run
     recipe = Recipe(guidance=Guidance(config.objective.guidance))
 
