@@ -49,6 +49,9 @@ def distill(
 
     folder = find(model)
     card = read_card(folder)
+    if card.config.network.kind != "unet":
+        kind = card.config.network.kind
+        raise UsageError(f"{model} has a {kind}, and a student is made of a U-Net: distil another model")
     goal = read_card(find(student)).config.objective if student else None
     jumps = steps or (goal.jumps if goal else 1)
     usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-matched' * bool(student)}"

@@ -24,12 +24,13 @@ def models() -> None:
         folder = BUILT_IN / name
         _, data, training, measured = read_card(folder)
         size = (folder / "weights.safetensors").stat().st_size / 1e6
-        trained = f"{training['images']:,} images in {training['seconds'] / 60:.0f} min on {training['device']}"
+        noun, minutes = domain_of(data).noun, f"{training['seconds'] / 60:.0f} min"
+        trained = f"{training['images']:,} {noun} in {minutes} on {training['device']}"
         if measured:
             trained += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
         table.add_row(
             name,
-            f"{data.count} {domain_of(data).noun} of {format_shape(data.shape)} ({data.licence})",
+            f"{data.count} {noun} of {format_shape(data.shape)} ({data.licence})",
             listed(data.learnt),
             f"{size:.1f} MB",
             trained,
