@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trilemma import QUIET, finish
+from equal_time import QUIET, finish
 
 from undiffuse import load
 from undiffuse.config import preset as settings_of

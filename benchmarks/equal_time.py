@@ -1,11 +1,18 @@
 """Training for equal CPU time on one thread, so that what else the machine does costs nobody its steps."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from undiffuse import train
+from undiffuse.config import over
+from undiffuse.files import read_json, write_json
+
+QUIET = {"training.preview_every": 10**9, "training.checkpoint_every": 10**6}
+"""Settings of runs that only their end is wanted of."""
 
 TRIAL = (20, 80)
 """The steps of two short runs, whose difference is what a step costs."""
@@ -20,6 +27,22 @@ def steps_in(minutes: float, values: dict[str, Any]) -> int:
             train(values | {"training.steps": steps}, folder, report=lambda line: None)
             seconds.append(time.process_time() - began)
     return max(1, round(60 * minutes * (TRIAL[1] - TRIAL[0]) / (seconds[1] - seconds[0])))
+
+
+def run_to_its_end(values: dict[str, Any], run: Path) -> None:
+    """Trains, from where the run in the folder `run` stands. Ends the program if it is stopped, so that
+    nothing unfinished is measured."""
+    if not train(values, run, resume=True).finished:
+        sys.exit(f"{run} was stopped: the same command goes on with it")
+
+
+def finish(values: dict[str, Any], run: Path, minutes: float, plan: Path, name: str) -> None:
+    """Trains for as many steps as the JSON file `plan` has under `name`; if it has none, as there are in `minutes`."""
+    planned: dict[str, int] = read_json(plan) if plan.exists() else {}
+    if name not in planned:
+        planned[name] = steps_in(minutes, values)
+        write_json(plan, (read_json(plan) if plan.exists() else {}) | planned)
+    run_to_its_end(over(values, {"training.steps": planned[name]}), run)
 
 
 def losses_in(minutes: float, step: Callable[..., Any], examples: Iterator[tuple[Any, ...]]) -> list[float]:

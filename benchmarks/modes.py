@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trilemma import QUIET, finish
+from equal_time import QUIET, finish
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for

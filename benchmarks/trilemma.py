@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from equal_time import steps_in
+from equal_time import QUIET, finish
 
-from undiffuse import load, train
-from undiffuse.config import over, preset, preset_for
+from undiffuse import load
+from undiffuse.config import preset, preset_for
 from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.density import density
@@ -38,7 +38,6 @@ SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
 BITS = ("vae", "flow", "flow-fast", "ar")
 RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies", "bits", "seconds at 64", "seconds at 1")
-QUIET = {"training.preview_every": 10**9, "training.checkpoint_every": 10**6}
 
 
 def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -59,17 +58,6 @@ def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
         values["training.base"] = str(teacher)
     finish(values, run, minutes, options.out / "steps.json", system)
     return run
-
-
-def finish(values: dict[str, Any], run: Path, minutes: float, plan: Path, name: str) -> None:
-    """Trains for the planned steps of `name`, which are planned if they are not yet."""
-    planned: dict[str, int] = read_json(plan) if plan.exists() else {}
-    if name not in planned:
-        planned[name] = steps_in(minutes, values)
-        write_json(plan, (read_json(plan) if plan.exists() else {}) | planned)
-    values = over(values, {"training.steps": planned[name]})
-    if not train(values, run, resume=run.exists()).finished:
-        sys.exit(f"{run} was stopped: the same command goes on with it")
 
 
 def seconds(model: Model, recipe: Recipe, batch: int) -> float:

@@ -26,10 +26,10 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
-from equal_time import losses_in, steps_in
+from equal_time import losses_in, run_to_its_end, steps_in
 from peers import Peer
 
-from undiffuse import load, train
+from undiffuse import load
 from undiffuse.build import make_data
 from undiffuse.conditions import Labels
 from undiffuse.config import DataConfig, preset, preset_for
@@ -211,7 +211,7 @@ def of_undiffuse(sound: str) -> Callable[..., tuple[np.ndarray, dict[str, Any]]]
         values = preset(preset_for(minutes)) | values
         if not (folder / "run.json").exists():
             values["training.steps"] = steps_in(minutes, values)
-        train(values, folder, resume=True)
+        run_to_its_end(values, folder)
         model = load(folder)
         began = time.process_time()
         condition = Labels(torch.from_numpy(labels), len(model.data.classes))

@@ -20,9 +20,9 @@ import torch
 from scipy.signal import stft
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_time import steps_in
+from equal_time import run_to_its_end, steps_in
 
-from undiffuse import load, train
+from undiffuse import load
 from undiffuse.config import preset
 from undiffuse.data.sounds import load_sounds
 from undiffuse.devices import conditions
@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--data", default="digits-spoken")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    values: dict[str, Any] = {}
     if not (options.run / "run.json").exists():
         values = preset("vocoder") | {"data.source": options.data, "training.preview_every": 10**9}
-        train(values | {"training.steps": steps_in(options.minutes, values)}, options.run)
-    else:
-        train({}, options.run, resume=True)
+        values["training.steps"] = steps_in(options.minutes, values)
+    run_to_its_end(values, options.run)
     vocoder, data = load(options.run), load_sounds(options.data, "test")
     rows = np.linspace(0, len(data) - 1, CLIPS).astype(int)
     real, lengths = np.array(data.images[rows]), data.lengths[rows]

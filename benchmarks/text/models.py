@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_time import steps_in
+from equal_time import run_to_its_end, steps_in
 
-from undiffuse import load, train
+from undiffuse import load
 from undiffuse.config import preset
 from undiffuse.devices import conditions
 from undiffuse.evaluation.texts import BLOCKS, measured
@@ -79,8 +79,7 @@ def main() -> None:
             planned[kind] = steps_in(options.minutes, values)
             write_json(path, found)
         run = options.out / f"{path.stem}-{kind}"
-        if not train(values | {"training.steps": planned[kind]}, run, resume=True).finished:
-            sys.exit(f"{run} was stopped: the same command goes on with it")
+        run_to_its_end(values | {"training.steps": planned[kind]}, run)
         found[kind] = measure(run, kind, options.blocks, STEPS)
         write_json(path, found)
         for row in found[kind]["rows"]:

@@ -106,6 +106,11 @@ class Sampler:
     jumps: bool = False
 
     @property
+    def searchable(self) -> bool:
+        """Whether a grid can be searched for it: every sample depends on the times alone."""
+        return not (self.random or self.guides or self.jumps)
+
+    @property
     def step(self) -> Any:
         """The rule with its options bound."""
         rule = located(self.place)

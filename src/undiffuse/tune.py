@@ -39,7 +39,7 @@ def tune(
         raise UsageError(f"{folder} is not writable, and the grids are stored there: copy it and tune the copy")
     recipes = [Recipe(sampler, count, seed=SEED) for count in steps]
     for recipe in recipes:
-        if SAMPLERS[recipe.sampler].random or SAMPLERS[recipe.sampler].guides or SAMPLERS[recipe.sampler].jumps:
+        if not SAMPLERS[recipe.sampler].searchable:
             raise UsageError(f"no grid is searched for {recipe.sampler}: choose ddim, euler, heun, dpm++ or unipc")
     model = load(name, device)
     pictures_only(model, "undiffuse tune")

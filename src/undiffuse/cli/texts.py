@@ -184,8 +184,9 @@ def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writi
     return loaded, texts_only(loaded), writing
 
 
-def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    """The tokens (L,) of a text, 0 in its blanks; where these are, bool (L,); what may stand where, bool (L, K).
+def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray | None]":
+    """The tokens (L,) of a text, 0 in its blanks; where these are, bool (L,); what may stand where, bool (L, K), or
+    None: anything.
 
     Raises UsageError for a text without blanks.
     """
@@ -205,6 +206,8 @@ def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray,
         if spaced is not None:
             opened[len(free) + len(ids)] = spaced
         free = np.concatenate([free, np.zeros(len(ids), bool), np.ones(len(blank), bool)])
+    if not opened:
+        return tokens, free, None
     allowed = np.ones((len(tokens), tokenizer.size), bool)
     for place, spaced in opened.items():
         allowed[place] = spaced

@@ -7,9 +7,7 @@ from undiffuse.cli.console import DEVICE, ENGINE, numbers, say, table
 from undiffuse.progress import bar
 from undiffuse.registry import SAMPLERS
 
-DETERMINISTIC = ", ".join(
-    name for name, sampler in SAMPLERS.items() if not (sampler.random or sampler.guides or sampler.jumps)
-)
+DETERMINISTIC = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.searchable)
 
 
 def tune(

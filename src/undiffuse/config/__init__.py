@@ -15,7 +15,6 @@ from undiffuse.config.reading import (
     written,
 )
 from undiffuse.config.sections import (
-    MOST_JUMPS,
     Config,
     DataConfig,
     DenoiserConfig,
@@ -28,7 +27,6 @@ from undiffuse.config.sections import (
 __all__ = [
     "FIRST_KEYS",
     "MACHINE_KEYS",
-    "MOST_JUMPS",
     "Config",
     "DataConfig",
     "DenoiserConfig",

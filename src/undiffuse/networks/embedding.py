@@ -45,8 +45,10 @@ class Conditioning(nn.Module):
         # The width of the contexts, 0 if no encoder gives one.
         self.context = max((getattr(self.get_submodule(name), "context", 0) for name in self.encoders), default=0)
         self.augmentation = zero_(nn.Linear(augmentation, width, bias=False)) if augmentation else None
-        reach = zero_(nn.Linear(width, width, bias=False))
-        self.jumps = nn.Sequential(nn.Linear(4 * frequencies, width), nn.SiLU(), reach) if jumps else None
+        self.jumps: nn.Module | None = None
+        if jumps:
+            first, last = nn.Linear(4 * frequencies, width), zero_(nn.Linear(width, width, bias=False))
+            self.jumps = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, log_snr: Tensor, condition: Condition | None) -> Tensor:
         """The vector alone. Raises ValueError for a condition that is missing or unexpected."""

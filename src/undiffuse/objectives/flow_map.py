@@ -54,15 +54,20 @@ def flow_map(
     target = torch.empty_like(x0)
     with torch.no_grad():
         if plain.any():
-            target[plain] = teach(_rows(condition, plain))(x_t[plain], t[plain]).x0
+            target[plain] = teach(rows_of(condition, plain))(x_t[plain], t[plain]).x0
         moved = ~plain
         if moved.any():
-            x, given = x_t[moved], _rows(condition, moved)
+            x, given = x_t[moved], rows_of(condition, moved)
             before, end = grid[goal[moved] - 1], s[moved]
             near = step(process, denoiser.jump(x, t[moved], before, given).x0, x, t[moved], before)
             there = heun_step(process, teach(given), near, before, end)
             target[moved] = aim(process, there, x, t[moved], end)
-    error = (denoiser.jump(x_t, t, s, condition).x0 - target).flatten(1)
+    return pseudo_huber(denoiser.jump(x_t, t, s, condition).x0 - target)
+
+
+def pseudo_huber(error: Tensor) -> Tensor:
+    """sqrt(||e||^2 + c^2) - c of errors (B, ...): (B,). c is SOFT for each square root of an element."""
+    error = error.flatten(1)
     soft = SOFT * error.shape[1] ** 0.5
     return (error.square().sum(1) + soft**2).sqrt() - soft
 
@@ -108,5 +113,6 @@ def _ends(u: Tensor, jumps: int) -> tuple[Tensor, Tensor]:
     return start, torch.where(share < 0, start, goal.clamp(max=LEVELS))
 
 
-def _rows(condition: Condition | None, rows: Tensor) -> Condition | None:
+def rows_of(condition: Condition | None, rows: Tensor) -> Condition | None:
+    """The condition of some samples; None of None."""
     return None if condition is None else condition[rows]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
-from undiffuse.objectives.flow_map import PLAIN, SOFT, aim, step
+from undiffuse.objectives.flow_map import PLAIN, aim, pseudo_huber, rows_of, step
 from undiffuse.objectives.times import TimeSampler, log_normal
 from undiffuse.process import GaussianProcess, float64
 from undiffuse.randomness import Draw
@@ -51,11 +51,9 @@ def solution(
     target = x0.clone()
     moved = s < t
     if moved.any():
-        given = None if condition is None else condition[moved]
+        given = rows_of(condition, moved)
         target[moved] = aimed(denoiser, x_t[moved], t[moved], x_l[moved], between[moved], s[moved], given)
-    error = (denoiser.jump(x_t, t, s, condition).x0 - target).flatten(1)
-    soft = SOFT * error.shape[1] ** 0.5
-    return (error.square().sum(1) + soft**2).sqrt() - soft
+    return pseudo_huber(denoiser.jump(x_t, t, s, condition).x0 - target)
 
 
 @torch.no_grad()

@@ -122,11 +122,8 @@ class Listeners:
             with atomic_file(self.run / "previews" / f"step-{step:08d}.txt") as temporary:
                 temporary.write_text(BETWEEN.join(spell(row) for row in written) + "\n", "utf-8")
             return
-        if model.rival is not None:
-            recipe = Recipe()
-        elif self.config.network.jumps:
-            recipe = Recipe("jump", self.config.objective.jumps)
-        else:
+        recipe = Recipe()
+        if model.rival is None and not self.config.network.jumps:  # these have steps of their own
             recipe = Recipe(steps=min(PREVIEW_STEPS, model.denoiser.process.schedule.steps or PREVIEW_STEPS))
         images = next(generate(model, recipe, range(PREVIEWS), model.condition(range(PREVIEWS))))
         path = self.run / "previews" / f"step-{step:08d}.png"
