@@ -248,12 +248,14 @@ def test_evaluate_measures_models_and_files_alike(
     """The same samples have the same figures, drawn by evaluate, in an .npz and, without their classes, in a folder."""
     names = ("--metrics", "classes,copying")
     report = ("--json", "a.json", "--report", "a.html")
-    code, out, err = command("evaluate", run, "-n", 12, "--steps", 2, *names, *report)
+    code, out, err = command("evaluate", run, "-n", 12, "--steps", 2, "--metrics", f"{names[1]},speed", *report)
     assert code == 0, err
     assert "class as asked for" in out and "reference: 6 sounds of" in out and "0.32 s at 4,000 Hz" in out
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["n"] == 12 and found["conditions"]["sampling"]["steps"] == 2 and found["conditions"]["rate"] == RATE
     assert found["conditions"]["model"]["learnt_this_data"] is True and "versions" in found["conditions"]
+    speed = found["rows"].pop()
+    assert speed["measure"] == "real-time factor" and 0 < speed["interval"][0] <= speed["value"] <= speed["interval"][1]
     for out_of_samples in ("x.npz", "folder"):
         assert command("sample", run, "-n", 12, "--steps", 2, "--out", out_of_samples)[0] == 0
     for subject in ("x.npz", "folder"):
@@ -269,7 +271,7 @@ def test_evaluate_measures_models_and_files_alike(
     samples = sample(model, 64, steps=2, engine="torch")[:12]  # in batches as evaluate draws them
     played = {row.tobytes() for row in heard(page)}
     assert len(played & {row.tobytes() for row in samples}) >= 8  # four of each class, and the nearest to training
-    assert len(page.texts["tr"]) == 1 + len(found["rows"])
+    assert len(page.texts["tr"]) == 2 + len(found["rows"])
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,7 @@ def test_evaluate_measures_models_and_files_alike(
         (("RUN", "--steps", "2,3"), "one number for a model of sounds"),
         (("RUN", "--metrics", "classes", "--data", "digits"), "--data digits is not a set of sounds"),
         (("x.npz",), "name the data to measure against with --data"),
+        (("x.npz", "--data", "VOICES", "--metrics", "speed"), "the metric speed is that of a model"),
         (("x.npz", "--sampler", "ddim"), "--sampler is not for sounds in files"),
         (("x.npz", "--data", "VOICES", "-n", "9"), "holds 3 sounds, fewer than -n 9"),
     ],

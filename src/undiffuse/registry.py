@@ -369,7 +369,7 @@ METRICS = ("frechet", "spatial", "kernel", "manifold", "scores", "classes", "cop
 DENSITIES = ("bpd", "ode")
 TEXT_METRICS = ("bpd", "infill", "fluency")
 """Those of models of texts."""
-SOUND_METRICS = ("frechet", "classes", "words", "quality", "copying")
+SOUND_METRICS = ("frechet", "classes", "words", "quality", "copying", "speed")
 """Those of models of sounds."""
 TEXT = "text"
 """The measure of models with prompts."""

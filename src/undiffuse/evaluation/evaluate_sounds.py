@@ -1,11 +1,14 @@
 """The evaluation of a model of sounds, or of sounds in files: `undiffuse.evaluation.sounds` and its conditions."""
 
 import dataclasses
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from undiffuse.build import make_data
 from undiffuse.config import DataConfig
@@ -17,15 +20,16 @@ from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.sounds import Row, measured
 from undiffuse.evaluation.store import sample_into_cache
-from undiffuse.generate import Recipe
+from undiffuse.generate import Recipe, generate
 from undiffuse.guide import with_guide
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.sounds.spectrogram import FACTS
-from undiffuse.model import load
+from undiffuse.model import Model, load
 from undiffuse.progress import Bar, no_bar
 
 DEFAULT_N = 500
 PACKAGES = ("silero-vad", "speechmos", "pocketsphinx", "onnxruntime")
+SPEED, TIMED = "speed", 16
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,27 @@ def evaluate_model(
     known = bool(train.classes) and set(asked) <= set(train.classes)  # by a sentence too, if it is a class's name
     labels = np.array([train.classes.index(name) for name in asked]) if known else None
     samples = SoundSamples(drawn.gathered(), train.rate, labels, train.classes)
-    return _evaluated(name, samples, train, real, metrics, facts, bar)
+    evaluation = _evaluated(name, samples, train, real, metrics, facts, bar)
+    if metrics is None or SPEED in metrics:
+        evaluation.rows.append(_speed(model, recipe, bar))
+    return evaluation
+
+
+def _speed(model: Model, recipe: Recipe, bar: Bar) -> Row:
+    """How long a second of sound takes, waveforms included: three times TIMED samples at once, after a first time."""
+    sound = TIMED * model.data.shape[0] / model.domain.rate  # type: ignore[attr-defined]
+    taken = []
+    with bar("measuring its speed", 4) as tick:
+        for _ in range(4):
+            began = time.perf_counter()
+            list(generate(model, recipe, range(TIMED), model.condition(range(TIMED)), batch_size=TIMED))
+            taken.append((time.perf_counter() - began) / sound)
+            tick(1)
+    again = taken[1:]
+    threads = torch.get_num_threads() if model.device.type == "cpu" else 0
+    where = f"{threads} thread{'s' * (threads > 1)} of a CPU" if threads else str(model.device)
+    value = Measure(statistics.median(again), min(again), max(again))
+    return Row("real-time factor", value, None, f"seconds for one of sound, {TIMED} at once, on {where}; three times")
 
 
 def evaluate_files(
@@ -130,6 +154,8 @@ def evaluate_files(
     Arrays that do not state a rate are taken to have that of the data. Raises UsageError for samples that the data
     cannot be compared with, and as `measured` does.
     """
+    if metrics is not None and SPEED in metrics:
+        raise UsageError(f"the metric {SPEED} is that of a model: files were drawn somewhere else")
     samples = read_samples(path)
     if n is not None and n > len(samples.rows):
         raise UsageError(f"{path} holds {len(samples.rows)} sounds, fewer than -n {n}")
@@ -174,7 +200,8 @@ def _evaluated(
     bar: Bar,
 ) -> SoundEvaluation:
     requested = samples.labels if samples.classes == train.classes else None
-    rows = measured(samples.rows, real, train, real.rate, requested=requested, metrics=metrics, bar=bar)
+    of_sounds = None if metrics is None else [one for one in metrics if one != SPEED]
+    rows = measured(samples.rows, real, train, real.rate, requested=requested, metrics=of_sounds, bar=bar)
     against = {
         "data": train.name,
         "split": "test",

@@ -24,7 +24,6 @@ from undiffuse.metrics.sounds.silero import silero
 from undiffuse.metrics.sounds.spectrogram import spectrograms
 from undiffuse.names import one_of
 from undiffuse.progress import Bar, no_bar
-from undiffuse.registry import SOUND_METRICS
 
 HELD_OUT = 2000
 FEWEST = 4  # real sounds: two in each half, for a covariance
@@ -81,7 +80,7 @@ def measured(
     metrics: Sequence[str] | None = None,
     bar: Bar = no_bar,
 ) -> list[Row]:
-    """The figures of each of `metrics`, names in SOUND_METRICS.
+    """The figures of each of `metrics`, names in MEASURES.
 
     Args:
         samples: int16 (N, L), mono, at `rate` Hz, as long as the real ones.
@@ -104,7 +103,7 @@ def measured(
         )
     subject = Subject(samples, real, train, rate, requested, bar)
     rows: list[Row] = []
-    for name in SOUND_METRICS if metrics is None else metrics:
+    for name in MEASURES if metrics is None else metrics:
         try:
             rows += MEASURES[one_of("measure of sounds", name, MEASURES)](subject)
         except UsageError as error:
