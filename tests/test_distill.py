@@ -11,9 +11,11 @@ import torch
 from conftest import TINY, Command, ignore, run_state
 from PIL import Image
 
+from undiffuse.card import find
 from undiffuse.config import preset
+from undiffuse.engines import available, with_engine
 from undiffuse.errors import UsageError
-from undiffuse.generate import Recipe, generate
+from undiffuse.generate import Recipe, generate, sample
 from undiffuse.guidance import Guidance
 from undiffuse.model import load
 from undiffuse.training import train
@@ -90,6 +92,27 @@ def start(model: Any) -> torch.Tensor:
     return model.denoiser.process.prior(torch.empty(4, 1, 16, 16)).sample(keyed_draws(0, range(4))(0))  # type: ignore[no-any-return]
 
 
+@pytest.mark.skipif("onnxruntime" not in available(), reason="onnx, onnxscript or onnxruntime is missing")
+def test_onnx_runtime_jumps_as_pytorch_does(student: Path, own_cache: None) -> None:
+    """Wherever it is told to, and nowhere, with weights that care."""
+    model = load(student)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    fast = with_engine(model, "onnxruntime")
+    x, t, condition = (
+        torch.randn(3, 1, 16, 16),
+        torch.tensor([0.4, 0.7, 1.0], dtype=torch.float64),
+        model.condition([0, 1, 2]),
+    )
+    with torch.no_grad():
+        for s in (0.1 * t, 0.9 * t, t):
+            expected, found = (one.denoiser.jump(x, t, s, condition).x0 for one in (model, fast))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert torch.equal(found, fast.denoiser(x, t, condition).x0)
+        assert (found - fast.denoiser.jump(x, t, 0.1 * t, condition).x0).abs().max() > 1e-3
+
+
 def test_guidance_is_learnt_with_it(whole: Path, data: str, tmp_path: Path, student: Path) -> None:
     values = {**settings(whole, data), "objective.jumps": 2, "objective.guidance": 3.0}
     train(values, tmp_path / "run", report=ignore)
@@ -120,7 +143,6 @@ def test_the_command(whole: Path, command: Command) -> None:
     assert code == 2 and "the sampler jump is for flow maps" in err
     Image.new("L", (16, 16)).save("picture.png")
     for words, reason in (
-        (("export", "fast", "--format", "onnx", "--out", "fast.onnx"), "fast is a flow map"),
         (("export", "fast", "--format", "diffusers", "--out", "fast-folder"), "fast is a flow map"),
         (("edit", "fast", "picture.png"), "is a flow map of 1 jump, and nothing else"),
         (("explain", "fast"), "is a flow map of 1 jump, and nothing else"),
@@ -145,3 +167,21 @@ def test_settings_that_do_not_fit(whole: Path, data: str, tmp_path: Path, change
     values = {**settings(whole, data), "network.channels": TINY["network.channels"], "network.attention": (), **changed}
     with pytest.raises(UsageError, match=reason):
         train(values, tmp_path / "run", report=ignore)
+
+
+def test_a_model_that_comes_with_a_student(whole: Path, student: Path, tmp_path: Path, command: Command) -> None:
+    """It draws if so many steps are asked for and nothing else is."""
+    model = tmp_path / "model"
+    shutil.copytree(find(whole), model)
+    shutil.copytree(find(student), model / "2-steps")
+    assert Recipe(steps=2).drawn_by(model) == f"{model}/2-steps"
+    for other in (Recipe(), Recipe("ddim", 2), Recipe(steps=2, grid="karras"), Recipe(steps=2, guidance=Guidance(2))):
+        assert other.drawn_by(model) == model
+    assert np.array_equal(sample(model, 4, steps=2), sample(student, 4))
+    assert np.array_equal(sample(model, 4, steps=2, sampler="ddim"), sample(whole, 4, steps=2, sampler="ddim"))
+    code, out, err = command("sample", "model", "-n", 4, "--steps", 2, "--out", "a.npz")
+    assert code == 0 and "2 evaluations of the network each, by model/2-steps, torch" in out, err
+    code, out, _ = command("sample", "model", "-n", 4, "--steps", 2, "--class", "0", "--guidance", 2, "--out", "b.npz")
+    assert code == 0 and "4 evaluations of the network each, by torch" in out
+    code, out, _ = command("redo", "a.npz", "--out", "c.npz")
+    assert code == 0 and np.array_equal(np.load("a.npz")["images"], np.load("c.npz")["images"])

@@ -264,3 +264,12 @@ def find(name: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{path} is a folder without a model: no model.json and no checkpoint in it (yet)")
     hint = did_you_mean(str(name), built_in(), f"the built-in models are {listed(built_in()) or 'none'}.")
     raise UsageError(f"no model {shown(str(name))}: not a folder here, and not built in; {hint}")
+
+
+def student_of(name: str | os.PathLike[str], steps: int) -> str | None:
+    """The name of the student of `steps` evaluations that comes with a model, in its folder; None if there is none.
+
+    Raises UsageError as `find`.
+    """
+    inside = f"{steps}-step{'s' * (steps > 1)}"
+    return f"{os.fspath(name)}/{inside}" if _there(find(name) / inside / "model.json") else None

@@ -65,7 +65,7 @@ def with_engine(model: Model, engine: str = "auto", evaluations: int | None = No
                 with bar("exporting the network to ONNX, once", 0), writing(folder) as temporary:
                     export_onnx(model, temporary / "network.onnx")
         session = open_session(folder / "network.onnx", torch.get_num_threads())
-        network = OnnxNetwork(model.network, session, len(model.data.classes))
+        network = OnnxNetwork(model, session)
     elif engine == "compile":
         network = Compiled(model.network)
     else:

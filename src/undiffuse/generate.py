@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from undiffuse.build import DISTILLING
+from undiffuse.card import student_of
 from undiffuse.classifier import Classifier
 from undiffuse.conditions import Composition, Request, parts_of
 from undiffuse.denoiser import Denoise
@@ -132,6 +133,15 @@ class Recipe:
             return make_grid(self.grid or SAMPLERS[self.sampler].grid, schedule, self.steps)
         except ValueError as error:
             raise UsageError(str(error)) from None
+
+    def drawn_by(self, name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+        """The model that draws for the model `name`: the student of so many evaluations that comes with it
+        (`undiffuse.card.student_of`), if sampler, grid and guidance are left open; else itself.
+
+        Raises UsageError for an unknown name.
+        """
+        plain = self._open and self.grid is None and self.guidance == Guidance()
+        return (student_of(name, self.steps) if plain else None) or name
 
     def for_model(self, model: Model) -> "Recipe":
         """This recipe, with a sampler that was left open decided for the model: a flow map jumps, as often as it has
@@ -327,7 +337,7 @@ def sample(
     batch_size: int = 64,
     engine: str = "auto",
 ) -> np.ndarray:
-    """n images as uint8 (n, H, W, C), from a model or the name of one.
+    """n images as uint8 (n, H, W, C), from a model or the name of one, or from its student (`Recipe.drawn_by`).
 
     `class_name`: all of one class; by default the classes come in the data's proportions. `guidance` is a scale or
     all settings; `guide` as in `undiffuse.guide.with_guide`, `vocoder` as in `undiffuse.vocoder.with_vocoder`; `engine`
@@ -335,10 +345,11 @@ def sample(
     """
     if n < 1:
         raise UsageError(f"n = {n}: draw at least one sample")
-    model = model if isinstance(model, Model) else load(model)
-    model = with_vocoder(model if guide is None else with_guide(model, guide), vocoder)
     settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
+    if not isinstance(model, Model):
+        model = load(model if guide else recipe.drawn_by(model))
+    model = with_vocoder(model if guide is None else with_guide(model, guide), vocoder)
     model = with_engine(model, engine, n * recipe.evaluations)
     condition = model.condition(range(n)) if class_name is None else model.of_class(class_name, n)
     return np.concatenate(list(generate(model, recipe, range(n), condition, batch_size=batch_size)))

@@ -358,8 +358,9 @@ PRESETS: Registry[Path] = Registry(
 
 
 def built_in() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(path.parent.name for path in BUILT_IN.glob("*/model.json"))
+    """Names of the models in the package; a student's is in its teacher's folder: fashion-mnist/1-step."""
+    found = [*BUILT_IN.glob("*/model.json"), *BUILT_IN.glob("*/*/model.json")]
+    return sorted(path.parent.relative_to(BUILT_IN).as_posix() for path in found)
 
 
 ENGINES = ("torch", "compile", "onnxruntime")

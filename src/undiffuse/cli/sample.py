@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -97,12 +98,16 @@ def sample(
         return
     if length is not None:
         raise UsageError("--length is for models of texts")
-    card = read_card(find(model))
-    guided = bool(prompt) and not card.config.network.jumps  # a flow map has learnt its guidance
-    settings = guidance_of(guidance, guidance_interval, rescale, apg, guided)
+    name = output.name_of(model)
+    settings = guidance_of(guidance, guidance_interval, rescale, apg, False)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
+    if not (guide or negative or len(class_name) + len(prompt) > 1):
+        model = str(recipe.drawn_by(model))
+    card = read_card(find(model))
+    if prompt and not card.config.network.jumps:  # a flow map has learnt its guidance
+        recipe = replace(recipe, guidance=guidance_of(guidance, guidance_interval, rescale, apg, True))
     kind = domain_of(card.data).suffix
-    out = out or output.fresh(Path(f"{output.name_of(model)}-samples{kind}"))
+    out = out or output.fresh(Path(f"{name}-samples{kind}"))
     output.check(out, n, force, kind)
 
     from undiffuse.conditions import Labels, parts_of
@@ -132,6 +137,7 @@ def sample(
         called = [words] * n if words else loaded.asked(range(n))
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
         cost = recipe.cost(loaded, condition)
-        say(f"{written} ({cost} evaluation{'s' * (cost > 1)} of the network each, by {loaded.engine})")
+        by = f"{model}, " if model != context.params["model"] else ""
+        say(f"{written} ({cost} evaluation{'s' * (cost > 1)} of the network each, by {by}{loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

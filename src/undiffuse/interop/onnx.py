@@ -1,8 +1,9 @@
 """A network as an ONNX file, for other engines, languages and browsers.
 
-The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32 and, for a model with
-classes, `labels` (B,) int64 (one past the last: any class) in, `output` (B, C', H, W) out, for any B. How x follows
-from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the file's metadata hold the configuration for it.
+The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32, for a flow map `goal`
+(B,) float32, the log-SNR to reach, and for a model with classes `labels` (B,) int64 (one past the last: any class) in,
+`output` (B, C', H, W) out, for any B. How x follows from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the
+file's metadata hold the configuration for it.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.conditions import Condition, Labels, check_given
+from undiffuse.conditions import Condition, Labels, check_given, jumping, without_jump
 from undiffuse.conditions.labels import index_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
@@ -38,6 +39,8 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
     if isinstance(model.network, UNet2D):  # between the steps of its table, it amplifies rounding errors of the log-SNR
         steps = torch.randint(1, len(model.network.log_snr), (batch,), generator=generator)
         made["log_snr"] = model.network.log_snr.cpu()[steps]
+    if model.config.network.jumps:
+        made["goal"] = made["log_snr"] + torch.rand(batch, generator=generator)
     if model.data.classes:
         made["labels"] = torch.arange(batch) % (len(model.data.classes) + 1)
     return made
@@ -50,19 +53,25 @@ def onnx_takes(model: Model) -> bool:
         model.data.tokens is None
         and model.rival is None
         and (takes is None or takes.kind == Labels.kind)
-        and not (model.config.network.inpaint or model.config.network.jumps)
+        and not model.config.network.inpaint
     )
 
 
 class Plain(nn.Module):
-    """`network` with the labels as a plain tensor, since the file's inputs must be tensors."""
+    """`network` with its condition as plain tensors, since the file's inputs must be tensors: those of `inputs`."""
 
-    def __init__(self, network: nn.Module, classes: int):
+    def __init__(self, model: Model):
         super().__init__()
-        self.network, self.classes = network, classes
+        self.network, self.classes, self.jumps = model.network, len(model.data.classes), model.config.network.jumps
 
-    def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.network(x, log_snr, None if labels is None else Labels(labels, self.classes))
+    def forward(self, x: Tensor, log_snr: Tensor, *more: Tensor) -> Tensor:
+        condition: Condition | None = Labels(more[-1], self.classes) if self.classes else None
+        return self.network(x, log_snr, jumping(condition, more[0]) if self.jumps else condition)
+
+
+def _shapes(inputs: int, shape: dict[int, Any]) -> tuple[Any, ...]:
+    """`shape` for each argument of `Plain.forward`, of which the last is a tuple, if there are so many."""
+    return (shape, shape, (shape,) * (inputs - 2)) if inputs > 2 else (shape, shape)
 
 
 def write_onnx(model: Model, path: Path) -> None:
@@ -75,17 +84,16 @@ def write_onnx(model: Model, path: Path) -> None:
     if not onnx_takes(model):
         raise UsageError(f"an ONNX file takes only labels: the condition of {model.name} is of another kind")
     made = inputs(model, 2)
-    batch = torch.export.Dim("batch", min=1, max=1 << 20)
     level = (log := logging.getLogger("torch.onnx")).level
     log.setLevel(logging.ERROR)  # it warns about libraries that it does not need
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Plain(model.network, len(model.data.classes)),
+                Plain(model),
                 tuple(made.values()),
                 dynamo=True,
-                dynamic_shapes=tuple({0: batch} for _ in made),
+                dynamic_shapes=_shapes(len(made), {0: torch.export.Dim("batch", min=1, max=1 << 20)}),
                 input_names=list(made),
                 output_names=["output"],
                 external_data=False,
@@ -125,7 +133,7 @@ def largest_difference(model: Model, session: Any) -> float:
     for batch in (1, 2, 5):
         made = inputs(model, batch)
         with torch.inference_mode():
-            expected = Plain(model.network, len(model.data.classes))(*made.values())
+            expected = Plain(model)(*made.values())
         (found,) = session.run(None, {name: value.numpy() for name, value in made.items()})
         difference = (torch.from_numpy(found) - expected).abs().max() / expected.square().mean().sqrt()
         largest = max(largest, difference.item())
@@ -138,8 +146,6 @@ def export_onnx(model: Model, path: Path) -> float:
     Raises UndiffuseError, and leaves nothing behind, if the two do not agree.
     """
     pictures_only(model, "export")
-    if model.config.network.jumps:
-        raise UsageError(f"{model.name} is a flow map: so far only models that are not are exported")
     if model.device.type != "cpu":
         raise UsageError("export from the CPU: add --device cpu")
     with atomic_file(path) as temporary:
@@ -153,15 +159,19 @@ def export_onnx(model: Model, path: Path) -> float:
 
 
 class OnnxNetwork(nn.Module):
-    """`module`, run by ONNX Runtime: the same call, the same outputs to rounding."""
+    """The network of `model`, run by ONNX Runtime: the same call, the same outputs to rounding."""
 
-    def __init__(self, module: nn.Module, session: Any, classes: int):
+    def __init__(self, model: Model, session: Any):
         super().__init__()
-        self.module, self.session, self.classes = module, session, classes
+        self.module, self.session, self.classes = model.network, session, len(model.data.classes)
+        self.jumps = model.config.network.jumps
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
+        condition, goal = without_jump(condition)
         check_given(condition, bool(self.classes))
         feed = {"x": x.float().numpy(), "log_snr": log_snr.numpy()}
+        if self.jumps:
+            feed["goal"] = (log_snr if goal is None else goal).numpy()
         if condition is not None:
             feed["labels"] = index_of(condition, self.classes).numpy()
         return torch.from_numpy(self.session.run(None, feed)[0])
