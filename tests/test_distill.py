@@ -24,7 +24,13 @@ SHORT = {"training.steps": 6, "training.checkpoint_every": 3, "training.precisio
 
 
 def settings(teacher: Path, data: str) -> dict[str, Any]:
-    return {**preset("distill"), "data.source": data, "training.base": str(teacher), **SHORT}
+    return {
+        **preset("distill"),
+        "objective.loss": "flow-map",
+        "data.source": data,
+        "training.base": str(teacher),
+        **SHORT,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +164,7 @@ def test_the_command(whole: Path, command: Command) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"network.jumps": False}, "network.jumps=true goes with objective.loss=flow-map, matching or solution"),
+        ({"network.jumps": False}, "network.jumps=true goes with objective.loss=paths, flow-map, matching or solution"),
         ({"training.base": None}, "objective.loss=flow-map learns from a teacher"),
         ({"data.augment": 0.1}, "network.jumps is for networks without"),
     ],

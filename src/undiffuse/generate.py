@@ -170,7 +170,8 @@ class Recipe:
             raise UsageError(f"the sampler {self.sampler} is for flow maps, which undiffuse distill makes of a model")
         if model.config.objective.loss in DISTILLING:
             jumps = model.config.objective.jumps
-            if not SAMPLERS[self.sampler].jumps or jumps % self.steps:
+            divides = model.config.objective.loss == "flow-map" and jumps % self.steps == 0
+            if not SAMPLERS[self.sampler].jumps or not (divides or self.steps == jumps):
                 raise UsageError(
                     f"{model.name} is a flow map of {jumps} jump{'s' * (jumps > 1)}, and nothing else: leave the "
                     "sampler and the steps out, or use its teacher"

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     UNIFORM = 14
     FOLD = 15
     MASK = 16
+    PATHS = 17
 
 
 def normal(keys: Iterable[Sequence[int]], shape: Sequence[int]) -> Tensor:

@@ -181,6 +181,7 @@ LOSSES: Registry[Any] = Registry(
         "count": "undiffuse.objectives:count",
         "spans": "undiffuse.objectives:spans",
         "next-token": "undiffuse.objectives:next_token",
+        "paths": "undiffuse.objectives.paths:paths",
         "flow-map": "undiffuse.objectives:flow_map",
         "solution": "undiffuse.objectives.solution:solution",
         "matching": "undiffuse.objectives.matching:matching",

@@ -212,11 +212,17 @@ class ObjectiveConfig(_Section):
     draw: DrawName = Field("low-discrepancy", description="how the times of one batch depend on each other")
     importance: bool = Field(False, description="loss-aware importance sampling of the times")
     jumps: int = Field(
-        1, ge=1, le=MOST_JUMPS, description="for loss=flow-map: the evaluations that a sample is to take, 1, 2, 4 ..."
+        1, ge=1, le=MOST_JUMPS, description="of a student: the evaluations that a sample is to take, 1, 2, 4 ..."
     )
-    guidance: float = Field(1.0, ge=0, le=100, description="for loss=flow-map: the teacher's guidance, learnt with it")
+    guidance: float = Field(1.0, ge=0, le=100, description="of a student: the teacher's guidance, learnt with it")
+    paths: int | None = Field(
+        None,
+        ge=1,
+        le=10**8,
+        description="of the teacher, drawn first, for loss=paths; None: from the time or the steps",
+    )
 
-    _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance")
+    _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance", "paths")
 
 
 class NetworkConfig(_Section):

@@ -67,10 +67,10 @@ def training_steps(
     wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
     assert isinstance(wrapped, nn.Module)
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
-    if learner.teach is not None:
-        objective = partial(cast(Any, objective), teach=learner.teach)
-    if (companions := learner.companions) is not None:
-        objective = partial(cast(Any, objective), companions=companions)
+    companions = learner.companions
+    beside = {"teach": learner.teach, "companions": companions, "paths": learner.paths}
+    if given := {name: part for name, part in beside.items() if part is not None}:
+        objective = partial(cast(Any, objective), **given)
     if config.objective.loss == "solution":
         objective = partial(cast(Any, objective), share=lambda: learner.progress.share(config.training.minutes))
     shares = positions(config.training, accelerator)

@@ -34,14 +34,14 @@ from undiffuse.training.companions import Companions
 from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
+from undiffuse.training.paths import drawn_paths
 from undiffuse.training.record import check_data, configuration, data_source, start, write_record
-from undiffuse.training.settings import decided, decided_precision
+from undiffuse.training.settings import DEFAULT_STEPS, decided, decided_precision
 from undiffuse.training.signals import Caught, caught
 from undiffuse.training.state import Learner, make_learner
 from undiffuse.training.statistics import data_facts
 from undiffuse.training.teacher import teacher
 
-DEFAULT_STEPS = 20_000
 AGREE_EVERY = 10  # steps after which several processes agree on clock and signals
 
 
@@ -105,8 +105,15 @@ def train(
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
     make_objective(config), make_denoiser(config, learner.network)  # refuse inconsistent settings
     if config.objective.loss in DISTILLING:
-        model, learner.teach = teacher(config, facts, run, accelerator)
+        model, teach = teacher(config, facts, run, accelerator)
         learner.taught_by = base_fingerprint(model)
+        if config.objective.loss == "paths":
+            began = time.monotonic()
+            with accelerator.main_process_first():
+                learner.paths = drawn_paths(model, config, precision)
+            learner.progress.seconds = time.monotonic() - began  # they are part of a budget
+        else:
+            learner.teach = teach
         if config.objective.loss == "matching":
             learner.companions = Companions(config, model, accelerator)
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():

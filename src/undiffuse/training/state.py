@@ -20,6 +20,7 @@ from undiffuse.networks.embedding import Conditioning
 from undiffuse.networks.lora import add_adapters
 from undiffuse.objectives import Importance
 from undiffuse.objectives.flow_map import Teach
+from undiffuse.objectives.paths import Paths
 from undiffuse.registry import CATEGORICAL
 from undiffuse.rivals.pixels import Pixels
 from undiffuse.training.companions import Companions
@@ -58,9 +59,8 @@ class Position:
 @dataclass
 class Learner:
     """Everything that training changes: the network, its average, the optimiser, the loss scaler of fp16, and the
-    statistics of the losses if the times are drawn by importance. And, of a
-    distillation, the teacher, which stays, its
-    fingerprint, and what is trained beside the student."""
+    statistics of the losses if the times are drawn by importance. And, of a distillation, the teacher, which stays,
+    what is trained beside the student, the teacher's paths, and its fingerprint."""
 
     network: nn.Module
     ema: EMA
@@ -70,6 +70,7 @@ class Learner:
     importance: Importance | None = None
     teach: Teach | None = None
     companions: Companions | None = None
+    paths: Paths | None = None
     taught_by: str | None = None
     origin: Origin | None = None
 
