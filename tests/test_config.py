@@ -239,7 +239,7 @@ def test_errors_are_both_usage_and_value_errors() -> None:
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_is_a_configuration_that_fits_together(name: str) -> None:
     """Every key is known, every value valid, the whole buildable; and "balanced" alone is what there is without."""
-    config = make_config(preset(name) | ({"training.base": "emoji"} if name == "distill" else {}))
+    config = make_config(preset(name) | ({"training.base": "emoji"} if name in ("distill", "adversarial") else {}))
     assert (config == Config()) == (name == "balanced")
     text, vocoder = name == "text", name == "vocoder"
     size = {"text": (), "vocoder": (64, 160), "diffwave": (10_240,)}.get(name, (28, 28))
@@ -272,7 +272,7 @@ def test_the_budget_chooses_the_preset(minutes: float | None, name: str) -> None
 def test_an_unknown_preset_is_named() -> None:
     """With those there are."""
     with pytest.raises(
-        UsageError, match="no preset 'quick': choose from balanced, best, ddpm, diffwave, distill, fast"
+        UsageError, match="no preset 'quick': choose from adversarial, balanced, best, ddpm, diffwave, distill, fast"
     ):
         preset("quick")
 

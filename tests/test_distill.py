@@ -164,7 +164,10 @@ def test_the_command(whole: Path, command: Command) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"network.jumps": False}, "network.jumps=true goes with objective.loss=paths, flow-map, matching or solution"),
+        (
+            {"network.jumps": False},
+            "network.jumps=true goes with objective.loss=paths, adversarial, flow-map, matching or solution",
+        ),
         ({"training.base": None}, "objective.loss=flow-map learns from a teacher"),
         ({"data.augment": 0.1}, "network.jumps is for networks without"),
     ],

@@ -1,4 +1,4 @@
-"""Distribution matching: its gradient, for a Gaussian, is that of the KL divergence; its run; a resumed one."""
+"""What is trained beside a student: the gradient of matching is a divergence's; critics; runs, and resumed ones."""
 
 import math
 import shutil
@@ -8,17 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import Command, ignore, run_state
+from test_flow_map import Exact
+from test_paths import ExactPaths
 from torch import Tensor
+from torch.nn import functional
 
 from undiffuse.config import preset
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
+from undiffuse.networks.critic import watched
+from undiffuse.networks.unet import unfold
+from undiffuse.objectives.adversarial import ADVERSARY, adversarial
 from undiffuse.objectives.matching import difference, drawn
 from undiffuse.process import EDM, VP, Denoise, GaussianProcess, Prediction, Time, expand
-from undiffuse.randomness import keyed_draws
+from undiffuse.randomness import KeyedDraw, keyed_draws
 from undiffuse.training import train
+from undiffuse.training.batches import Batch
+from undiffuse.training.companions import Companions
 
 DATA, OWN = (0.3, 0.4), (-0.2, 0.7)
 """Means and deviations of the data, and of what the student draws."""
@@ -84,17 +93,24 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def runs(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A student, and the same after matching."""
-    folder = tmp_path_factory.mktemp("matching")
-    shared = {**preset("distill"), "data.source": data, **SHORT}
-    train({**shared, "training.base": str(whole)}, folder / "student", report=ignore)
-    taught = {"training.base": str(folder / "student"), "training.teacher": str(whole), "objective.loss": "matching"}
-    train({**shared, **taught}, folder / "matched", report=ignore)
-    return folder / "student", folder / "matched"
+def student(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student") / "run"
+    train({**preset("distill"), "data.source": data, "training.base": str(whole), **SHORT}, folder, report=ignore)
+    return folder
 
 
-def test_a_matched_student_is_a_student(runs: tuple[Path, Path]) -> None:
+@pytest.fixture(scope="module", params=["adversarial", "matching"])
+def runs(
+    whole: Path, data: str, student: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A student, and the same trained with companions."""
+    folder = tmp_path_factory.mktemp("after") / "run"
+    taught = {"training.base": str(student), "training.teacher": str(whole), "objective.loss": request.param}
+    train({**preset("adversarial"), "data.source": data, **SHORT, **taught}, folder, report=ignore)
+    return student, folder
+
+
+def test_a_sharpened_student_is_a_student(runs: tuple[Path, Path]) -> None:
     """Of the same tensors, other samples; its companions stay in the checkpoint."""
     before, after = (load(run) for run in runs)
     assert before.network.state_dict().keys() == after.network.state_dict().keys()
@@ -111,12 +127,12 @@ def test_a_run_resumes_as_if_nothing_had_happened(runs: tuple[Path, Path], tmp_p
 
 def test_another_teacher_is_refused(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run goes on with the teacher that it began with, or not at all."""
-    for name in ("student", "matched"):
-        shutil.copytree(runs[name == "matched"], tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000004")
+    for number, run in enumerate(runs):
+        shutil.copytree(run, tmp_path / str(number))
+        shutil.rmtree(tmp_path / str(number) / "checkpoints" / "step-00000004")
         monkeypatch.setattr("undiffuse.training.teacher.base_fingerprint", lambda model: "another")
         with pytest.raises(UsageError, match=r"is another model than .* began with"):
-            train({}, tmp_path / name, resume=True, report=ignore)
+            train({}, tmp_path / str(number), resume=True, report=ignore)
 
 
 def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -> None:
@@ -130,7 +146,74 @@ def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -
 
 def test_the_command(runs: tuple[Path, Path], whole: Path, command: Command) -> None:
     arguments = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
-    code, _, err = command("distill", whole, "--from", runs[0], "--out", "matched", *arguments)
+    code, _, err = command("distill", whole, "--from", runs[0], "--out", "sharp", *arguments)
     assert code == 0, err
-    code, out, err = command("sample", "matched", "-n", 2, "--out", "two.npz")
+    code, out, err = command("sample", "sharp", "-n", 2, "--out", "two.npz")
     assert code == 0 and "1 evaluation of the network each" in out, err
+
+
+def companions_of(whole: Path, student: Path, loss: str) -> Companions:
+    config = load(student).config
+    config = config.model_copy(update={"objective": config.objective.model_copy(update={"loss": loss})})
+    return Companions(config, load(whole), Accelerator(cpu=True))
+
+
+def test_what_stages_give_is_what_the_network_computes(whole: Path) -> None:
+    """In their order: the last, through the last layers, is its output; watching changes nothing."""
+    model = load(whole)
+    x, condition, log_snr = torch.randn(2, 1, 16, 16), model.condition(range(2)), torch.tensor([0.0, 3.0])
+    unet: Any = model.network
+    plain = unet(x, log_snr, condition)
+    with watched(unet) as seen:
+        assert torch.equal(unet(x, log_snr, condition), plain)
+    assert len(seen) == len(unet.down) + 1 + len(unet.up)
+    assert torch.equal(unfold(unet.out(functional.silu(unet.norm(seen[-1]))), unet.patch), plain)
+    unet(x, log_snr, condition)
+    assert len(seen) == len(unet.down) + 1 + len(unet.up), "it looks away afterwards"
+
+
+def test_the_critic_learns_to_tell_and_its_gradient_reaches_samples(whole: Path, student: Path) -> None:
+    """Grey pictures from noisy ones: the hinge loss falls from 2, scores part, and no gradient is left in the teacher
+    or, when a student asks, in the critic."""
+    companions = companions_of(whole, student, "adversarial")
+    data, samples = torch.zeros(16, 1, 16, 16), 0.5 * torch.randn(16, 1, 16, 16)
+    condition = companions.facts.condition(range(16))
+    for step in range(150):
+        draw = keyed_draws(0, range(16))(step)
+        x = samples.clone().requires_grad_()
+        scores = companions.scores(x, condition, draw)
+        (gradient,) = torch.autograd.grad(scores.sum(), x)
+        assert gradient.abs().sum() > 0 and all(p.grad is None for p in companions.parameters())
+        batch = Batch(data, condition, torch.rand(16).double(), draw)
+        loss = companions._criticism(x.detach(), condition, draw, batch).mean().item()
+        assert step or abs(loss - 2) < 0.5
+        companions.update([batch], companions.peak)
+        assert not companions.shown
+    assert loss < 1
+    real = companions.scores(data, condition, draw)
+    assert scores.mean() < real.mean() - 0.5
+    assert all(p.grad is None for p in companions.facts.network.parameters())
+
+
+def test_jumps_that_do_not_end_in_data_are_not_judged(whole: Path, student: Path) -> None:
+    """Of two jumps only the second is; the first is held to the path."""
+    seen = []
+
+    class Watching:
+        def scores(self, x: Tensor, condition: Any, draw: KeyedDraw) -> Tensor:
+            seen.append((x, condition, draw))
+            return x.flatten(1).mean(1)
+
+    process = GaussianProcess(VP())
+    t, s = torch.tensor([1.0, 0.5, 1.0, 0.5]).double(), torch.tensor([0.5, 0.0, 0.5, 0.0]).double()
+    drawn = ExactPaths(process, t, s)
+    exact: Any = Exact(process)
+    draw = keyed_draws(0, range(4))(0)
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    losses = adversarial(exact, x, None, torch.zeros(4).double(), draw, paths=drawn, companions=Watching())
+    ((judged, _, numbers),) = seen
+    leap = drawn.leaps(t)
+    torch.testing.assert_close(judged, leap.x_s[1::2], rtol=1e-9, atol=1e-9)
+    assert numbers.keys == draw.keys[1::2]
+    torch.testing.assert_close(losses[::2], torch.zeros(2).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(losses[1::2], -ADVERSARY * judged.mean(1), rtol=1e-9, atol=1e-9)

@@ -83,6 +83,10 @@ class KeyedDraw:
         """As `Draw.uniform`."""
         return uniform(self.keys, like.shape[1:]).to(like.device)
 
+    def __getitem__(self, rows: Tensor) -> "KeyedDraw":
+        """The same numbers of some of the samples, bool (B,)."""
+        return KeyedDraw(tuple(key for key, kept in zip(self.keys, rows.tolist(), strict=True) if kept))
+
     def fold(self, number: int) -> "KeyedDraw":
         """Independent numbers for the same samples, different ones for every `number` >= 1."""
         return KeyedDraw(tuple((*key, Purpose.FOLD, number) for key in self.keys))

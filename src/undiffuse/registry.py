@@ -182,6 +182,7 @@ LOSSES: Registry[Any] = Registry(
         "spans": "undiffuse.objectives:spans",
         "next-token": "undiffuse.objectives:next_token",
         "paths": "undiffuse.objectives.paths:paths",
+        "adversarial": "undiffuse.objectives.adversarial:adversarial",
         "flow-map": "undiffuse.objectives:flow_map",
         "solution": "undiffuse.objectives.solution:solution",
         "matching": "undiffuse.objectives.matching:matching",

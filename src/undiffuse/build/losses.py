@@ -17,7 +17,7 @@ from undiffuse.targets import SCORE_OF_STATE
 from undiffuse.token_denoiser import TokenDenoiser
 
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
-DISTILLING = ("paths", "flow-map", "matching")
+DISTILLING = ("paths", "adversarial", "flow-map", "matching")
 OF_BOTH = ("bound", "continuous-bound")
 
 

@@ -18,7 +18,7 @@ def distill(
     ),
     minutes: float = typer.Option(None, help="Train for this long [30]."),
     student: str = typer.Option(
-        None, "--from", help="Go on with this student of MODEL: match the law of its samples to the teacher's."
+        None, "--from", help="Go on with this student of MODEL: a critic makes its samples sharp."
     ),
     guidance: float = typer.Option(
         None, min=0, help="The teacher's scale of guidance, which the student learns [1; with --from the student's]."
@@ -54,7 +54,7 @@ def distill(
         raise UsageError(f"{model} has a {kind}, and a student is made of a U-Net: distil another model")
     goal = read_card(find(student)).config.objective if student else None
     jumps = steps or (goal.jumps if goal else 1)
-    usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-matched' * bool(student)}"
+    usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-sharp' * bool(student)}"
     values = parse_settings(settings)
     if not resume:
         if "imported" in card.training and data is None:
@@ -71,11 +71,11 @@ def distill(
             "training.condition": theirs.training.condition,
             "training.minutes": minutes,
             "training.seed": seed,
-            "objective.loss": "matching" if student else None,
             "objective.jumps": jumps,
             "objective.guidance": guidance if guidance is not None else goal.guidance if goal else None,
         }
-        plain = preset("distill") | {key: value for key, value in given.items() if value is not None}
+        usual_settings = preset("adversarial" if student else "distill")
+        plain = usual_settings | {key: value for key, value in given.items() if value is not None}
         if not {"training.minutes", "training.steps"} & {*plain, *values}:
             plain["training.minutes"] = 30.0
         values = over(plain, values)

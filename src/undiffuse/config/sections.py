@@ -219,7 +219,7 @@ class ObjectiveConfig(_Section):
         None,
         ge=1,
         le=10**8,
-        description="of the teacher, drawn first, for loss=paths; None: from the time or the steps",
+        description="of the teacher, drawn first, for paths and adversarial; None: from the time or the steps",
     )
 
     _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance", "paths")

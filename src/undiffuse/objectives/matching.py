@@ -2,8 +2,7 @@
 
 The gradient of KL(student || teacher) at a noise level is the difference of two denoisers' x_0, that of the student's
 own samples, which is trained beside it, and the teacher's (Luo et al. 2023; Yin et al. 2024, DMD, eq. 7).
-A critic that sees data adds what a teacher does not know (DMD2, Yin et al. 2024b, section 4.3), with the relativistic
-loss of R3GAN.
+A critic that sees data adds what a teacher does not know (DMD2, Yin et al. 2024b, section 4.3).
 """
 
 from itertools import pairwise
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
+from undiffuse.objectives.adversarial import Judge
 from undiffuse.objectives.flow_map import Teach, levels, step
 from undiffuse.process import Denoise, expand
-from undiffuse.randomness import Draw
-from undiffuse.rivals.gan import relativistic
+from undiffuse.randomness import Draw, KeyedDraw
 from undiffuse.sampling.grids import LEVELS
 
 ADVERSARY = 0.1
@@ -28,14 +27,11 @@ OWN, NOISED = 1, 2
 """Which random numbers are the samples' own, and which noise them."""
 
 
-class Companions(Protocol):
+class Companions(Judge, Protocol):
     """What is trained beside a student (`undiffuse.training.companions`)."""
 
     def imitate(self, condition: Condition | None) -> Denoise:
         """The denoiser of the student's samples."""
-
-    def scores(self, x: Tensor, condition: Condition | None) -> Tensor | None:
-        """The critic's scores (B,), which have a gradient in x alone; None without a critic."""
 
 
 def drawn(denoiser: Denoiser, condition: Condition | None, draw: Draw, like: Tensor, jumps: int) -> Tensor:
@@ -61,7 +57,7 @@ def matching(
     x0: Tensor,
     condition: Condition | None,
     u: Tensor,
-    draw: Draw,
+    draw: KeyedDraw,
     *,
     teach: Teach,
     companions: Companions,
@@ -79,9 +75,4 @@ def matching(
         distance = (x - real).abs().flatten(1).mean(1)
         away = away / expand(distance.clamp(min=1e-3), x)
     loss = 0.5 * (x - (x - away).detach()).square().flatten(1).mean(1)
-    scores = companions.scores(x, condition)
-    if scores is None:
-        return loss
-    data = companions.scores(x0, condition)
-    assert data is not None
-    return loss + ADVERSARY * relativistic(scores, data)
+    return loss - ADVERSARY * companions.scores(x, condition, draw)

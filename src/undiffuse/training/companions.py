@@ -1,88 +1,106 @@
-"""What is trained beside a student in distribution matching: a denoiser of its samples, and a critic of them."""
+"""What is trained beside a student: a critic of its samples, and in distribution matching a denoiser of them."""
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from undiffuse.build import make_objective
-from undiffuse.conditions import Condition, Labels, Several
+from undiffuse.conditions import Condition
 from undiffuse.config import Config
 from undiffuse.denoiser import Denoiser
 from undiffuse.devices import laid_out
 from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe
 from undiffuse.model import Model
-from undiffuse.objectives.matching import OWN, drawn
+from undiffuse.networks import UNet
+from undiffuse.networks.critic import Critic, watched
+from undiffuse.objectives.times import log_normal
 from undiffuse.process import Denoise
-from undiffuse.rivals.gan import frozen, penalty, relativistic
-from undiffuse.rivals.gan.networks import Critic, Sizes
+from undiffuse.randomness import KeyedDraw
+from undiffuse.rivals.gan import frozen
 from undiffuse.training.batches import Batch
 from undiffuse.training.muon import make_optimizer
 
-WIDTHS, GROUP, GAMMA = (16, 64, 128), 16, 1.0
-"""Of the critic, and the weight of its penalties (`undiffuse.rivals.gan`)."""
-UPDATES = 3, 4
-"""Which random numbers the samples are drawn from that the two are trained on."""
+LEVELS = -0.5, 1.0
+"""Mean and deviation of ln(sigma / alpha) of the noise through which the critic sees."""
+RATE = 2e-3
+"""Its learning rate, where the student's is at its peak."""
+LEVEL, SEEN, REAL, FOLLOWED = 3, 4, 5, 6
+"""Which random numbers are for the level, the noise on a student's samples and on data, and what is followed."""
 
 
 class Companions(nn.Module):
-    """A copy of the teacher that follows the student's samples, and a critic of pictures, each with its optimiser.
+    """A critic on the teacher's features, and for `matching` a copy of the teacher that follows the student's samples.
 
+    Each has an optimiser; they learn from what the student's loss has just shown them.
     Raises UsageError for several processes, and for fp16.
     """
 
     def __init__(self, config: Config, teacher: Model, accelerator: Accelerator):
         super().__init__()
+        name = config.objective.loss
         if accelerator.num_processes > 1:
-            raise UsageError("objective.loss=matching is trained in one process: start undiffuse without torchrun")
+            raise UsageError(f"objective.loss={name} is trained in one process: start undiffuse without torchrun")
         if accelerator.mixed_precision == "fp16":
-            raise UsageError("objective.loss=matching is not trained in fp16: set training.precision=fp32 or bf16")
-        self.teacher_facts = teacher
-        self.autocast, self.jumps = accelerator.autocast, config.objective.jumps
-        self.fake = copy.deepcopy(teacher.network).train().requires_grad_()
-        self.critic: Critic | None = None
-        shape = teacher.domain.shape
-        if teacher.data.domain == "pictures":
-            sizes = Sizes(shape[0], (shape[1], shape[2]), _classes(teacher), WIDTHS, 1, GROUP, 1)
-            self.critic = Critic(sizes).to(accelerator.device)
-        self.denoiser: Denoiser = dataclasses.replace(teacher.denoiser, network=self.fake)
-        self.objective = make_objective(teacher.config)
-        self.optimizers = [make_optimizer(config.training, self.fake)]
-        if self.critic is not None:
-            rate = config.training.learning_rate
-            self.optimizers.append(torch.optim.AdamW(self.critic.parameters(), lr=rate, betas=(0.0, 0.99), fused=True))
+            raise UsageError(f"objective.loss={name} is not trained in fp16: set training.precision=fp32 or bf16")
+        self.facts, self.autocast, self.peak = teacher, accelerator.autocast, config.training.learning_rate
+        self.shown: list[tuple[Tensor, Condition | None, KeyedDraw]] = []
+        shape, half = teacher.domain.shape, torch.full((1,), 0.5, dtype=torch.float64)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            x = torch.zeros(1, *shape, device=accelerator.device)
+            with torch.no_grad():
+                features = self.features(x, half, teacher.condition(range(1)))
+            self.critic = Critic([feature.shape[1] for feature in features], len(shape) - 1).to(accelerator.device)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(self.critic.parameters(), lr=RATE, betas=(0.0, 0.99), fused=True)
+        ]
+        if name == "matching":
+            self.fake = copy.deepcopy(teacher.network).train().requires_grad_()
+            self.denoiser: Denoiser = dataclasses.replace(teacher.denoiser, network=self.fake)
+            self.objective = make_objective(teacher.config)
+            self.optimizers.append(make_optimizer(config.training, self.fake))
 
     def imitate(self, condition: Condition | None) -> Denoise:
         """The denoiser of the student's samples, with its predictions in range."""
-        return Recipe().thresholded(self.teacher_facts, self.denoiser.bind(condition))
+        return Recipe().thresholded(self.facts, self.denoiser.bind(condition))
 
-    def scores(self, x: Tensor, condition: Condition | None) -> Tensor | None:
-        """The critic's scores (B,), which have a gradient in x alone; None without a critic."""
-        if self.critic is None:
-            return None
+    def scores(self, x: Tensor, condition: Condition | None, draw: KeyedDraw) -> Tensor:
+        """The critic's scores (B,) of samples, which have a gradient in x alone. `update` learns from them."""
+        self.shown.append((x.detach().float(), condition, draw))
         with frozen(self.critic):
-            scores: Tensor = self.critic(x, _labels(condition))
-        return scores
+            scores = self._criticised(x.float(), condition, draw, SEEN)
+        return torch.stack([one.mean(1) for one in scores]).mean(0)
 
-    def update(self, student: Denoiser, batch: Batch, rate: float) -> None:
-        """One step of each, on samples that the student draws now."""
-        losses = [self._imitation, *([self._criticism] if self.critic is not None else [])]
-        for number, loss, optimizer in zip(UPDATES, losses, self.optimizers, strict=False):
-            draw = batch.draw.fold(number)
-            with torch.no_grad(), self.autocast():
-                x = drawn(student, batch.condition, draw.fold(OWN), batch.x0, self.jumps)
-            with self.autocast():
-                value = loss(x.float(), batch).mean()
-            value.backward()
+    def update(self, batches: Sequence[Batch], rate: float) -> None:
+        """One step of each, by what has been shown since the last and the data of `batches`; the student's rate."""
+        share = rate / self.peak
+        for (x, condition, draw), batch in zip(self.shown, batches, strict=True):
+            self._criticism(x, condition, draw, batch).mean().div(len(batches)).backward()
+            if len(self.optimizers) > 1:
+                with self.autocast():
+                    loss = self.objective(self.denoiser, x, condition, batch.u, draw.fold(FOLLOWED)).mean()
+                loss.div(len(batches)).backward()
+        self.shown.clear()
+        for optimizer, peak in zip(self.optimizers, (RATE, self.peak), strict=False):
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
-                group["lr"] = rate
+                group["lr"] = peak * share
             optimizer.step()
             optimizer.zero_grad()
+
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> list[Tensor]:
+        """What the stages of the teacher's network give at x_t, with a gradient in it."""
+        network = self.facts.network
+        assert isinstance(network, UNet), "undiffuse distill takes no other teacher"
+        with watched(network) as seen, self.autocast():
+            self.facts.denoiser(x_t, t, condition)
+        return seen
 
     def state(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name."""
@@ -106,27 +124,27 @@ class Companions(nn.Module):
                 }
 
     def _updated(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
-        for part, optimizer in zip(("fake", "critic"), self.optimizers, strict=False):
+        for part, optimizer in zip(("critic", "fake"), self.optimizers, strict=False):
             for name, parameter in self.get_submodule(part).named_parameters(prefix=part):
                 yield name, parameter, optimizer
 
-    def _imitation(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.objective(self.denoiser, x, batch.condition, batch.u, batch.draw.fold(UPDATES[0]))
+    def _criticised(self, x: Tensor, condition: Condition | None, draw: KeyedDraw, noise: int) -> list[Tensor]:
+        """The critic's scores of x (B, ...), noised, at every place of every feature: float32 (B, places)."""
+        process = self.facts.denoiser.process
+        t = log_normal(process.schedule, draw.fold(LEVEL).uniform(x.flatten(1)[:, :1])[:, 0].cpu(), *LEVELS)
+        x_t = process.marginal(x, t).at(draw.fold(noise).normal(x))
+        features = self.features(x_t, t, condition)
+        with self.autocast():
+            return [one.float() for one in self.critic(features)]
 
-    def _criticism(self, x: Tensor, batch: Batch) -> Tensor:
-        assert self.critic is not None
-        labels = _labels(batch.condition)
-        both = torch.cat([batch.x0, x]).requires_grad_()
-        scores = self.critic(both, None if labels is None else labels.repeat(2))
-        real, fake = scores.chunk(2)
-        r1, r2 = penalty(scores, both).chunk(2)
-        return relativistic(real, fake) + GAMMA / 2 * (r1 + r2)
-
-
-def _labels(condition: Condition | None) -> Tensor | None:
-    labels = condition.parts.get("label") if isinstance(condition, Several) else condition
-    return labels.index if isinstance(labels, Labels) else None
-
-
-def _classes(teacher: Model) -> int:
-    return len(teacher.data.classes) if _labels(teacher.condition(range(1))) is not None else 0
+    def _criticism(self, x: Tensor, condition: Condition | None, draw: KeyedDraw, batch: Batch) -> Tensor:
+        """The hinge loss of samples and as many pictures of the data: (B,)."""
+        rows = slice(len(x))
+        given = None if batch.condition is None else batch.condition[rows]
+        fake_scores = self._criticised(x, condition, draw, SEEN)
+        real_scores = self._criticised(batch.x0[rows], given, draw, REAL)
+        parts = [
+            functional.relu(1 + fake).mean(1) + functional.relu(1 - true).mean(1)
+            for fake, true in zip(fake_scores, real_scores, strict=True)
+        ]
+        return torch.stack(parts).mean(0)

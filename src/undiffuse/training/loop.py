@@ -85,9 +85,6 @@ def training_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         micro_batches = [next(upcoming) for _ in shares]
-        if companions is not None:
-            for batch in micro_batches:
-                companions.update(denoiser, batch, rate)
         for phase in phases:
             phase.begin(progress.share(config.training.minutes))
             total = torch.zeros((), device=device)
@@ -111,6 +108,8 @@ def training_steps(
             norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
             optimizer.step()
             optimizer.zero_grad()
+        if companions is not None:
+            companions.update(micro_batches, rate)
         progress.step += 1
         learner.ema.update(parameters, progress.step)
         yield TrainingStep(progress.step, total, torch.as_tensor(norm), rate)

@@ -107,14 +107,14 @@ def train(
     if config.objective.loss in DISTILLING:
         model, teach = teacher(config, facts, run, accelerator)
         learner.taught_by = base_fingerprint(model)
-        if config.objective.loss == "paths":
+        if config.objective.loss in ("paths", "adversarial"):
             began = time.monotonic()
             with accelerator.main_process_first():
                 learner.paths = drawn_paths(model, config, precision)
             learner.progress.seconds = time.monotonic() - began  # they are part of a budget
-        else:
+        if config.objective.loss in ("flow-map", "matching"):
             learner.teach = teach
-        if config.objective.loss == "matching":
+        if config.objective.loss in ("adversarial", "matching"):
             learner.companions = Companions(config, model, accelerator)
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (

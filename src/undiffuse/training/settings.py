@@ -51,7 +51,7 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
         sigma_data = root_mean_square(data)
-    if config.objective.loss == "paths" and config.objective.paths is None:
+    if config.objective.loss in ("paths", "adversarial") and config.objective.paths is None:
         paths = {"paths": _usual_paths(config.training)}
         config = config.model_copy(update={"objective": config.objective.model_copy(update=paths)})
     network = default_network(config.network, domain.shape[1:])

@@ -1,0 +1,49 @@
+"""A student's samples, made sharp by a critic that sees data, while the teacher's paths keep them where they belong.
+
+A regression on paths blurs what one evaluation cannot resolve; a critic alone forgets what is rare. Here the pairs of
+noise and sample guard the recall (as in DMD, Yin et al. 2024, section 4.2), and the critic, on the teacher's features
+of noisy data (LADD, Sauer et al. 2024), adds what the regression lacks. Nothing pretrained on other data is used.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from undiffuse.conditions import Condition
+from undiffuse.denoiser import Denoiser
+from undiffuse.objectives.flow_map import aim, pseudo_huber
+from undiffuse.objectives.paths import Paths
+from undiffuse.randomness import KeyedDraw
+
+GUARD, ADVERSARY = 0.3, 3.0
+"""The weights of the paths and of the critic."""
+
+
+class Judge(Protocol):
+    """What is trained beside a student (`undiffuse.training.companions`)."""
+
+    def scores(self, x: Tensor, condition: Condition | None, draw: KeyedDraw) -> Tensor:
+        """The critic's scores (B,) of samples, which have a gradient in x alone. The critic will learn from them."""
+
+
+def adversarial(
+    denoiser: Denoiser,
+    x0: Tensor,
+    condition: Condition | None,
+    u: Tensor,
+    draw: KeyedDraw,
+    *,
+    paths: Paths,
+    companions: Judge,
+) -> Tensor:
+    """The distance from the teacher's path, as in `undiffuse.objectives.paths`, less what the critic says of the jumps
+    that end in data: (B,)."""
+    x_t, t, x_s, s, given = paths.leaps(u)
+    found = denoiser.jump(x_t, t, s, given).x0
+    loss = GUARD * pseudo_huber(found - aim(denoiser.process, x_s, x_t, t, s))
+    last = s == 0
+    if not last.any():
+        return loss
+    chosen = None if given is None else given[last]
+    loss[last] = loss[last] - ADVERSARY * companions.scores(found[last], chosen, draw[last])
+    return loss
