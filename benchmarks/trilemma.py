@@ -4,11 +4,11 @@
     python benchmarks/trilemma.py OUT --report trilemma.json --figure trilemma.png
 
 Every system trains by its own preset on one thread in the same CPU time: a short trial tells how many steps fit in it.
-"one-step" is diffusion for half of the time and then its student for the other half; "from-data" is a flow map without
-a teacher. Then n samples of each, measured
-as `undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test
-images for what has a likelihood; seconds for one sample at batch 1 and 64, the median of repeats. Each run is measured
-into OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
+"one-step" is diffusion for half of the time, a quarter for a student of its paths, drawing them included, and a quarter
+for a critic to sharpen that; "from-data" is a flow map without a teacher. Then n samples of each, measured as
+`undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test images
+for what has a likelihood; seconds for one sample at batch 1 and 64, the median of repeats. Each run is measured into
+OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from undiffuse.plots import save_figure
 from undiffuse.registry import RIVALS
 
 SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
+PATHS_A_MINUTE = 1500
 BITS = ("vae", "flow", "flow-fast", "ar")
 RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies", "bits", "seconds at 64", "seconds at 1")
@@ -48,15 +49,18 @@ def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, A
 
 def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
     """The run of a system, trained now or before. Ends the program if it is stopped."""
-    half = system == "one-step"
-    minutes = options.minutes / (2 if half else 1)
     run, values = options.out / f"{system}-{seed}-run", settings(system, options, seed)
-    if half:
-        teacher = options.out / f"teacher-{seed}-run"
-        finish(values, teacher, minutes, options.out / "steps.json", "teacher")
-        values = preset("distill") | {"data.source": options.data, "training.seed": seed, **QUIET}
-        values["training.base"] = str(teacher)
-    finish(values, run, minutes, options.out / "steps.json", system)
+    minutes, plan = options.minutes, options.out / "steps.json"
+    if system == "one-step":
+        teacher, student = (options.out / f"{part}-{seed}-run" for part in ("teacher", "student"))
+        minutes = minutes / 4
+        finish(values, teacher, 2 * minutes, plan, "teacher")
+        paths = round(PATHS_A_MINUTE * minutes)
+        shared = {"data.source": options.data, "training.seed": seed, "objective.paths": paths, **QUIET}
+        finish(preset("distill") | shared | {"training.base": str(teacher)}, student, minutes, plan, "student")
+        taught = {"training.base": str(student), "training.teacher": str(teacher)}
+        values = preset("adversarial") | shared | taught
+    finish(values, run, minutes, plan, system)
     return run
 
 
