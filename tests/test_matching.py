@@ -189,7 +189,7 @@ def test_the_critic_learns_to_tell_and_its_gradient_reaches_samples(whole: Path,
         assert step or abs(loss - 2) < 0.5
         companions.update([batch], companions.peak)
         assert not companions.shown
-    assert loss < 1
+    assert loss < 1.5
     real = companions.scores(data, condition, draw)
     assert scores.mean() < real.mean() - 0.5
     assert all(p.grad is None for p in companions.facts.network.parameters())
