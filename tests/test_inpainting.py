@@ -16,6 +16,8 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.guidance import Guidance
 from undiffuse.model import Model, load
 from undiffuse.networks import InpaintingUNet, UNet
+from undiffuse.networks.inputs import forget_known
+from undiffuse.networks.unet import fold
 from undiffuse.randomness import BatchDraw, stream
 from undiffuse.training import train
 from undiffuse.training.masks import draw_masks
@@ -123,3 +125,28 @@ def test_models_that_take_none_refuse(whole: Path) -> None:
 def test_special_networks_are_not_shown(tiny: dict[str, Any], tmp_path: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"network\.inpaint is for pictures, without"):
         train({**tiny, "network.inpaint": True, **setting}, tmp_path / "run")
+
+
+def test_a_network_that_is_shown_nothing_any_more() -> None:
+    """Its first layer gives what it gave when nothing was known, but at the border."""
+    painting = randomised(InpaintingUNet(3, 3, channels=(16, 16), attention=(), blocks=1), 0.1)
+    x = torch.randn(2, 3, 16, 16)
+    nothing = torch.cat([x, torch.zeros_like(x), torch.ones_like(x[:, :1])], 1)
+    with torch.no_grad():
+        before = painting.stem(fold(nothing, painting.patch))
+        forget_known(painting, 3)
+        after = painting.stem(fold(x, painting.patch))
+    torch.testing.assert_close(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1], rtol=1e-5, atol=1e-6)
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_a_run_may_forget_what_is_known(painter: Model, data: str, tmp_path: Path) -> None:
+    """All other weights are those of the base."""
+    settings = {"data.source": data, "training.base": painter.name, "network.inpaint": False, "training.steps": 1}
+    train({**settings, "training.learning_rate": 1e-30, "training.precision": "fp32"}, tmp_path / "run")
+    after, before = load(tmp_path / "run").network, load(painter.name).network
+    assert type(after) is UNet
+    ours, theirs = after.state_dict(), before.state_dict()
+    assert ours.keys() == theirs.keys()
+    changed = {name for name in ours if name[:5] == "stem." or (ours[name] - theirs[name]).abs().max() > 1e-20}
+    assert changed == {"stem.weight", "stem.bias"}

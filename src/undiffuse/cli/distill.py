@@ -66,6 +66,7 @@ def distill(
             **{f"data.{key}": value for key, value in read.items()},
             "data.source": data or source or theirs.data.source,
             "training.base": student or model,
+            "network.inpaint": False,
             "training.teacher": model if student else None,
             "training.conditional": theirs.training.conditional,
             "training.condition": theirs.training.condition,

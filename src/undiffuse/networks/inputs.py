@@ -33,3 +33,25 @@ def add_inputs(network: UNet | UNet2D, count: int) -> None:
     assert first.bias is not None and extended.bias is not None
     extended.bias.copy_(first.bias)
     setattr(network, name, extended.requires_grad_(first.weight.requires_grad).train(first.training))
+
+
+@torch.no_grad()
+def forget_known(network: UNet, channels: int) -> None:
+    """Makes an `InpaintingUNet` of `channels` one that is never shown anything: its first layer, in place.
+
+    What it computed when nothing was known, but for the border: there the mask ended, and now it does not.
+    """
+    first, last = network.stem, network.patch**2
+    assert isinstance(first, nn.Conv2d) and first.bias is not None
+    rest = nn.Conv2d(
+        channels * network.patch**2,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        padding=first.padding,  # type: ignore[arg-type]
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+    rest.weight.copy_(first.weight[:, : rest.in_channels])
+    assert rest.bias is not None
+    rest.bias.copy_(first.bias + first.weight[:, -last:].sum((1, 2, 3)))
+    network.stem = rest

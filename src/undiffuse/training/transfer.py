@@ -19,7 +19,7 @@ from undiffuse.model import Model
 from undiffuse.names import cut, format_shape, listed
 from undiffuse.networks import InpaintingUNet, UNet, UNet2D
 from undiffuse.networks.embedding import Conditioning, zero_
-from undiffuse.networks.inputs import add_inputs
+from undiffuse.networks.inputs import add_inputs, forget_known
 from undiffuse.networks.sentence import SentenceEncoder
 from undiffuse.networks.unet import CrossAttention
 from undiffuse.text.words import FIRST, Words
@@ -53,7 +53,8 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
 
     With the same condition, both compute the same bits; with another one, `network` computes what the base does for
     unconditional samples. Augmentation labels and jumps that the base does not have start without an effect. A network
-    that is shown known pixels starts as one that is not. Raises UsageError for weights of other names or shapes.
+    that is shown known pixels starts as one that is not; one that is no longer shown any, as its base without them, but
+    for the border. Raises UsageError for weights of other names or shapes.
     """
     if base.data.tokens != data.tokens:
         raise UsageError(
@@ -65,11 +66,16 @@ def transfer(network: nn.Module, base: Model, data: DataFacts) -> Origin:
         source = copy.deepcopy(source)
         assert isinstance(source, UNet)
         add_inputs(source, data.shape[2] + 1)
+    if forgets := isinstance(base.network, InpaintingUNet) and not isinstance(network, InpaintingUNet):
+        source = copy.deepcopy(source)
+        assert isinstance(source, UNet)
+        forget_known(source, data.shape[2])
     known = dict(source.state_dict())
     ours, theirs = _encoders(network), _encoders(base.network)
     state = network.state_dict()
     left: list[str] = []
-    new: dict[str, Tensor] = {"stem.weight": known["stem.weight"]} if added else {}
+    changed_stem = ["stem.weight"] * (added or forgets) + ["stem.bias"] * forgets
+    new: dict[str, Tensor] = {name: known[name] for name in changed_stem}
     if _has_sentences(ours) or _has_sentences(theirs):
         changed, gone = _parts(network, base, data, ours, theirs)
         left += gone
