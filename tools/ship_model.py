@@ -1,7 +1,8 @@
 """Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME [MEASURED.json].
 
 MEASURED.json is what `undiffuse evaluate RUN --metrics bpd --json MEASURED.json` has written: the number goes into the
-model's card. Weights of more than MOST bytes are rounded to float16, and so are twice as many: measure after that.
+model's card. Weights of more than MOST bytes, and those of students (NAME is TEACHER/1-step), are rounded to float16, and
+what is rounded may be twice as large: measure after that.
 """
 
 import sys
@@ -21,7 +22,7 @@ def main(run: str, name: str, measured: str | None = None) -> None:
     model = load(folder)
     print(f"{folder}: {model.parameters / 1e6:.2f}M parameters")
     weights = load_file(folder / "weights.safetensors")
-    if sum(weight.nbytes for weight in weights.values()) > MOST:
+    if "/" in name or sum(weight.nbytes for weight in weights.values()) > MOST:
         weights = {key: weight.half() for key, weight in weights.items()}
     size = sum(weight.nbytes for weight in weights.values())
     if size > MOST:
