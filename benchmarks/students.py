@@ -1,6 +1,7 @@
 """Ways to one evaluation, in equal CPU time: four ways to teach a student, and two without a teacher.
 
     OMP_NUM_THREADS=1 python benchmarks/students.py OUT [--teacher fashion-mnist] [--minutes 20] [--seeds 1]
+    python benchmarks/students.py OUT --report students.json
 
 "paths" and "flow-map" learn from the teacher for all of the time. "sharp" and "matched" spend half of it on paths, and
 half on the critic, or on matching. "solution" and "ect" (the same loss with every jump to the data) begin without the
@@ -19,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
+from seeds import report
 
 from undiffuse import load
 from undiffuse.config import preset
@@ -31,6 +33,7 @@ WAYS = ("teacher", "paths", "flow-map", "sharp", "matched", "solution", "ect")
 PATHS_A_MINUTE = 1500
 TEACHER = tuple(Recipe(steps=steps) for steps in (1, 5, 20))
 METRICS = "frechet,manifold,classes,copying"
+SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
 
 
 def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
@@ -68,9 +71,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--only", choices=WAYS)
+    parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if options.report:
+        report(options.out, options.report, SHOWN)
+        return
     for seed in range(options.seeds):
         for way in [options.only] if options.only else WAYS:
             path = options.out / f"{way}-{seed}.json"
@@ -83,10 +90,8 @@ def main() -> None:
                 recipes, evaluate(model, n=options.n, metrics=METRICS, recipes=recipes), strict=True
             ):
                 name = f"{way}, {recipe.steps} step{'s' * (recipe.steps > 1)}"
-                rows[name] = {key: (one.value, one.low, one.high) for key, one in found.values.items()}
-                shown = [
-                    f"{key} {found.values[key].value:.3f}" for key in ("frechet", "precision", "recall", "coverage")
-                ]
+                rows[name] = {key: one.value for key, one in found.values.items()}
+                shown = [f"{key} {rows[name][key]:.3f}" for key in SHOWN]
                 print(f"{name:20} {seed} {', '.join(shown)}", flush=True)
             facts = {"teacher": options.teacher, "minutes": options.minutes, "n": options.n, "seed": seed}
             write_json(path, {**facts, "training": load(model).training, "rows": rows, **conditions()})

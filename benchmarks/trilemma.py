@@ -22,13 +22,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
+from seeds import Rows, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
 from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.density import density
-from undiffuse.files import read_json, write_json
+from undiffuse.files import write_json
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model
 from undiffuse.plots import save_figure
@@ -38,7 +39,19 @@ SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
 PATHS_A_MINUTE = 1500
 BITS = ("vae", "flow", "flow-fast", "ar")
 RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
-SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies", "bits", "seconds at 64", "seconds at 1")
+SHOWN = (
+    "frechet",
+    "precision",
+    "recall",
+    "coverage",
+    "recognised",
+    "copies",
+    "bits",
+    "ms at 64",
+    "ms at 1",
+    "evaluations",
+)
+REAL = "real images"
 
 
 def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -74,81 +87,47 @@ def seconds(model: Model, recipe: Recipe, batch: int) -> float:
     return statistics.median(taken[1:])
 
 
-def measured(system: str, run: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is measured of a run, once for each way to sample it."""
-    model, found = load(run), []
+def measured(system: str, run: Path, options: argparse.Namespace) -> Rows:
+    """What is measured of a run, once for each way to sample it; and of as many real images."""
+    model, found = load(run), {}
     recipes = RECIPES.get(system, (Recipe(),))
     bits = density(model, n=500).parts["bits_per_dim"].mean if system in BITS else None
     for recipe, evaluation in zip(recipes, evaluate(run, n=options.n, recipes=recipes), strict=True):
         how = recipe.for_model(model)
-        found.append(
-            {
-                "name": system if len(recipes) == 1 else f"{system}, {how.steps} steps",
-                "evaluations": how.cost(model),
-                "parameters": model.parameters,
-                "training": model.training,
-                "values": {key: one.value for key, one in evaluation.values.items()}
-                | {"bits": bits, "seconds at 64": seconds(model, how, 64), "seconds at 1": seconds(model, how, 1)},
-                "floor": {key: one.value for key, one in evaluation.floor.items()},
-                "conditions": evaluation.conditions,
-            }
-        )
+        name = system if len(recipes) == 1 else f"{system}, {how.steps} steps"
+        found[name] = {key: one.value for key, one in evaluation.values.items()} | {
+            "bits": bits,
+            "ms at 64": 1000 * seconds(model, how, 64),
+            "ms at 1": 1000 * seconds(model, how, 1),
+            "evaluations": how.cost(model),
+            "parameters": model.parameters,
+        }
+        found[REAL] = {key: one.value for key, one in evaluation.floor.items()}
     return found
 
 
-def joined(out: Path) -> dict[str, Any]:
-    """Name -> its figures over seeds: mean, least and most."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out.glob("*-[0-9].json")):
-        for row in read_json(path)["rows"]:
-            rows.setdefault(row["name"], []).append(row)
-    return {name: summary(some) for name, some in rows.items()}
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one system over its seeds."""
-    figures = {}
-    for key in rows[0]["values"]:
-        values = [row["values"][key] for row in rows if row["values"].get(key) is not None]
-        if values:
-            figures[key] = {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
-    kept = {key: rows[0][key] for key in ("evaluations", "parameters", "floor")}
-    return {**kept, "seeds": len(rows), "training": [row["training"] for row in rows], "figures": figures}
-
-
-def draw(systems: dict[str, Any], path: Path) -> None:
+def draw(systems: Rows, path: Path) -> None:
     """Quality against speed, with diversity as colour: the mean over seeds, and the range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 4.4))
     axes = figure.subplots()
-    x, y, colours = (
-        [one["figures"][key]["mean"] for one in systems.values()] for key in ("seconds at 64", "frechet", "recall")
-    )
+    real = systems[REAL]
+    shown = {name: one for name, one in systems.items() if name != REAL}
+    x, y, colours = ([one[key]["mean"] for one in shown.values()] for key in ("ms at 64", "frechet", "recall"))
     points = axes.scatter(x, y, c=colours, s=90, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
-    for (name, one), place in zip(systems.items(), zip(x, y, strict=True), strict=True):
-        frechet = one["figures"]["frechet"]
-        axes.plot([place[0]] * 2, [frechet["least"], frechet["most"]], color="gray", zorder=2)
+    for (name, one), place in zip(shown.items(), zip(x, y, strict=True), strict=True):
+        axes.plot([place[0]] * 2, [one["frechet"]["least"], one["frechet"]["most"]], color="gray", zorder=2)
         axes.annotate(name, place, xytext=(8, 4), textcoords="offset points", fontsize=8)
-    floor = next(iter(systems.values()))["floor"]["frechet"]
-    axes.axhline(floor, linestyle="--", color="gray", label="as many real images")
+    axes.axhline(real["frechet"]["mean"], linestyle="--", color="gray", label="as many real images")
     axes.loglog()
     axes.margins(0.3)
-    axes.set_xlabel("seconds per sample, in batches of 64")
+    axes.set_xlabel("ms per sample, in batches of 64")
     axes.set_ylabel("Frechet distance")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.colorbar(points, label="recall (diversity)")
     save_figure(figure, path)
-
-
-def table(systems: dict[str, Any]) -> list[str]:
-    """Lines of Markdown."""
-    lines = ["| | " + " | ".join(SHOWN) + " | evaluations | parameters |", "|---" * (len(SHOWN) + 3) + "|"]
-    for name, one in systems.items():
-        cells = [f"{one['figures'][key]['mean']:.3g}" if key in one["figures"] else "-" for key in SHOWN]
-        lines.append(f"| {name} | {' | '.join(cells)} | {one['evaluations']} | {one['parameters'] / 1e6:.2f}M |")
-    return lines
 
 
 def main() -> None:
@@ -173,11 +152,10 @@ def main() -> None:
                     continue
                 run = trained(system, seed, options)
                 asked = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
-                write_json(path, {**asked, **conditions(), "rows": measured(system, run, options)})
+                facts = {"training": load(run).training, **conditions()}
+                write_json(path, {**asked, **facts, "rows": measured(system, run, options)})
         return
-    systems = joined(options.out)
-    print("\n".join(table(systems)))
-    write_json(options.report, {"command": " ".join(["python", *sys.argv]), **conditions(), "systems": systems})
+    systems = report(options.out, options.report, SHOWN)
     if options.figure:
         draw(systems, options.figure)
 

@@ -15,13 +15,14 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmar
 import finetune
 import guidance
 import samplers
+import seeds
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
 from run import kind_of
 from systems import our_config, our_megaflops
 
 from undiffuse.data import ImageSet
-from undiffuse.files import read_json
+from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
 from undiffuse.training.classifier import train_classifier
@@ -184,3 +185,23 @@ def test_the_pictures_to_fine_tune_on_are_the_first_of_each_class() -> None:
     mine = finetune.some(data, 2)
     assert mine.images.ravel().tolist() == [0, 3, 1, 4, 2, 5] and mine.labels is not None
     assert mine.labels.tolist() == [0, 0, 1, 1, 2, 2] and mine.name == "all-6" and mine.fingerprint != data.fingerprint
+
+
+def test_figures_of_several_seeds_are_joined(tmp_path: Path) -> None:
+    """By row and figure; None is no figure; the mean stands between the least and the most."""
+    for seed, value in enumerate((1.0, 2.0, 6.0)):
+        rows = {"a": {"x": value, "y": None}, "b": {"x": 4, "y": value if seed else None}}
+        write_json(tmp_path / f"run-{seed}.json", {"seed": seed, "rows": rows})
+    write_json(tmp_path / "steps.json", {"a": 3})
+    rows = seeds.joined(tmp_path)
+    assert rows["a"] == {"x": {"mean": 3.0, "least": 1.0, "most": 6.0, "seeds": 3}}
+    assert rows["b"]["y"] == {"mean": 4.0, "least": 2.0, "most": 6.0, "seeds": 2}
+    assert seeds.table(rows, ("x", "y")) == [
+        "| | x | y |",
+        "|---|---|---|",
+        "| a | 3 (1 to 6) | - |",
+        "| b | 4 | 4 (2 to 6) |",
+    ]
+    seeds.report(tmp_path, tmp_path / "all.json", ("x",))
+    written = read_json(tmp_path / "all.json")
+    assert written["rows"] == rows and written["runs"]["run-2"] == {"seed": 2}

@@ -1,8 +1,8 @@
 """Copies the model of a finished run into the package: python tools/ship_model.py RUN NAME [MEASURED.json].
 
 MEASURED.json is what `undiffuse evaluate RUN --metrics bpd --json MEASURED.json` has written: the number goes into the
-model's card. Weights of more than MOST bytes, and those of students (NAME is TEACHER/1-step), are rounded to float16, and
-what is rounded may be twice as large: measure after that.
+model's card. Weights of more than MOST bytes, and those of students (NAME is TEACHER/1-step), are rounded to float16;
+such may be twice as large. Measure after that.
 """
 
 import sys
