@@ -88,10 +88,10 @@ class Encoder(nn.Module):
         return self.layers(torch.cat([means.flatten(1), self.embedding(labels)], 1))
 
 
-def encoded(gan: R3GAN, wanted: Tensor, labels: Tensor, minutes: float) -> Tensor:
-    """Pictures of the latents that an encoder sees: trained until block means of samples come back, and z itself."""
+def encoder_of(gan: R3GAN, numbers: int, minutes: float) -> Encoder:
+    """Trained until the block means of samples, and z itself, come back."""
     torch.manual_seed(0)
-    encoder = Encoder(wanted[0].numel(), gan.classes, gan.latent)
+    encoder = Encoder(numbers, gan.classes, gan.latent)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
     began = time.process_time()
     while (share := (time.process_time() - began) / (60 * minutes)) < 1:
@@ -105,8 +105,7 @@ def encoded(gan: R3GAN, wanted: Tensor, labels: Tensor, minutes: float) -> Tenso
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    with torch.no_grad():
-        return gan.generator(encoder(wanted, labels), labels)
+    return encoder.requires_grad_(False)
 
 
 def measured(
@@ -189,7 +188,8 @@ def main() -> None:
         for strength in STRENGTHS
     }
     ways |= {f"GAN, optimised, prior {prior}": lambda prior=prior: by_search(prior) for prior in PRIORS}
-    ways["GAN, encoder"] = lambda: decoded(encoded(gan, wanted, labels, options.minutes))
+    encoder = encoder_of(gan, wanted[0].numel(), options.minutes)
+    ways["GAN, encoder"] = lambda: decoded(gan.generator(encoder(wanted, labels), labels))
     ways["the pictures themselves"] = lambda: test.images[:n]
     with bar("editing", 0):
         figures, pictures = measured(ways, test, data, n)

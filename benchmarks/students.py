@@ -30,7 +30,8 @@ from undiffuse.files import write_json
 from undiffuse.generate import Recipe
 
 WAYS = ("teacher", "paths", "flow-map", "sharp", "matched", "solution", "ect")
-PATHS_A_MINUTE = 1500
+PATHS_A_MINUTE = 700
+OF_FLOW_MAP = {"objective.loss": "flow-map", "objective.draw": "low-discrepancy"}
 TEACHER = tuple(Recipe(steps=steps) for steps in (1, 5, 20))
 METRICS = "frechet,manifold,classes,copying"
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
@@ -47,8 +48,9 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
         finish(preset("one-step") | shared, run, options.minutes, plan, way)
         return run
     taught = {**shared, "training.base": options.teacher, "objective.guidance": options.guidance}
+    taught["network.inpaint"] = False
     if way == "flow-map":
-        finish(preset("distill") | taught | {"objective.loss": "flow-map"}, run, options.minutes, plan, way)
+        finish(preset("distill") | taught | OF_FLOW_MAP, run, options.minutes, plan, way)
         return run
     minutes = options.minutes if way == "paths" else options.minutes / 2
     taught["objective.paths"] = round(PATHS_A_MINUTE * minutes)

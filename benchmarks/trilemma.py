@@ -36,7 +36,7 @@ from undiffuse.plots import save_figure
 from undiffuse.registry import RIVALS
 
 SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
-PATHS_A_MINUTE = 1500
+PATHS_A_MINUTE = 700
 BITS = ("vae", "flow", "flow-fast", "ar")
 RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
 SHOWN = (

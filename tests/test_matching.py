@@ -26,7 +26,6 @@ from undiffuse.objectives.matching import difference, drawn
 from undiffuse.process import EDM, VP, Denoise, GaussianProcess, Prediction, Time, expand
 from undiffuse.randomness import KeyedDraw, keyed_draws
 from undiffuse.training import train
-from undiffuse.training.batches import Batch
 from undiffuse.training.companions import Companions
 
 DATA, OWN = (0.3, 0.4), (-0.2, 0.7)
@@ -181,16 +180,15 @@ def test_the_critic_learns_to_tell_and_its_gradient_reaches_samples(whole: Path,
     for step in range(150):
         draw = keyed_draws(0, range(16))(step)
         x = samples.clone().requires_grad_()
-        scores = companions.scores(x, condition, draw)
+        scores = companions.scores(x, condition, data, condition, draw)
         (gradient,) = torch.autograd.grad(scores.sum(), x)
         assert gradient.abs().sum() > 0 and all(p.grad is None for p in companions.parameters())
-        batch = Batch(data, condition, torch.rand(16).double(), draw)
-        loss = companions._criticism(x.detach(), condition, draw, batch).mean().item()
+        loss = companions._criticism(companions.shown[0]).mean().item()
         assert step or abs(loss - 2) < 0.5
-        companions.update([batch], companions.peak)
+        companions.update(companions.peak)
         assert not companions.shown
     assert loss < 1.5
-    real = companions.scores(data, condition, draw)
+    real = companions.scores(data, condition, data, condition, draw)
     assert scores.mean() < real.mean() - 0.5
     assert all(p.grad is None for p in companions.facts.network.parameters())
 
@@ -200,8 +198,8 @@ def test_jumps_that_do_not_end_in_data_are_not_judged(whole: Path, student: Path
     seen = []
 
     class Watching:
-        def scores(self, x: Tensor, condition: Any, draw: KeyedDraw) -> Tensor:
-            seen.append((x, condition, draw))
+        def scores(self, x: Tensor, condition: Any, x0: Tensor, given: Any, draw: KeyedDraw) -> Tensor:
+            seen.append((x, x0, draw))
             return x.flatten(1).mean(1)
 
     process = GaussianProcess(VP())
@@ -209,11 +207,21 @@ def test_jumps_that_do_not_end_in_data_are_not_judged(whole: Path, student: Path
     drawn = ExactPaths(process, t, s)
     exact: Any = Exact(process)
     draw = keyed_draws(0, range(4))(0)
-    x = torch.zeros(4, 3, dtype=torch.float64)
+    x = torch.arange(12.0).double().view(4, 3)
     losses = adversarial(exact, x, None, torch.zeros(4).double(), draw, paths=drawn, companions=Watching())
-    ((judged, _, numbers),) = seen
+    ((judged, beside, numbers),) = seen
+    assert torch.equal(beside, x[1::2])
     leap = drawn.leaps(t)
     torch.testing.assert_close(judged, leap.x_s[1::2], rtol=1e-9, atol=1e-9)
     assert numbers.keys == draw.keys[1::2]
     torch.testing.assert_close(losses[::2], torch.zeros(2).double(), rtol=0, atol=1e-9)
     torch.testing.assert_close(losses[1::2], -ADVERSARY * judged.mean(1), rtol=1e-9, atol=1e-9)
+
+
+def test_a_student_of_two_jumps_is_sharpened(whole: Path, data: str, tmp_path: Path) -> None:
+    """Also by a batch of which no jump ends in data: then the critic waits."""
+    shared = {"data.source": data, **SHORT, "training.batch_size": 1, "training.steps": 6, "objective.jumps": 2}
+    train({**preset("distill"), "training.base": str(whole), **shared}, tmp_path / "two", report=ignore)
+    taught = {"training.base": str(tmp_path / "two"), "training.teacher": str(whole)}
+    train({**preset("adversarial"), **shared, **taught}, tmp_path / "sharp", report=ignore)
+    assert Recipe().for_model(load(tmp_path / "sharp")).steps == 2

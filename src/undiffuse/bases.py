@@ -44,6 +44,7 @@ def base_config(values: dict[str, Any]) -> Config | None:
     elif data.domain == "pictures":
         size = {"channels": data.shape[2]}
     kept = {section: getattr(config, section) for section in KEPT}
+    kept["objective"] = config.objective.model_copy(update={"paths": None})  # as many as this run has time for
     return make_config(preset("finetune"), Config(data=DataConfig(**size), **kept))
 
 

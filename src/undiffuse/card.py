@@ -271,5 +271,10 @@ def student_of(name: str | os.PathLike[str], steps: int) -> str | None:
 
     Raises UsageError as `find`.
     """
-    inside = f"{steps}-step{'s' * (steps > 1)}"
-    return f"{os.fspath(name)}/{inside}" if _there(find(name) / inside / "model.json") else None
+    find(name)
+    student = f"{os.fspath(name)}/{steps}-step{'s' * (steps > 1)}"
+    try:
+        find(student)
+    except UsageError:
+        return None
+    return student

@@ -18,6 +18,7 @@ from undiffuse.token_denoiser import TokenDenoiser
 
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 DISTILLING = ("paths", "adversarial", "flow-map", "matching")
+ON_PATHS = ("paths", "adversarial")
 OF_BOTH = ("bound", "continuous-bound")
 
 
@@ -93,6 +94,10 @@ def make_objective(config: Config) -> Objective:
         )
     if distilling and LEVELS % objective.jumps:
         raise UsageError(f"objective.jumps = {objective.jumps}: a student makes 1, 2, 4, 8 or 16 jumps")
+    if objective.loss in ON_PATHS and objective.draw != "independent":
+        raise UsageError(f"objective.loss={objective.loss} draws paths at random: set objective.draw=independent")
+    if objective.paths is not None and objective.loss not in ON_PATHS:
+        raise UsageError(f"objective.paths is for objective.loss={' and '.join(ON_PATHS)}: leave it out")
     if objective.loss == "matching" and config.training.conditional and config.training.label_dropout:
         raise UsageError("objective.loss=matching draws of classes only: set training.label_dropout=0")
     if rival and objective.importance:

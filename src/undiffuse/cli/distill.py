@@ -8,6 +8,9 @@ from undiffuse.cli import complete
 from undiffuse.cli.console import command, say
 from undiffuse.errors import UsageError
 
+APART = 0.1
+"""How often a student of a model that takes several conditions is told one alone, or none, as its teacher was."""
+
 
 def distill(
     model: str = typer.Argument(
@@ -67,6 +70,7 @@ def distill(
             "data.source": data or source or theirs.data.source,
             "training.base": student or model,
             "network.inpaint": False,
+            "training.label_dropout": APART if card.data.takes and card.data.takes.kind == "several" else None,
             "training.teacher": model if student else None,
             "training.conditional": theirs.training.conditional,
             "training.condition": theirs.training.condition,

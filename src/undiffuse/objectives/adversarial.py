@@ -11,7 +11,7 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
-from undiffuse.objectives.flow_map import aim, pseudo_huber
+from undiffuse.objectives.flow_map import aim, pseudo_huber, rows_of
 from undiffuse.objectives.paths import Paths
 from undiffuse.randomness import KeyedDraw
 
@@ -22,8 +22,11 @@ GUARD, ADVERSARY = 0.3, 3.0
 class Judge(Protocol):
     """What is trained beside a student (`undiffuse.training.companions`)."""
 
-    def scores(self, x: Tensor, condition: Condition | None, draw: KeyedDraw) -> Tensor:
-        """The critic's scores (B,) of samples, which have a gradient in x alone. The critic will learn from them."""
+    def scores(
+        self, x: Tensor, condition: Condition | None, x0: Tensor, given: Condition | None, draw: KeyedDraw
+    ) -> Tensor:
+        """The critic's scores (B,) of samples, which have a gradient in x alone. It will learn from them, and from x_0
+        (B, ...) of the data with its own condition."""
 
 
 def adversarial(
@@ -42,8 +45,7 @@ def adversarial(
     found = denoiser.jump(x_t, t, s, given).x0
     loss = GUARD * pseudo_huber(found - aim(denoiser.process, x_s, x_t, t, s))
     last = s == 0
-    if not last.any():
-        return loss
-    chosen = None if given is None else given[last]
-    loss[last] = loss[last] - ADVERSARY * companions.scores(found[last], chosen, draw[last])
+    if last.any():
+        seen = found[last], rows_of(given, last), x0[last], rows_of(condition, last), draw[last]
+        loss[last] = loss[last] - ADVERSARY * companions.scores(*seen)
     return loss

@@ -75,4 +75,4 @@ def matching(
         distance = (x - real).abs().flatten(1).mean(1)
         away = away / expand(distance.clamp(min=1e-3), x)
     loss = 0.5 * (x - (x - away).detach()).square().flatten(1).mean(1)
-    return loss - ADVERSARY * companions.scores(x, condition, draw)
+    return loss - ADVERSARY * companions.scores(x, condition, x0, condition, draw)

@@ -5,7 +5,7 @@ a run does not depend on the number of either, and a resumed one needs no saved 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -103,20 +103,23 @@ def conditions_of(config: Config, data: ImageSet) -> "dict[str, Condition | Capt
     return found
 
 
-def _condition(
-    config: Config, data: ImageSet, items: np.ndarray, draw: np.random.Generator, positions: slice
+def condition_of(
+    config: Config, data: ImageSet, items: np.ndarray, uniform: Callable[[], np.ndarray]
 ) -> Condition | None:
-    """The condition of `items`, dropped at random: all of it, and of several parts also each alone."""
-    parts, (size, share) = conditions_of(config, data), (config.training.batch_size, config.training.label_dropout)
+    """The condition of rows of the data, dropped at random: all of it, and of several parts also each alone.
+
+    Args:
+        uniform: gives new uniform numbers in [0, 1), (len(items),), at each call.
+    """
+    parts, share = conditions_of(config, data), config.training.label_dropout
     if not parts:
         return None
-    dropped = torch.from_numpy(draw.random(size)[positions] < share)
-    found = {name: drawn(part, items, draw.random(size)[positions]) for name, part in parts.items()}
+    dropped = torch.from_numpy(uniform() < share)
+    found = {name: drawn(part, items, uniform()) for name, part in parts.items()}
     if len(found) == 1:
         return next(iter(found.values())).dropped(dropped)
     for name, part in found.items():
-        alone = torch.from_numpy(draw.random(size)[positions] < share)
-        found[name] = part.dropped(dropped | alone)
+        found[name] = part.dropped(dropped | torch.from_numpy(uniform() < share))
     return Several(found)
 
 
@@ -128,7 +131,9 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     domain = domain_of(data)
     draw = BatchDraw(stream(seed, Purpose.AUGMENT, step), size, positions)
     rows = domain.augment(np.asarray(data.images[items]), config.data, draw)
-    condition = _condition(config, data, items, stream(seed, Purpose.CONDITION, step), positions)
+    condition = condition_of(
+        config, data, items, BatchDraw(stream(seed, Purpose.CONDITION, step), size, positions).uniform
+    )
     if config.data.augment:
         moves = draw_moves(config.data.augment, draw)
         rows, condition = moved(rows, moves), augmented(condition, torch.from_numpy(moves.labels))

@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,15 +24,25 @@ from undiffuse.objectives.times import log_normal
 from undiffuse.process import Denoise
 from undiffuse.randomness import KeyedDraw
 from undiffuse.rivals.gan import frozen
-from undiffuse.training.batches import Batch
 from undiffuse.training.muon import make_optimizer
 
 LEVELS = -0.5, 1.0
 """Mean and deviation of ln(sigma / alpha) of the noise through which the critic sees."""
 RATE = 2e-3
 """Its learning rate, where the student's is at its peak."""
-LEVEL, SEEN, REAL, FOLLOWED = 3, 4, 5, 6
-"""Which random numbers are for the level, the noise on a student's samples and on data, and what is followed."""
+LEVEL, SEEN, REAL, TIME, FOLLOWED = 3, 4, 5, 6, 7
+"""Which random numbers are for the critic's level, the noise on samples and on data; the times and the noise of what
+follows the student."""
+
+
+class Shown(NamedTuple):
+    """Samples of a student and as much data, with their conditions, and the random numbers of their places."""
+
+    x: Tensor
+    condition: Condition | None
+    x0: Tensor
+    given: Condition | None
+    draw: KeyedDraw
 
 
 class Companions(nn.Module):
@@ -49,7 +60,7 @@ class Companions(nn.Module):
         if accelerator.mixed_precision == "fp16":
             raise UsageError(f"objective.loss={name} is not trained in fp16: set training.precision=fp32 or bf16")
         self.facts, self.autocast, self.peak = teacher, accelerator.autocast, config.training.learning_rate
-        self.shown: list[tuple[Tensor, Condition | None, KeyedDraw]] = []
+        self.shown: list[Shown] = []
         shape, half = teacher.domain.shape, torch.full((1,), 0.5, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
@@ -70,27 +81,33 @@ class Companions(nn.Module):
         """The denoiser of the student's samples, with its predictions in range."""
         return Recipe().thresholded(self.facts, self.denoiser.bind(condition))
 
-    def scores(self, x: Tensor, condition: Condition | None, draw: KeyedDraw) -> Tensor:
-        """The critic's scores (B,) of samples, which have a gradient in x alone. `update` learns from them."""
-        self.shown.append((x.detach().float(), condition, draw))
+    def scores(
+        self, x: Tensor, condition: Condition | None, x0: Tensor, given: Condition | None, draw: KeyedDraw
+    ) -> Tensor:
+        """The critic's scores (B,) of samples, which have a gradient in x alone. `update` learns from them, and from
+        as much data."""
+        self.shown.append(Shown(x.detach().float(), condition, x0, given, draw))
         with frozen(self.critic):
             scores = self._criticised(x.float(), condition, draw, SEEN)
         return torch.stack([one.mean(1) for one in scores]).mean(0)
 
-    def update(self, batches: Sequence[Batch], rate: float) -> None:
-        """One step of each, by what has been shown since the last and the data of `batches`; the student's rate."""
-        share = rate / self.peak
-        for (x, condition, draw), batch in zip(self.shown, batches, strict=True):
-            self._criticism(x, condition, draw, batch).mean().div(len(batches)).backward()
+    def update(self, rate: float) -> None:
+        """One step of each, by what has been shown since the last; `rate` is the student's."""
+        count = sum(len(shown.x) for shown in self.shown)
+        if not count:  # no jump ended in data
+            return
+        for shown in self.shown:
+            self._criticism(shown).sum().div(count).backward()
             if len(self.optimizers) > 1:
+                u = shown.draw.fold(TIME).uniform(shown.x.flatten(1)[:, :1])[:, 0].cpu()
                 with self.autocast():
-                    loss = self.objective(self.denoiser, x, condition, batch.u, draw.fold(FOLLOWED)).mean()
-                loss.div(len(batches)).backward()
+                    loss = self.objective(self.denoiser, shown.x, shown.condition, u, shown.draw.fold(FOLLOWED))
+                loss.sum().div(count).backward()
         self.shown.clear()
         for optimizer, peak in zip(self.optimizers, (RATE, self.peak), strict=False):
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
-                group["lr"] = peak * share
+                group["lr"] = peak * rate / self.peak
             optimizer.step()
             optimizer.zero_grad()
 
@@ -137,12 +154,10 @@ class Companions(nn.Module):
         with self.autocast():
             return [one.float() for one in self.critic(features)]
 
-    def _criticism(self, x: Tensor, condition: Condition | None, draw: KeyedDraw, batch: Batch) -> Tensor:
-        """The hinge loss of samples and as many pictures of the data: (B,)."""
-        rows = slice(len(x))
-        given = None if batch.condition is None else batch.condition[rows]
-        fake_scores = self._criticised(x, condition, draw, SEEN)
-        real_scores = self._criticised(batch.x0[rows], given, draw, REAL)
+    def _criticism(self, shown: Shown) -> Tensor:
+        """The hinge loss of samples and as much data: (B,)."""
+        fake_scores = self._criticised(shown.x, shown.condition, shown.draw, SEEN)
+        real_scores = self._criticised(shown.x0, shown.given, shown.draw, REAL)
         parts = [
             functional.relu(1 + fake).mean(1) + functional.relu(1 - true).mean(1)
             for fake, true in zip(fake_scores, real_scores, strict=True)

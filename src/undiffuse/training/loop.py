@@ -109,7 +109,7 @@ def training_steps(
             optimizer.step()
             optimizer.zero_grad()
         if companions is not None:
-            companions.update(micro_batches, rate)
+            companions.update(rate)
         progress.step += 1
         learner.ema.update(parameters, progress.step)
         yield TrainingStep(progress.step, total, torch.as_tensor(norm), rate)

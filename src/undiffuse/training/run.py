@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse.adapters import base_fingerprint
-from undiffuse.build import DISTILLING, make_data, make_denoiser, make_objective, make_schedule
+from undiffuse.build import DISTILLING, ON_PATHS, make_data, make_denoiser, make_objective, make_schedule
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, shares_a_cpu
@@ -34,7 +34,7 @@ from undiffuse.training.companions import Companions
 from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
-from undiffuse.training.paths import drawn_paths
+from undiffuse.training.paths import paths_of
 from undiffuse.training.record import check_data, configuration, data_source, start, write_record
 from undiffuse.training.settings import DEFAULT_STEPS, decided, decided_precision
 from undiffuse.training.signals import Caught, caught
@@ -107,15 +107,14 @@ def train(
     if config.objective.loss in DISTILLING:
         model, teach = teacher(config, facts, run, accelerator)
         learner.taught_by = base_fingerprint(model)
-        if config.objective.loss in ("paths", "adversarial"):
-            began = time.monotonic()
-            with accelerator.main_process_first():
-                learner.paths = drawn_paths(model, config, precision)
-            learner.progress.seconds = time.monotonic() - began  # they are part of a budget
         if config.objective.loss in ("flow-map", "matching"):
             learner.teach = teach
         if config.objective.loss in ("adversarial", "matching"):
             learner.companions = Companions(config, model, accelerator)
+        if config.objective.loss in ON_PATHS:
+            began = time.monotonic()
+            learner.paths, config = paths_of(model, config, data, precision)
+            learner.progress.seconds = learner.progress.before = time.monotonic() - began
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)
@@ -213,7 +212,7 @@ class _Run:
         if several:
             stop = int(gather(torch.tensor([stop], device=self.accelerator.device)).max())
         if training.minutes is not None and progress.total is None:
-            share = progress.seconds / (60 * training.minutes)
+            share = progress.share(training.minutes)
             if several:
                 share = broadcast(torch.tensor(share, device=self.accelerator.device)).item()
             # Up to here the learning rate was constant; from here the run is one of `total` steps, resumed or not.

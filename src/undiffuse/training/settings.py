@@ -4,7 +4,7 @@ same."""
 import torch
 
 from undiffuse.build import default_network
-from undiffuse.config import Config, NetworkConfig, TrainingConfig
+from undiffuse.config import Config, NetworkConfig
 from undiffuse.data import ImageSet
 from undiffuse.data.texts import TextSet
 from undiffuse.devices import has_bf16
@@ -15,7 +15,6 @@ from undiffuse.registry import CATEGORICAL, RIVALS
 from undiffuse.training.statistics import root_mean_square
 
 DEFAULT_STEPS = 20_000
-PATHS_A_MINUTE, FEW_PATHS, MANY_PATHS = 1000, 2000, 100_000
 
 
 def decided_precision(precision: str) -> str:
@@ -51,9 +50,6 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     sigma_data = config.denoiser.sigma_data
     if sigma_data is None:
         sigma_data = root_mean_square(data)
-    if config.objective.loss in ("paths", "adversarial") and config.objective.paths is None:
-        paths = {"paths": _usual_paths(config.training)}
-        config = config.model_copy(update={"objective": config.objective.model_copy(update=paths)})
     network = default_network(config.network, domain.shape[1:])
     if not any(data.captions):  # how they would be read is nothing to save
         network = network.model_copy(update={key: getattr(NetworkConfig(), key) for key in ("text", "tokens")})
@@ -76,13 +72,6 @@ def _spelled(config: Config, data: TextSet) -> Config:
     held = {"tokens": data.tokenizer.name, "vocabulary": data.tokenizer.size, "length": data.shape[0]}
     denoiser = config.denoiser.model_copy(update={"sigma_data": 1.0, "target": CATEGORICAL})
     return config.model_copy(update={"data": config.data.model_copy(update=held), "denoiser": denoiser})
-
-
-def _usual_paths(training: TrainingConfig) -> int:
-    """So many that drawing them takes a fifth of the time, or that each is seen four times."""
-    if training.minutes:
-        return round(min(max(PATHS_A_MINUTE * training.minutes, FEW_PATHS), MANY_PATHS))
-    return max(1, (training.steps or DEFAULT_STEPS) * training.batch_size // 4)
 
 
 def _usual_target(network: NetworkConfig, shape: tuple[int, ...]) -> str:

@@ -39,7 +39,8 @@ class Position:
 
     Attributes:
         step: number of steps taken.
-        seconds: how long they took.
+        seconds: how long they took, and what was before them.
+        before: seconds of a budget that were gone before the first step.
         total: number of steps in all; None until a wall-clock budget has decided it.
         pending: losses of the steps since the last row of the metrics.
     """
@@ -48,12 +49,14 @@ class Position:
     seconds: Annotated[Finite, Field(ge=0, le=1e15)] = 0.0
     total: Count | None = None
     pending: list[Finite] = field(default_factory=list)
+    before: Annotated[Finite, Field(ge=0, le=1e15)] = 0.0
 
     def share(self, minutes: float | None) -> float:
-        """How much of the run is done, in [0, 1], by its steps or, until they are decided, by a budget of minutes."""
+        """The share of the steps that is done, in [0, 1]: by their number or, until that is known, by the budget."""
         if self.total is not None:
             return self.step / self.total
-        return min(1.0, self.seconds / (60 * (minutes or 1)))
+        left = max(60 * (minutes or 1) - self.before, 1e-9)
+        return min(1.0, (self.seconds - self.before) / left)
 
 
 @dataclass

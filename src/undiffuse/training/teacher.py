@@ -29,6 +29,8 @@ def teacher(config: Config, data: DataFacts, run: Path, accelerator: Accelerator
     model = load(name, accelerator.device)
     if model.config.network.jumps:
         raise UsageError(f"{model.name} is a student already: distil the model that it learnt from")
+    if model.config.process != config.process:
+        raise UsageError(f"{model.name} is of another process than the student: leave process.* out")
     ours, theirs = ((facts.domain, facts.shape, facts.classes) for facts in (data, model.data))
     kinds = [None if facts.takes is None else facts.takes.kind for facts in (data, model.data)]
     if ours != theirs or kinds[0] != kinds[1]:
