@@ -68,14 +68,19 @@ class Denoiser:
         level = self.process.noise_level(t)
         return 1 / ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
 
-    def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
-        """The network's output for x_t, shaped like it, and the v of a learned variance, or None."""
+    @cached_by_time
+    def log_snr(self, t: Time) -> Tensor:
+        """The log-SNR that the network is told, float64: clamped. Raises ValueError at t = 0."""
         log_snr = self.process.schedule.log_snr(t)
         if (log_snr == math.inf).any():
             raise ValueError("at t = 0 there is no noise to predict: x_0 is x_t itself")
-        log_snr = log_snr.clamp(self.least_log_snr, LOG_SNR_LIMIT)
+        return log_snr.clamp(self.least_log_snr, LOG_SNR_LIMIT)
+
+    def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+        """The network's output for x_t, shaped like it, and the v of a learned variance, or None."""
+        log_snr = self.log_snr(t)
         if log_snr.ndim == 0:
-            log_snr = torch.full((len(x_t),), log_snr.item(), device=x_t.device)
+            log_snr = torch.full((len(x_t),), float(log_snr), device=x_t.device)
         else:
             log_snr = log_snr.to(device=x_t.device, dtype=torch.float32)
         output = self.network(expand(self.c_in(t), x_t) * x_t, log_snr, condition)

@@ -1,6 +1,5 @@
 """The prediction of a denoiser for a state of a Gaussian process."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ class Prediction:
     def with_x0(self, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> "Prediction":
         """This prediction with another x_0 and the corresponding eps."""
         eps = (x_t - expand(level.alpha, x_t) * x0) / expand(level.sigma, x_t)
-        return dataclasses.replace(self, x0=x0, eps=eps)
+        return Prediction(x0, eps, self.v, self.logits, self.unguided)
 
     def rows(self, rows: Tensor | slice) -> "Prediction":
         """The prediction of some samples."""

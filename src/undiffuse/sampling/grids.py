@@ -73,8 +73,19 @@ def log_snr(schedule: Schedule, steps: int) -> Tensor:
 
 
 def make_grid(name: str, schedule: Schedule, steps: int) -> Tensor:
-    """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T if it is by index)."""
-    grid = GRIDS.find(name)(schedule, _checked(steps))
+    """The grid `name` in GRIDS for `steps` steps. Raises ValueError unless 1 <= steps (<= T if it is by index).
+
+    It is shared between callers, as what a schedule says of a time is.
+    """
+    rule = GRIDS.find(name)
+    known: dict[tuple[Grid, int], Tensor] = schedule.__dict__.setdefault("_grids", {})
+    if (rule, steps) not in known:
+        known[rule, steps] = _grid(name, rule, schedule, steps)
+    return known[rule, steps]
+
+
+def _grid(name: str, rule: Grid, schedule: Schedule, steps: int) -> Tensor:
+    grid = rule(schedule, _checked(steps))
     if not (grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()):
         raise ValueError(
             f"{steps} steps are too many for the grid {name} on this schedule, whose times are no longer distinct: "
