@@ -13,6 +13,7 @@ import scipy.io.wavfile
 from conftest import TINY, Command, ignore
 from PIL import Image
 
+from undiffuse.config import preset
 from undiffuse.data.html import script_of, with_script
 from undiffuse.data.soundsamples import are_samples, read_samples
 from undiffuse.domains.sounds import Sounds
@@ -240,6 +241,27 @@ def test_sample_writes_a_page_that_can_be_made_again(command: Command, run: Path
         code, _, err = command("sample", *arguments)
         assert code == 2 and expected in err
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_evaluate_hears_what_sample_writes(
+    command: Command, run: Path, voices: Path, tmp_path: Path, quick: None
+) -> None:
+    """By the vocoder that is asked for."""
+    options = {"data.source": str(voices), "training.steps": 2, "training.batch_size": 2}
+    vocoder = tmp_path / "vocoder"
+    train(preset("vocoder") | options, vocoder, report=ignore)
+    names = ("-n", 12, "--steps", 2, "--metrics", "classes")
+    values = []
+    for choice in (vocoder, "griffin-lim"):
+        code, _, err = command("evaluate", run, *names, "--vocoder", choice, "--json", "a.json", "--force")
+        assert code == 0, err
+        found = json.loads((tmp_path / "a.json").read_text())
+        values.append([row["value"] for row in found["rows"]])
+        named = found["conditions"]["sampling"]["vocoder"]
+        assert named == (str(vocoder) if choice == vocoder else None)
+    assert values[0] != values[1]
+    code, _, err = command("evaluate", "fashion-mnist", "--vocoder", vocoder)
+    assert code == 2 and "--vocoder is for models of sounds" in err
 
 
 def test_evaluate_measures_models_and_files_alike(

@@ -16,6 +16,7 @@ from undiffuse.cli.console import (
     GUIDANCE,
     GUIDE,
     INTERVAL,
+    VOCODER,
     alone,
     given,
     guidance_of,
@@ -82,6 +83,7 @@ def evaluate(
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = DEVICE,
     engine: str = ENGINE,
+    vocoder: str = VOCODER,
     force: bool = FORCE,
 ) -> None:
     """Measure quality, diversity and copying of a model or of samples, with intervals and the floor real images reach.
@@ -120,6 +122,8 @@ def evaluate(
     if sounds.is_sound(subject):
         sounds.evaluate(context, subject, json_file, report, force)
         return
+    if vocoder is not None:
+        raise UsageError("--vocoder is for models of sounds")
     groups = [name.strip() for name in metrics.split(",") if name.strip()]
     if separate := [name for name in groups if name in (*DENSITIES, TEXT)]:
         if len(groups) > 1:

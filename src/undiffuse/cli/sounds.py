@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OF_FILES = ("subject", "data", "metrics", "n", "json_file", "report", "force")
 EVALUATE = (
     *OF_FILES,
-    *("sampler", "steps", "eta", "guidance", "guidance_interval", "guide", "seed", "device", "engine"),
+    *("sampler", "steps", "eta", "guidance", "guidance_interval", "guide", "seed", "device", "engine", "vocoder"),
 )
 
 
@@ -86,7 +86,7 @@ def _of_model(context: typer.Context, subject: str, metrics: list[str] | None) -
         raise UsageError(f"--steps {options['steps']}: one number for a model of sounds")
     guidance = guidance_of(options["guidance"], options["guidance_interval"])
     recipe = Recipe(options["sampler"], steps, options["eta"], seed=options["seed"], guidance=guidance)
-    taken = {name: options[name] for name in ("guide", "device", "engine")}
+    taken = {name: options[name] for name in ("guide", "device", "engine", "vocoder")}
     n = options["n"] or DEFAULT_N
     return evaluate_model(subject, options["data"], n=n, metrics=metrics, recipe=recipe, bar=bar, **taken)
 

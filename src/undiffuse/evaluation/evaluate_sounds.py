@@ -26,6 +26,7 @@ from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.sounds.spectrogram import FACTS
 from undiffuse.model import Model, load
 from undiffuse.progress import Bar, no_bar
+from undiffuse.vocoder import with_vocoder
 
 DEFAULT_N = 500
 PACKAGES = ("silero-vad", "speechmos", "pocketsphinx", "onnxruntime")
@@ -80,6 +81,7 @@ def evaluate_model(
     guide: str | None = None,
     device: str | None = None,
     engine: str = "auto",
+    vocoder: str | None = None,
     bar: Bar = no_bar,
 ) -> SoundEvaluation:
     """Draws the first n samples of a model, those that are not in the cache, and measures them.
@@ -87,6 +89,7 @@ def evaluate_model(
     Args:
         data: what to measure against; None: the model's training data, its test split.
         metrics: names in SOUND_METRICS; None: all that can be measured.
+        vocoder: as in `undiffuse.vocoder.with_vocoder`.
 
     Raises UsageError for a model that is not of sounds or whose data is not known, and as `measured` does.
     """
@@ -100,7 +103,7 @@ def evaluate_model(
     recipe.check(model)
     learnt = model.learnt if model.learnt and data in (None, model.learnt.source) else DataConfig(source=str(data))
     train, real = _data_like(learnt, model.data.shape[0], model.domain.rate, bar)
-    model = with_guide(model, guide) if guide else model
+    model = with_vocoder(with_guide(model, guide) if guide else model, vocoder)
     model = with_engine(model, engine, n * recipe.evaluations, bar)
     with bar(f"sampling {name}, {recipe.sampler} in {recipe.steps} steps", n * recipe.steps) as tick:
         drawn = sample_into_cache(model, recipe, n, tick)
@@ -117,6 +120,7 @@ def evaluate_model(
             "evaluations": recipe.cost(model),
             "engine": model.engine,
             "guide": None if model.guide is None else model.guide.name,
+            "vocoder": None if model.vocoder is None else model.vocoder.name,
         },
     }
     asked = model.asked(range(n))
