@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/trilemma.py OUT [--data fashion-mnist] [--minutes 20] [--seeds 3]
     python benchmarks/trilemma.py OUT --report trilemma.json --figure trilemma.png
 
-Every system trains by its own preset on one thread in the same CPU time: a short trial tells how many steps fit in it.
+Every system trains by its own preset, with the classes of the data or, if it has none, without any condition, on one
+thread in the same CPU time: a short trial tells how many steps fit in it.
 "one-step" is diffusion for half of the time, a quarter for a student of its paths, drawing them included, and a quarter
 for a critic to sharpen that; "from-data" is a flow map without a teacher. Then n samples of each, measured as
 `undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test images
@@ -26,6 +27,7 @@ from seeds import Rows, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
+from undiffuse.data import load as load_data
 from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.density import density
@@ -57,7 +59,9 @@ REAL = "real images"
 def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Of a training run, but for its steps."""
     name = system if system in RIVALS else "one-step" if system == "from-data" else preset_for(options.minutes)
-    return preset(name) | {"data.source": options.data, "training.seed": seed, **QUIET}
+    classes = bool(load_data(options.data, "train").classes)
+    values = {"data.source": options.data, "training.seed": seed, "training.conditional": classes}
+    return preset(name) | values | QUIET
 
 
 def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
@@ -69,7 +73,8 @@ def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
         minutes = minutes / 4
         finish(values, teacher, 2 * minutes, plan, "teacher")
         paths = round(PATHS_A_MINUTE * minutes)
-        shared = {"data.source": options.data, "training.seed": seed, "objective.paths": paths, **QUIET}
+        kept = ("data.source", "training.seed", "training.conditional", *QUIET)
+        shared = {key: values[key] for key in kept} | {"objective.paths": paths}
         finish(preset("distill") | shared | {"training.base": str(teacher)}, student, minutes, plan, "student")
         taught = {"training.base": str(student), "training.teacher": str(teacher)}
         values = preset("adversarial") | shared | taught
