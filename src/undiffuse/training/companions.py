@@ -36,10 +36,12 @@ follows the student."""
 
 
 class Shown(NamedTuple):
-    """Samples of a student and as much data, with their conditions, and the random numbers of their places."""
+    """Samples of a student and as much data, with their conditions, and the random numbers of their places; `features`
+    are what the critic has seen of the samples."""
 
     x: Tensor
     condition: Condition | None
+    features: list[Tensor]
     x0: Tensor
     given: Condition | None
     draw: KeyedDraw
@@ -86,10 +88,11 @@ class Companions(nn.Module):
     ) -> Tensor:
         """The critic's scores (B,) of samples, which have a gradient in x alone. `update` learns from them, and from
         as much data."""
-        self.shown.append(Shown(x.detach().float(), condition, x0, given, draw))
+        features = self._seen(x.float(), condition, draw, SEEN)
+        detached = [feature.detach() for feature in features]
+        self.shown.append(Shown(x.detach().float(), condition, detached, x0, given, draw))
         with frozen(self.critic):
-            scores = self._criticised(x.float(), condition, draw, SEEN)
-        return torch.stack([one.mean(1) for one in scores]).mean(0)
+            return torch.stack([one.mean(1) for one in self._judged(features)]).mean(0)
 
     def update(self, rate: float) -> None:
         """One step of each, by what has been shown since the last; `rate` is the student's."""
@@ -145,21 +148,23 @@ class Companions(nn.Module):
             for name, parameter in self.get_submodule(part).named_parameters(prefix=part):
                 yield name, parameter, optimizer
 
-    def _criticised(self, x: Tensor, condition: Condition | None, draw: KeyedDraw, noise: int) -> list[Tensor]:
-        """The critic's scores of x (B, ...), noised, at every place of every feature: float32 (B, places)."""
+    def _seen(self, x: Tensor, condition: Condition | None, draw: KeyedDraw, noise: int) -> list[Tensor]:
+        """The teacher's features of x (B, ...) under noise."""
         process = self.facts.denoiser.process
         t = log_normal(process.schedule, draw.fold(LEVEL).uniform(x.flatten(1)[:, :1])[:, 0].cpu(), *LEVELS)
-        x_t = process.marginal(x, t).at(draw.fold(noise).normal(x))
-        features = self.features(x_t, t, condition)
+        return self.features(process.marginal(x, t).at(draw.fold(noise).normal(x)), t, condition)
+
+    def _judged(self, features: list[Tensor]) -> list[Tensor]:
+        """The critic's scores at every place of every feature: float32 (B, places)."""
         with self.autocast():
             return [one.float() for one in self.critic(features)]
 
     def _criticism(self, shown: Shown) -> Tensor:
         """The hinge loss of samples and as much data: (B,)."""
-        fake_scores = self._criticised(shown.x, shown.condition, shown.draw, SEEN)
-        real_scores = self._criticised(shown.x0, shown.given, shown.draw, REAL)
+        with torch.no_grad():
+            of_data = self._seen(shown.x0, shown.given, shown.draw, REAL)
         parts = [
             functional.relu(1 + fake).mean(1) + functional.relu(1 - true).mean(1)
-            for fake, true in zip(fake_scores, real_scores, strict=True)
+            for fake, true in zip(self._judged(shown.features), self._judged(of_data), strict=True)
         ]
         return torch.stack(parts).mean(0)
