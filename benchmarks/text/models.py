@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--text", default="shakespeare")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--only", choices=KINDS)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of 1,000 characters, for the chain rule")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of 1,000 tokens, for the chain rule")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """The commands for a model of texts."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from undiffuse.model import Model
     from undiffuse.writing import Writing
 
+LONGEST, MOST_STEPS, MOST_TEXTS = 100_000, 10_000, 1_000_000
 SAMPLE = ("model", "n", "sampler", "steps", "grid", "prompt", "length", "seed", "out", "device", "force")
 EDIT = ("model", "images", "infill", "strength", "n", "sampler", "steps", "grid", "seed", "out", "device", "force")
 EVALUATE = ("subject", "metrics", "n", "draws", "sampler", "steps", "seed", "json_file", "device", "force")
@@ -49,8 +51,11 @@ def sample(
     from undiffuse.writing import write
 
     loaded, tokenizer, writing = _loaded(context, model)
+    _warn_of_unknown(tokenizer, "".join(prompts))
     prompt, next_ones = begun(tokenizer, "".join(prompts))
     length = length or max(loaded.data.shape[0], len(prompt) + loaded.data.shape[0] // 2)
+    if length > LONGEST:
+        raise UsageError(f"--length {length}: a text has at most {LONGEST:,} tokens here")
     if len(prompt) >= length:
         raise UsageError(f"--length {length}: the prompt alone has {len(prompt)} tokens")
     origin = recorded(context, loaded, writing.seed)
@@ -77,7 +82,10 @@ def edit(
     from undiffuse.data.textfiles import text_source
 
     source = infill if infill is not None else "\n".join(text_source(str(texts[0])).open().documents)
+    if not source.strip():
+        raise UsageError("there is no text to edit" if infill is None else "--infill is empty")
     loaded, tokenizer, writing = _loaded(context, model)
+    _warn_of_unknown(tokenizer, source)
     if infill is not None:
         tokens, free, allowed = _blanks(tokenizer, source)
     else:
@@ -105,15 +113,24 @@ def edit(
 def explain(context: typer.Context, model: str, out: Path, seed: int, force: bool) -> None:
     """`undiffuse explain` of a model of texts."""
     check_options(context, EXPLAIN, "models of texts")
+    import numpy as np
+
     from undiffuse.cli.explain import put_pictures
     from undiffuse.evaluation.texts import learnt_text
     from undiffuse.explain_texts import draw, work
     from undiffuse.model import load
+    from undiffuse.writing import Writing, write
 
     loaded = load(model)
     if loaded.config.network.span:
         raise UsageError(f"{model} writes in order; explain follows models that write in any")
-    text = learnt_text(loaded, "test").images[0]
+    try:
+        text = learnt_text(loaded, "test").images[0]
+    except UndiffuseError as error:  # what it learnt from is not here: the noise takes a text of its own away
+        say(f"{error}: the text in the first picture is one that {model} writes")
+        text = write(
+            loaded, Writing(seed=seed), [0], np.zeros(0, np.int64), loaded.data.shape[0], loaded.condition([0])
+        )[0]
     origin = recorded(context, loaded, seed)
     with bar("drawing", work(loaded)) as tick:
         put_pictures(out, lambda folder: draw(loaded, folder, text, seed, tick), origin, force)
@@ -179,9 +196,21 @@ def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writi
 
     options = context.params
     steps = options["steps"] if "steps" in given(context) else None
+    for name_of, value, most in (("--steps", steps, MOST_STEPS), ("-n", options["n"], MOST_TEXTS)):
+        if value is not None and value > most:
+            raise UsageError(f"{name_of} {value}: at most {most:,}")
     writing = Writing(options["sampler"], steps, options["grid"], options["seed"])
     loaded = load(name, options["device"])
     return loaded, texts_only(loaded), writing
+
+
+def _warn_of_unknown(tokenizer: "Tokenizer", text: str) -> None:
+    """Of characters that become U+FFFD; where none stands for them, encoding refuses them."""
+    from undiffuse.data.tokens import UNKNOWN, Characters
+    from undiffuse.names import listed
+
+    if isinstance(tokenizer, Characters) and UNKNOWN in tokenizer.alphabet and (unknown := tokenizer.lacks(text)):
+        warnings.warn(f"the model has never seen {listed(map(repr, unknown))}: each becomes {UNKNOWN}", stacklevel=3)
 
 
 def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray | None]":
@@ -197,10 +226,14 @@ def _blanks(tokenizer: "Tokenizer", text: str) -> "tuple[np.ndarray, np.ndarray,
     from undiffuse.data.bpe import begun
     from undiffuse.writing import BLANK
 
-    if BLANK not in text:
-        raise UsageError(f"--infill: mark what is to be written with {BLANK}, one for each token")
+    kept_or_blank = re.findall(rf"((?:\\{BLANK}|[^{BLANK}])*)({BLANK}*)", text)
+    if not any(blank for _, blank in kept_or_blank):
+        raise UsageError(
+            f"--infill: mark what is to be written with {BLANK}, one for each token (and write \\{BLANK} for one)"
+        )
     tokens, free, opened = np.zeros(0, np.int64), np.zeros(0, bool), {}
-    for kept, blank in re.findall(f"([^{BLANK}]*)({BLANK}*)", text):
+    for escaped, blank in kept_or_blank:
+        kept = escaped.replace(f"\\{BLANK}", BLANK)
         ids, spaced = begun(tokenizer, kept) if blank else (tokenizer.encode(kept).astype(np.int64), None)
         tokens = np.concatenate([tokens, ids, np.zeros(len(blank), np.int64)])
         if spaced is not None:

@@ -86,7 +86,7 @@ def load_text(
     if min(first, len(flat) - first) < length:
         raise UsageError(
             f"{readable(name)} is too short: {first:,} tokens to train on and {len(flat) - first:,} held out, but a "
-            f"window has {length:,}. Take a shorter length or more text"
+            f"window has {length:,}. Take shorter windows (--set data.length=N) or more text"
         )
     for remark in meta["remarks"]:
         warn(f"{readable(name)}: {remark}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from undiffuse.errors import UndiffuseError
 from undiffuse.likelihood.bound import stratified
-from undiffuse.metrics.language import NGram, ngram_entropy
+from undiffuse.metrics.language import NGram, highest_order, ngram_entropy
 from undiffuse.objectives import Objective
 from undiffuse.process import CategoricalProcess
 from undiffuse.progress import Bar, no_bar
@@ -23,6 +23,7 @@ from undiffuse.randomness import Purpose, keyed_draws
 
 BLOCK = 1000
 BATCH = 64
+GRAMS = 4
 TOLERANCE = 0.02
 """How far the unigram entropy of samples that count may be from that of real text, as a share of the latter."""
 
@@ -75,7 +76,7 @@ def chain_rule_bits(
     Args:
         blocks: measure only so many blocks of `BLOCK` tokens, evenly spaced; all tokens by default.
     """
-    numbers = _chosen(len(flat), blocks)
+    numbers = chosen(len(flat), blocks)
     starts = _starts(numbers, length)
     flat = np.asarray(flat, dtype=np.int64)
     padded = np.pad(flat, (0, length), constant_values=mask)
@@ -169,7 +170,8 @@ def bound_bits(
 
 @dataclass(frozen=True)
 class Fluency:
-    """Samples beside as much real text: bits per token under a judge, and the entropies of 1- and 4-grams in bits."""
+    """Samples beside as much real text: bits per token under a judge, and the entropies of tokens and of the longest
+    grams up to 4 in bits."""
 
     bits: float
     unigrams: float
@@ -201,7 +203,7 @@ def fluency(samples: np.ndarray, judge: NGram, real: np.ndarray) -> Fluency:
     beside = real[starts[:, None] + np.arange(length)]
 
     def figures(tokens: np.ndarray) -> tuple[float, float, float]:
-        one, four = (ngram_entropy(tokens, n, judge.size) for n in (1, 4))
+        one, four = (ngram_entropy(tokens, n, judge.size) for n in (1, highest_order(judge.size, GRAMS)))
         return float(judge.bits(tokens).mean()), one, four
 
     return Fluency(*figures(samples), *figures(beside))
@@ -217,7 +219,7 @@ def _starts(numbers: np.ndarray, length: int) -> np.ndarray:
     return -(np.minimum(length - 1 - numbers, 0) // stride) * stride
 
 
-def _chosen(count: int, blocks: int | None) -> np.ndarray:
+def chosen(count: int, blocks: int | None) -> np.ndarray:
     """The numbers of the tokens in `blocks` whole blocks, evenly spaced over `count` tokens; of all if None or more."""
     whole = count // BLOCK
     if blocks is None or blocks >= whole:

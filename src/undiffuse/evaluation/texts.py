@@ -13,8 +13,17 @@ from undiffuse.build import make_data
 from undiffuse.data.texts import TextSet
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.infilling import KINDS, SPAN, infilled, masks
-from undiffuse.evaluation.language import Estimate, bound_bits, causal_bits, chain_rule_bits, fluency
-from undiffuse.metrics.language import Bidirectional, NGram
+from undiffuse.evaluation.language import (
+    BLOCK,
+    GRAMS,
+    Estimate,
+    bound_bits,
+    causal_bits,
+    chain_rule_bits,
+    chosen,
+    fluency,
+)
+from undiffuse.metrics.language import Bidirectional, NGram, highest_order
 from undiffuse.model import Model
 from undiffuse.objectives import count, next_token, spans
 from undiffuse.objectives.bound import continuous_bound
@@ -26,6 +35,7 @@ DRAWS = 8
 BLOCKS = 20
 WINDOWS = 400
 ORDER = 5
+NAMES = {"characters": "single tokens", "spans": f"spans of {SPAN} tokens"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def measured(
     Args:
         n: samples, for fluency.
         draws: estimates of the bound for each window of the held-out text; every character is in one window.
-        blocks: of 1,000 characters, evenly spaced, for the chain rule; None: all.
+        blocks: of 1,000 tokens, evenly spaced, for the chain rule; None: all.
         writing: how the samples are written.
 
     Raises UsageError for a model that is not of texts, or was trained on another text than is there now.
@@ -127,15 +137,24 @@ def _bits(model: Model, test: TextSet, draws: int, blocks: int | None, seed: int
         return [_row(f"bits per character, windows apart, in spans of {span}", bound(partial(spans, span=span), draws))]
     rows = [_row("bits per character, windows apart, bound", bound(count if absorbing else continuous_bound, draws))]
     if absorbing:
+        shared["characters"] = _characters(test, flat, blocks)
         left = chain_rule_bits(law, flat, window, process_of(model).values, blocks=blocks, **shared)
         rows.append(_row("bits per character, left to right", left))
     return rows
 
 
+def _characters(test: TextSet, flat: np.ndarray, blocks: int | None) -> float:
+    """The characters per token of the blocks that the chain rule reads."""
+    numbers = chosen(len(flat), blocks)
+    parts = np.split(numbers, range(BLOCK, len(numbers), BLOCK))
+    return sum(len(test.tokenizer.decode(flat[part])) for part in parts) / len(numbers)
+
+
 def _infilling(model: Model, train: TextSet, test: TextSet, seed: int, bar: Bar) -> list[Row]:
     process = process_of(model)
     windows = np.asarray(test.images[:: max(1, len(test.images) // WINDOWS)], dtype=np.int64)
-    rival = Bidirectional.learnt(np.asarray(train.flat), process.values)
+    order = highest_order(process.values, ORDER)
+    rival = Bidirectional.learnt(np.asarray(train.flat), process.values, order)
     looks_back = model.config.network.span == 1
     mask, note = (None, ", told all before") if looks_back else (process.values, "")
     rows = []
@@ -147,14 +166,16 @@ def _infilling(model: Model, train: TextSet, test: TextSet, seed: int, bar: Bar)
             ("right", ours.accuracy, theirs.accuracy),
             ("bits per token", ours.bits, theirs.bits),
         ):
-            row = _row(f"infilling {kind}{note}, {what}", of_ours)
-            rows.append(dataclasses.replace(row, beside=of_theirs.value, what="a 5-gram model of both sides"))
+            row = _row(f"infilling {NAMES[kind]}{note}, {what}", of_ours)
+            rows.append(dataclasses.replace(row, beside=of_theirs.value, what=f"a {order}-gram model of both sides"))
     return rows
 
 
 def _fluency(model: Model, train: TextSet, n: int, writing: Writing, bar: Bar) -> list[Row]:
     window, half = model.data.shape[0], len(train.flat) // 2
-    judge = NGram.learnt(np.asarray(train.flat[:half]), ORDER, process_of(model).values)
+    values = process_of(model).values
+    order, grams = highest_order(values, ORDER), highest_order(values, GRAMS)
+    judge = NGram.learnt(np.asarray(train.flat[:half]), order, values)
     samples = []
     with bar("writing", n) as tick:
         for first in range(0, n, 16):
@@ -165,9 +186,9 @@ def _fluency(model: Model, train: TextSet, n: int, writing: Writing, bar: Bar) -
     found = fluency(np.concatenate(samples), judge, np.asarray(train.flat[half:], dtype=np.int64))
     real = "real text"
     return [
-        Row(f"samples under a {ORDER}-gram model, bits per token", found.bits, None, found.real_bits, real),
+        Row(f"samples under a {order}-gram model, bits per token", found.bits, None, found.real_bits, real),
         Row("entropy of tokens in samples, bits", found.unigrams, None, found.real_unigrams, real),
-        Row("entropy of 4-grams in samples, bits", found.fourgrams, None, found.real_fourgrams, real),
+        Row(f"entropy of {grams}-grams in samples, bits", found.fourgrams, None, found.real_fourgrams, real),
     ]
 
 

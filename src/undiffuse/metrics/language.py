@@ -127,9 +127,10 @@ class Bidirectional:
     size: int
 
     @classmethod
-    def learnt(cls, tokens: np.ndarray, size: int) -> "Bidirectional":
-        """From text, int (..., L) in 0 .. size - 1: see `NGram.near`."""
-        sets = [known for n in range(len(NEAREST) + 1) for known in itertools.combinations(NEAREST, n)]
+    def learnt(cls, tokens: np.ndarray, size: int, order: int = 5) -> "Bidirectional":
+        """From text, int (..., L) in 0 .. size - 1: see `NGram.near`. Of a lower order, it knows the nearest alone."""
+        nearest = NEAREST[: order - 1]
+        sets = [known for n in range(len(nearest) + 1) for known in itertools.combinations(nearest, n)]
         return cls(tuple(NGram.near(tokens, known, size) for known in sets), size)
 
     def log_probs(self, tokens: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -138,10 +139,12 @@ class Bidirectional:
         What `tokens` (B, L) says where `hidden` is not read; beyond the ends of a row nothing is known.
         """
         seen = np.where(hidden, -1, tokens).astype(np.int64)
-        near = dict(zip(NEAREST, _neighbours(seen, NEAREST), strict=True))
+        nearest = self.models[-1].places
+        near = dict(zip(nearest, _neighbours(seen, nearest), strict=True))
         result = np.zeros((*seen.shape, self.size))
         for model in self.models:
-            here = hidden & np.logical_and.reduce([(near[place] >= 0) == (place in model.places) for place in NEAREST])
+            is_known = [(near[place] >= 0) == (place in model.places) for place in nearest]
+            here = hidden & np.logical_and.reduce(is_known)
             known = [near[place][here][:, None] for place in model.places]
             result[here] = np.log(model.given(known, np.arange(self.size)))
         return result
@@ -162,8 +165,13 @@ def ngram_entropy(tokens: np.ndarray, n: int, size: int) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
+def highest_order(size: int, most: int) -> int:
+    """The highest order of grams of `size` tokens, up to `most`, that fit 64-bit numbers."""
+    return next(n for n in range(most, 0, -1) if size**n <= np.iinfo(np.int64).max)
+
+
 def _fits(size: int, n: int) -> None:
-    if size**n > np.iinfo(np.int64).max:
+    if n != highest_order(size, n):
         raise UndiffuseError(f"{n}-grams of {size} tokens do not fit 64-bit numbers: choose a lower order")
 
 
