@@ -165,7 +165,7 @@ def test_what_cannot_be_learnt_is_refused():
 
 
 def test_with_many_tokens_orders_are_lower():
-    """The highest whose grams fit 63 bits; of a lower order, a bidirectional model knows the nearest neighbours alone."""
+    """The highest that fit 63 bits; of a lower order, a bidirectional model knows the nearest neighbours alone."""
     assert [highest_order(size, 5) for size in (2, 6208, 6209, 55108, 55109, 65536)] == [5, 5, 4, 4, 3, 3]
     text = np.random.default_rng(0).integers(0, 6, 4000)
     lower, full = (Bidirectional.learnt(text, 6, order) for order in (3, 5))
