@@ -8,7 +8,7 @@ from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.errors import UsageError
-from undiffuse.process import Categorical, CategoricalProcess, Schedule, expand, float64_device
+from undiffuse.process import CategoricalProcess, Schedule, expand, float64_device
 from undiffuse.randomness import Draw
 from undiffuse.token_denoiser import TokenDenoiser
 
@@ -33,37 +33,47 @@ def categorical_bound(
     x_t = process.corrupt(x0, t, draw)
     if process.mask is None:
         logits = denoiser.logits(x_t, t, condition)
-        w = Categorical(logits.log_softmax(-1)).double()
-        return jump_divergence(process.double(), w, x0, x_t, t).flatten(1).mean(1).to(logits)
+        return jump_divergence(process, float64_device(logits), x0, x_t, t).flatten(1).mean(1).to(logits)
     # SNR' = alpha' / (1 - alpha)^2
     weight = -process.schedule.snr_derivative(t) * _noise(process.schedule, t)
     errors = denoiser.errors(x_t, t, x0, x_t == process.mask, condition)
     return weight.to(errors) * errors.flatten(1).mean(1)
 
 
-def jump_divergence(process: CategoricalProcess, w: Categorical, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+def jump_divergence(process: CategoricalProcess, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """The sum over y != x_t of a ln(a / b) - a + b, for uniform noise: of every element, in nats per unit of time.
 
     a and b are the rates of the reverse jumps from x_t to y: the forward rate -alpha' / (alpha K) times the ratio of
-    the probabilities of y and x_t at time t, in a of q(x_t | x_0), in b of alpha w + (1 - alpha) / K (Schiff et al.
-    2024, theorem 3.1). The latter is exact where w is the leave-one-out prediction (arXiv 2605.22765); p(x_0 | x_t) in
-    its place counts the element's own evidence twice.
+    the probabilities of y and x_t at time t, in a q = alpha [y = x_0] + (1 - alpha) / K, in b p = alpha w +
+    (1 - alpha) / K (Schiff et al. 2024, theorem 3.1). The latter is exact where w, the softmax of the logits, is the
+    leave-one-out prediction (arXiv 2605.22765); p(x_0 | x_t) in its place counts the element's own evidence twice.
+
+    The sums are taken apart, so that of K values each only a logarithm is left:
+
+        (sum q ln q - sum q ln p) / q_t + (ln p_t - ln q_t - 1) / q_t + 1 / p_t    times the forward rate.
 
     Args:
-        w: over the K values, (B, ..., K).
+        logits: (B, ..., K), of which the precision of the result is.
         t: (B,), above 0.
     """
-    own = x_t.unsqueeze(-1).to(w.log_probs.device)
-
-    def log_ratios(law: Categorical) -> Tensor:
-        return law.log_probs - law.log_probs.gather(-1, own)
-
-    b = log_ratios(process.noised(w, t))
-    difference = log_ratios(process.marginal(x0.to(own.device), t)) - b
-    # e^b (e^d d - e^d + 1), without cancellation where no signal is left and d is tiny.
-    divergence = (b.exp() * (difference.exp() * difference - torch.expm1(difference))).sum(-1)
+    values, noise = process.values, _noise(process.schedule, t)
+    alpha = process.log_survival(t).exp()
+    p = expand(noise, logits) + expand(alpha * values, logits) * logits.softmax(-1)  # K p, as all that follows
+    logs, p_t = p.log(), _at(p, x_t)
+    noise, alpha = expand(noise, p_t), expand(alpha, p_t)
+    q_0 = noise + alpha * values
+    q_t = torch.where(x_t == x0, q_0, noise)
+    entropy = q_0 * q_0.log() + (values - 1) * noise * noise.log()
+    cross = noise * logs.sum(-1).double() + alpha * values * _at(logs, x0)
+    divergence = (entropy - cross) / q_t + values * ((_at(logs, x_t) - q_t.log()) / q_t + (q_t - p_t) / (p_t * q_t))
     rate = -process.schedule.snr_derivative(t) * _noise(process.schedule, t) ** 2 / process.log_survival(t).exp()
-    return expand(rate, divergence) / process.values * divergence
+    faint = torch.finfo(logits.dtype).eps ** 0.75  # less signal says less than rounding
+    return expand(rate, divergence) / values * torch.where(alpha > faint, divergence, 0.0)
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """x (B, ..., K) at the values int64 (B, ...), in float64."""
+    return x.gather(-1, places.unsqueeze(-1).to(x.device))[..., 0].double()
 
 
 def count(denoiser: TokenDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
