@@ -33,7 +33,7 @@ from undiffuse.writing import Writing
 KINDS: dict[str, dict[str, Any]] = {
     "absorbing": {},
     "next-token": {"objective.loss": "next-token", "network.span": 1, "network.dropout": 0.25},
-    "uniform": {"process.kind": "uniform", "objective.loss": "continuous-bound"},
+    "uniform": {"process.kind": "uniform", "objective.loss": "continuous-bound", "training.learning_rate": 5e-3},
     "spans": {"objective.loss": "spans", "network.span": 16},
 }
 STEPS = (4, 8, 16, 32, 64, 128, 256)
