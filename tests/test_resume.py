@@ -403,7 +403,7 @@ def budgeted(tiny: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_budget_scales_the_schedule_to_the_clock(budgeted: Path) -> None:
     """At 0.1 s a step, 2.4 s are 24 steps, planned when 60 % are over; the rate ends near 0."""
     assert checkpoints(budgeted)[-1].name == "step-00000024"
-    assert _end(budgeted)["progress"] == {"step": 24, "total": 24, "scaler": None, "pending": []}
+    assert _end(budgeted)["progress"] == {"step": 24, "total": 24, "scaler": None, "pending": [], "before": 0.0}
     rates = [row["learning_rate"] for row in metrics(budgeted)]
     assert rates[:3] == [1e-3] * 3
     assert rates[-1] == pytest.approx(1e-3 / (0.4 * 24))
