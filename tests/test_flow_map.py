@@ -118,10 +118,8 @@ def test_finer_levels_bring_the_fixed_point_nearer(monkeypatch: pytest.MonkeyPat
     """The loss is quadratic in the error of one step, h^3, relative to the length of the jump."""
     process, means = process_of("edm"), []
     for count in (32, 64):
-        levels.cache_clear()
         monkeypatch.setattr(module, "LEVELS", count)
         means.append(loss_of(process).mean().item())
-    levels.cache_clear()
     assert means[0] / means[1] > 8
 
 

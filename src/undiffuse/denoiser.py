@@ -70,7 +70,7 @@ class Denoiser:
 
     @cached_by_time
     def log_snr(self, t: Time) -> Tensor:
-        """The log-SNR that the network is told, float64: clamped. Raises ValueError at t = 0."""
+        """The log-SNR that is the network's input, clamped: float64. Raises ValueError at t = 0."""
         log_snr = self.process.schedule.log_snr(t)
         if (log_snr == math.inf).any():
             raise ValueError("at t = 0 there is no noise to predict: x_0 is x_t itself")

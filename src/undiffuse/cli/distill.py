@@ -9,7 +9,7 @@ from undiffuse.cli.console import command, say
 from undiffuse.errors import UsageError
 
 APART = 0.1
-"""How often a student of a model that takes several conditions is told one alone, or none, as its teacher was."""
+"""How often a student of a model that takes several conditions is given one alone, or none, as its teacher was."""
 
 
 def distill(
@@ -63,8 +63,8 @@ def distill(
         if "imported" in card.training and data is None:
             raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
         source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
-        theirs, usually = card.config, DataConfig()
-        read = {key: value for key, value in theirs.data if value != getattr(usually, key)}
+        theirs, defaults = card.config, DataConfig()
+        read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
         given = {
             **{f"data.{key}": value for key, value in read.items()},
             "data.source": data or source or theirs.data.source,
@@ -79,8 +79,8 @@ def distill(
             "objective.jumps": jumps,
             "objective.guidance": guidance if guidance is not None else goal.guidance if goal else None,
         }
-        usual_settings = preset("adversarial" if student else "distill")
-        plain = usual_settings | {key: value for key, value in given.items() if value is not None}
+        plain = preset("adversarial" if student else "distill")
+        plain |= {key: value for key, value in given.items() if value is not None}
         if not {"training.minutes", "training.steps"} & {*plain, *values}:
             plain["training.minutes"] = 30.0
         values = over(plain, values)

@@ -205,7 +205,7 @@ def _loaded(context: typer.Context, name: str) -> "tuple[Model, Tokenizer, Writi
 
 
 def _warn_of_unknown(tokenizer: "Tokenizer", text: str) -> None:
-    """Of characters that become U+FFFD; where none stands for them, encoding refuses them."""
+    """Warns of characters that become U+FFFD; where none stands for them, encoding refuses them."""
     from undiffuse.data.tokens import UNKNOWN, Characters
     from undiffuse.names import listed
 

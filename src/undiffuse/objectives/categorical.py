@@ -56,8 +56,8 @@ def jump_divergence(process: CategoricalProcess, logits: Tensor, x0: Tensor, x_t
         logits: (B, ..., K), of which the precision of the result is.
         t: (B,), above 0.
     """
-    values, noise = process.values, _noise(process.schedule, t)
-    alpha = process.log_survival(t).exp()
+    values, noise, alpha = process.values, _noise(process.schedule, t), process.log_survival(t).exp()
+    rate = -process.schedule.snr_derivative(t) * noise**2 / alpha / values
     p = expand(noise, logits) + expand(alpha * values, logits) * logits.softmax(-1)  # K p, as all that follows
     logs, p_t = p.log(), _at(p, x_t)
     noise, alpha = expand(noise, p_t), expand(alpha, p_t)
@@ -66,9 +66,8 @@ def jump_divergence(process: CategoricalProcess, logits: Tensor, x0: Tensor, x_t
     entropy = q_0 * q_0.log() + (values - 1) * noise * noise.log()
     cross = noise * logs.sum(-1).double() + alpha * values * _at(logs, x0)
     divergence = (entropy - cross) / q_t + values * ((_at(logs, x_t) - q_t.log()) / q_t + (q_t - p_t) / (p_t * q_t))
-    rate = -process.schedule.snr_derivative(t) * _noise(process.schedule, t) ** 2 / process.log_survival(t).exp()
     faint = torch.finfo(logits.dtype).eps ** 0.75  # less signal says less than rounding
-    return expand(rate, divergence) / values * torch.where(alpha > faint, divergence, 0.0)
+    return expand(rate, divergence) * torch.where(alpha > faint, divergence, 0.0)
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

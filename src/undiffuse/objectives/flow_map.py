@@ -6,7 +6,6 @@ from t to s does. The map is DDIM's step with an x_0 of its own, `Denoiser.jump`
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
 from undiffuse.process import Denoise, GaussianProcess, expand
 from undiffuse.randomness import Draw
-from undiffuse.sampling.grids import LEVELS, karras
+from undiffuse.sampling.grids import LEVELS, make_grid
 from undiffuse.sampling.steps import PURE_NOISE
 
 PLAIN = 0.25
@@ -98,10 +97,9 @@ def heun_step(process: GaussianProcess, denoise: Denoise, x: Tensor, t: Tensor, 
     return end + expand(torch.where(bent, length / 2, 0.0), x) * (second.eps - first.eps)
 
 
-@lru_cache(8)
 def levels(process: GaussianProcess) -> Tensor:
     """The LEVELS + 1 times from pure noise to the data, float64."""
-    return karras(process.schedule, LEVELS)
+    return make_grid("karras", process.schedule, LEVELS)
 
 
 def _ends(u: Tensor, jumps: int) -> tuple[Tensor, Tensor]:

@@ -67,10 +67,19 @@ class TeachersPaths:
         return Recipe("unipc", max(STEPS, self.jumps), guidance=Guidance(self.config.objective.guidance))
 
     @cached_property
+    def grid(self) -> Tensor:
+        """The times of a path: float64 (steps + 1,)."""
+        return make_grid("jumps", self.model.denoiser.process.schedule, self.recipe.steps)
+
+    @property
+    def stride(self) -> int:
+        """The steps of a jump."""
+        return self.recipe.steps // self.jumps
+
+    @cached_property
     def times(self) -> Tensor:
         """Where jumps begin and end: float64 (jumps + 1,)."""
-        steps = self.recipe.steps
-        return make_grid("jumps", self.model.denoiser.process.schedule, steps)[:: steps // self.jumps]
+        return self.grid[:: self.stride]
 
     def leaps(self, u: Tensor) -> Leaps:
         """The path and the jump that u (B,) in [0, 1) chooses, on the model's device."""
@@ -100,12 +109,9 @@ class TeachersPaths:
 
     def drawn(self, numbers: np.ndarray) -> np.ndarray:
         """Where some paths are at the later ends of their jumps: float16 (B, jumps, *shape of x_0)."""
-        recipe = self.recipe
-        grid = make_grid("jumps", self.model.denoiser.process.schedule, recipe.steps)
         draw = _noise(numbers)
-        path = states(self.model, recipe, numbers.tolist(), self.asked(numbers), grid, lambda _: draw)
-        kept = range(recipe.steps // self.jumps, recipe.steps + 1, recipe.steps // self.jumps)
-        found = [state.x for number, state in enumerate(path) if number in kept]
+        path = states(self.model, self.recipe, numbers.tolist(), self.asked(numbers), self.grid, lambda _: draw)
+        found = [state.x for state in itertools.islice(path, self.stride, None, self.stride)]
         return torch.stack(found, 1).to(torch.float16).cpu().numpy()
 
     def pace(self, clock: Callable[[], float] = time.perf_counter) -> float:
