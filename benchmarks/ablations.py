@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import report
+from seeds import missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset as settings_of
@@ -108,36 +108,22 @@ def main() -> None:
     TARGETS.add("mu", mu)
     WEIGHTINGS.add("of-mu", of_mu)
     WEIGHTINGS.add("of-bound", of_bound)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--only", choices=systems())
-    parser.add_argument("--report", type=Path)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    options = options_of(__doc__, systems(), minutes=10.0, n=1000, data="fashion-mnist")
     if options.report:
         report(options.out, options.report, ("frechet", "precision", "recall"))
         return
-    for seed in range(options.seeds):
-        for name in [options.only] if options.only else systems():
-            path = options.out / f"{name}-{seed}.json"
-            if path.exists():
-                continue
-            run = options.out / f"{name}-{seed}-run"
-            finish(settings(name, options, seed), run, options.minutes, options.out / "steps.json", name)
-            found = {}
-            for recipe, one in zip(
-                RECIPES, evaluate(run, n=options.n, metrics="frechet,manifold", recipes=RECIPES), strict=True
-            ):
-                row = f"{name}, {recipe.sampler} in {recipe.steps}"
-                found[row] = {key: value.value for key, value in one.values.items()}
-                print(f"{row}, seed {seed}: {found[row]['frechet']:.2f}", flush=True)
-            facts = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
-            write_json(path, {**facts, "training": load(run).training, "rows": found, **conditions()})
+    for name, seed, path in missing(options, systems()):
+        run = options.out / f"{name}-{seed}-run"
+        finish(settings(name, options, seed), run, options.minutes, options.out / "steps.json", name)
+        found = {}
+        for recipe, one in zip(
+            RECIPES, evaluate(run, n=options.n, metrics="frechet,manifold", recipes=RECIPES), strict=True
+        ):
+            row = f"{name}, {recipe.sampler} in {recipe.steps}"
+            found[row] = {key: value.value for key, value in one.values.items()}
+            print(f"{row}, seed {seed}: {found[row]['frechet']:.2f}", flush=True)
+        facts = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
+        write_json(path, {**facts, "training": load(run).training, "rows": found, **conditions()})
 
 
 if __name__ == "__main__":

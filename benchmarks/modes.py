@@ -11,7 +11,6 @@ KL(modes of the samples || uniform), which n real pictures do not have at 0: tha
 in 10 evaluations. Writes OUT/SYSTEM-SEED.json; what is there is kept.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import report
+from seeds import missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
@@ -70,16 +69,7 @@ def settings(system: str, minutes: float, data: Path, seed: int) -> dict[str, An
 
 def main() -> None:
     """Trains and measures what OUT has not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--only", choices=SYSTEMS)
-    parser.add_argument("--report", type=Path)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    options = options_of(__doc__, SYSTEMS, minutes=20.0, n=10_000)
     if options.report:
         report(options.out, options.report, ("modes", "kl"))
         return
@@ -91,23 +81,17 @@ def main() -> None:
     print(
         f"{options.n} real pictures: {floor['modes']} modes, KL {floor['kl']:.4f}; expected {expected(options.n):.4f}"
     )
-    for seed in range(options.seeds):
-        for system in [options.only] if options.only else SYSTEMS:
-            path = options.out / f"{system}-{seed}.json"
-            if path.exists():
-                continue
-            run = options.out / f"{system}-{seed}-run"
-            finish(
-                settings(system, options.minutes, data, seed), run, options.minutes, options.out / "steps.json", system
-            )
-            model, recipe = load(run), SYSTEMS[system]
-            with bar(f"samples of {system}", options.n * recipe.steps) as tick:
-                images = np.concatenate(list(generate(model, recipe, range(options.n), batch_size=100, tick=tick)))
-            found = reach(images, reader)
-            print(f"{system}, seed {seed}: {found['modes']} modes, KL {found['kl']:.4f}", flush=True)
-            facts = {"minutes": options.minutes, "n": options.n, "seed": seed, "parameters": model.parameters}
-            rows = {system: found, "real pictures": floor}
-            write_json(path, {**facts, "training": model.training, "rows": rows, **conditions()})
+    for system, seed, path in missing(options, SYSTEMS):
+        run = options.out / f"{system}-{seed}-run"
+        finish(settings(system, options.minutes, data, seed), run, options.minutes, options.out / "steps.json", system)
+        model, recipe = load(run), SYSTEMS[system]
+        with bar(f"samples of {system}", options.n * recipe.steps) as tick:
+            images = np.concatenate(list(generate(model, recipe, range(options.n), batch_size=100, tick=tick)))
+        found = reach(images, reader)
+        print(f"{system}, seed {seed}: {found['modes']} modes, KL {found['kl']:.4f}", flush=True)
+        facts = {"minutes": options.minutes, "n": options.n, "seed": seed, "parameters": model.parameters}
+        rows = {system: found, "real pictures": floor}
+        write_json(path, {**facts, "training": model.training, "rows": rows, **conditions()})
 
 
 if __name__ == "__main__":

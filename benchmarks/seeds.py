@@ -1,15 +1,48 @@
 """Figures of several runs that differ in their seed: OUT/NAME-SEED.json, each {"rows": {row: {figure: value}}, ...}."""
 
+import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from undiffuse.devices import conditions
 from undiffuse.files import read_json, write_json
 
 Rows = dict[str, dict[str, Any]]
+
+
+def options_of(
+    doc: str | None, names: Iterable[str], *, minutes: float, n: int, seeds: int = 3, figure: bool = False, **more: Any
+) -> argparse.Namespace:
+    """The options of such a benchmark, given these defaults; `more` are its own, by name, each with its default.
+
+    The folder OUT is there afterwards, and torch has one thread.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    for name, default in (more | {"minutes": minutes, "n": n, "seeds": seeds}).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--only", choices=tuple(names))
+    parser.add_argument("--report", type=Path)
+    if figure:
+        parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    return options
+
+
+def missing(options: argparse.Namespace, names: Iterable[str]) -> Iterator[tuple[str, int, Path]]:
+    """What OUT has not, seed by seed: a name, a seed and the file to write."""
+    for seed in range(options.seeds):
+        for name in [options.only] if options.only else names:
+            path = options.out / f"{name}-{seed}.json"
+            if not path.exists():
+                yield name, seed, path
 
 
 def joined(out: Path) -> Rows:

@@ -16,11 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import report
+from seeds import missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset
@@ -65,38 +63,23 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Trains and measures what OUT has not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--teacher", default="fashion-mnist")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--only", choices=WAYS)
-    parser.add_argument("--report", type=Path)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    options = options_of(__doc__, WAYS, minutes=20.0, n=2000, seeds=1, teacher="fashion-mnist", guidance=1.0)
     if options.report:
         report(options.out, options.report, SHOWN)
         return
-    for seed in range(options.seeds):
-        for way in [options.only] if options.only else WAYS:
-            path = options.out / f"{way}-{seed}.json"
-            if path.exists() or (way == "teacher" and seed):
-                continue
-            model = options.teacher if way == "teacher" else trained(way, seed, options)
-            recipes = TEACHER if way == "teacher" else (Recipe(steps=1),)
-            rows: dict[str, Any] = {}
-            for recipe, found in zip(
-                recipes, evaluate(model, n=options.n, metrics=METRICS, recipes=recipes), strict=True
-            ):
-                name = f"{way}, {recipe.steps} step{'s' * (recipe.steps > 1)}"
-                rows[name] = {key: one.value for key, one in found.values.items()}
-                shown = [f"{key} {rows[name][key]:.3f}" for key in SHOWN]
-                print(f"{name:20} {seed} {', '.join(shown)}", flush=True)
-            facts = {"teacher": options.teacher, "minutes": options.minutes, "n": options.n, "seed": seed}
-            write_json(path, {**facts, "training": load(model).training, "rows": rows, **conditions()})
+    for way, seed, path in missing(options, WAYS):
+        if way == "teacher" and seed:
+            continue
+        model = options.teacher if way == "teacher" else trained(way, seed, options)
+        recipes = TEACHER if way == "teacher" else (Recipe(steps=1),)
+        rows: dict[str, Any] = {}
+        for recipe, found in zip(recipes, evaluate(model, n=options.n, metrics=METRICS, recipes=recipes), strict=True):
+            name = f"{way}, {recipe.steps} step{'s' * (recipe.steps > 1)}"
+            rows[name] = {key: one.value for key, one in found.values.items()}
+            shown = [f"{key} {rows[name][key]:.3f}" for key in SHOWN]
+            print(f"{name:20} {seed} {', '.join(shown)}", flush=True)
+        facts = {"teacher": options.teacher, "minutes": options.minutes, "n": options.n, "seed": seed}
+        write_json(path, {**facts, "training": load(model).training, "rows": rows, **conditions()})
 
 
 if __name__ == "__main__":

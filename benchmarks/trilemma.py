@@ -19,11 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import Rows, report
+from seeds import Rows, missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
@@ -137,28 +135,13 @@ def draw(systems: Rows, path: Path) -> None:
 
 def main() -> None:
     """Trains and measures what OUT has not, or reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--only", choices=SYSTEMS)
-    parser.add_argument("--report", type=Path)
-    parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    options = options_of(__doc__, SYSTEMS, minutes=20.0, n=2000, figure=True, data="fashion-mnist")
     if not options.report:
-        for seed in range(options.seeds):
-            for system in [options.only] if options.only else SYSTEMS:
-                path = options.out / f"{system}-{seed}.json"
-                if path.exists():
-                    continue
-                run = trained(system, seed, options)
-                asked = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
-                facts = {"training": load(run).training, **conditions()}
-                write_json(path, {**asked, **facts, "rows": measured(system, run, options)})
+        for system, seed, path in missing(options, SYSTEMS):
+            run = trained(system, seed, options)
+            asked = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
+            facts = {"training": load(run).training, **conditions()}
+            write_json(path, {**asked, **facts, "rows": measured(system, run, options)})
         return
     systems = report(options.out, options.report, SHOWN)
     if options.figure:
