@@ -31,6 +31,7 @@ def cpu_seconds(values: dict[str, Any]) -> float:
 def steps_in(minutes: float, values: dict[str, Any]) -> int:
     """How many training steps of undiffuse with these settings take so many minutes of CPU time here; with
     objective.paths, what is left of them after a teacher's paths have been drawn."""
+    cpu_seconds(values | {"training.steps": 1})  # reads the data into the cache
     few, more = (cpu_seconds(values | {"training.steps": steps}) for steps in TRIAL)
     left = 60 * minutes
     if paths := values.get("objective.paths"):

@@ -1,5 +1,6 @@
 """Measures of sounds: closed forms, independent implementations, and what packages on PyPI compute themselves."""
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -102,7 +103,7 @@ def test_silero_is_the_packages_encoder() -> None:
     ours = silero.encoder()(chunks.flatten(0, 1))
     assert theirs.max() > 0.1
     np.testing.assert_allclose(ours.numpy(), theirs[..., 0], atol=1e-4, rtol=1e-4)
-    frames = theirs[..., 0].reshape(3, 10, 128)
+    frames = np.log1p(theirs[..., 0].reshape(3, 10, 128))
     pooled = silero.silero(RATE).extract(torch.from_numpy(rows)).pooled.numpy()
     np.testing.assert_allclose(pooled, np.concatenate([frames.mean(1), frames.std(1)], 1), atol=1e-4, rtol=1e-4)
 
@@ -184,6 +185,17 @@ def test_the_classifier_learns_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     again = sound_classifier(train, RATE, lambda done, steps: calls.append(done))
     assert not calls and again.facts == first.facts
     assert (again.extract(torch.from_numpy(rows)).logits == found.logits).all()
+
+
+def test_real_halves_are_alike_whatever_the_order() -> None:
+    """Every second sound is noise. So it is with clips in order of voice and speed, and halves that took every second
+    one would be as far apart as noise and tones are."""
+    pytest.importorskip("silero_vad")
+    rows = tones(120, 0)[0]
+    rows[::2] = noise(60, rows.shape[1])
+    real = dataclasses.replace(sounds(rows, np.arange(120) % 2, "test", WORDS[:2]), labels=None, classes=())
+    found = measured(rows[1::2], real, real, RATE, metrics=["frechet"])[0]
+    assert found.real is not None and found.real.value < 0.2 * found.value.value
 
 
 def test_measured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

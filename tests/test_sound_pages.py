@@ -19,7 +19,7 @@ from undiffuse.data.soundsamples import are_samples, read_samples
 from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.evaluation.page import Page, Room, clips, write_page
-from undiffuse.explain import draw, work
+from undiffuse.explain import _examples, draw, work
 from undiffuse.generate import sample
 from undiffuse.model import load
 from undiffuse.plots import coloured
@@ -280,6 +280,7 @@ def test_evaluate_measures_models_and_files_alike(
     assert speed["measure"] == "real-time factor" and 0 < speed["interval"][0] <= speed["value"] <= speed["interval"][1]
     for out_of_samples in ("x.npz", "folder"):
         assert command("sample", run, "-n", 12, "--steps", 2, "--out", out_of_samples)[0] == 0
+    assert read_samples(tmp_path / "x.npz").rate == RATE
     for subject in ("x.npz", "folder"):
         code, _, err = command("evaluate", subject, "--data", voices, *names, "--json", f"{subject}.json")
         assert code == 0, err
@@ -329,6 +330,21 @@ def test_samples_of_another_length_are_compared_with_data_read_for_them(
     np.savez(tmp_path / "y.npz", sounds=np.zeros((4, 1000), np.int16), rate=np.array(RATE))
     code, _, err = command("evaluate", "y.npz", "--data", voices, "--metrics", "copying")
     assert code == 2 and "multiples of .32 s: 1,280 values" in err
+
+
+def test_a_model_of_sounds_takes_sentences(command: Command, tmp_path: Path) -> None:
+    """From files beside the sounds to a prompt; and fewer sounds than `explain` shows are enough for it."""
+    (tmp_path / "tones").mkdir()
+    for index, (row, text) in enumerate(zip(tones(600, 3), ("a low tone", "a tone", "some tone"), strict=True)):
+        soundfile.write(tmp_path / "tones" / f"{index}.wav", row, RATE)
+        (tmp_path / "tones" / f"{index}.txt").write_text(text)
+    settings = {"data.source": str(tmp_path / "tones"), "training.steps": 3, "network.text": "words"}
+    train({**TINY, **settings, "training.batch_size": 2}, tmp_path / "run", report=ignore)
+    model = load(tmp_path / "run", "cpu")
+    assert model.data.takes is not None and model.data.takes.kind == "sentences" and len(_examples(model, 4, 0)[0]) == 3
+    code, out, error = command("sample", "run", "--prompt", "a low tone", "-n", 2, "--steps", 2, "--out", "low.html")
+    assert code == 0 and "2 samples of 0.32 s" in out, error
+    assert "0: a low tone" in (tmp_path / "low.html").read_text()
 
 
 def test_explain_draws_and_plays(run: Path, tmp_path: Path) -> None:

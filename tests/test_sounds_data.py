@@ -350,7 +350,10 @@ def test_syllables_have_tones() -> None:
     assert found.classes == tuple(f"tone {number}" for number in range(1, 6))
     assert found.labels is not None and np.bincount(found.labels).tolist() == [611, 479, 582, 648, 22]
     row = found.names.index("ㄇㄚ3/5.ogg")
-    assert found.captions[row] == ("ㄇㄚˇ", "ma3") and found.attributes["voice"][row] == "Chu Lo"
+    assert found.captions[row] == ("ma3",) and found.attributes["voice"][row] == "Chu Lo"
+    assert found.attributes["zhuyin"][row] == "ㄇㄚˇ"
+    assert found.captions[found.names.index("ㄌㄩ4/3.ogg")] == ("lv4",)  # "lü4" loses its dots in an encoder
+    assert len({*found.captions}) == len({*zip(found.attributes["syllable"], found.attributes["zhuyin"], strict=True)})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The vocoder: a network that takes spectrograms, its condition, and waveforms of any length."""
 
 import dataclasses
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from undiffuse.build import make_network
 from undiffuse.card import ConditionFacts
 from undiffuse.conditions import Labels, Spectra
 from undiffuse.config import Config, make_config
+from undiffuse.data.recordings import read_sounds
 from undiffuse.data.sounds import SoundSet
 from undiffuse.domains import domain_of
 from undiffuse.domains.log_mel import LogMel
@@ -309,8 +311,26 @@ def test_the_command_names_a_vocoder(command: Command, trained: Model, tmp_path:
         assert code == 0, error
     recorded = [read_provenance(file) for file in files.values()]
     assert recorded[0].fingerprint != recorded[1].fingerprint == model.fingerprint
-    code, _, error = command("sample", trained.name, "--vocoder", "griffin-lim", "--out", tmp_path / "no.wav")
-    assert code == 2 and "--vocoder is for models of log-mel spectrograms" in error
+    for words in (("sample",), ("evaluate",), ("explain", "--out", tmp_path / "pictures")):
+        code, _, error = command(words[0], trained.name, *words[1:])
+        assert code == 2 and "is a vocoder" in error and f"undiffuse edit {trained.name}" in error, words
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_sound_is_made_anew_from_its_spectrogram(command: Command, trained: Model, tmp_path: Path) -> None:
+    """`edit` with a vocoder: what `vocoded` makes of the spectrogram, at the level of the file."""
+    (row,) = tones(1).images
+    trained.domain.save(row, tmp_path / "tone.wav")
+    code, _, error = command("edit", trained.name, tmp_path / "tone.wav", "--steps", 3, "--out", tmp_path / "again.wav")
+    assert code == 0, error
+    clips = read_sounds([tmp_path / "tone.wav"], trained.domain, True)
+    spectrograms = LogMel(trained.data.shape, RATE).encode(clips.rows)
+    expected = clips.at_their_level(vocoded(trained, spectrograms[:, 0], steps=3))
+    with wave.open(str(tmp_path / "again.wav")) as file:
+        found = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert (found == expected[0]).all()
+    code, _, error = command("edit", trained.name, tmp_path / "tone.wav", "--strength", 0.5)
+    assert code == 2 and "--strength is not for vocoders" in error
 
 
 @pytest.mark.parametrize("patch", [1, 2, 5])

@@ -20,6 +20,7 @@ from undiffuse.model import Model
 from undiffuse.plots import curves, strips
 from undiffuse.process import cosine, linear
 from undiffuse.randomness import Draw, keyed_draws
+from undiffuse.vocoder import no_vocoder
 
 Tick = Callable[[int], None]
 Picture = tuple[Path, str]
@@ -70,7 +71,8 @@ def _pictures(model: Model, out: Path, count: int, seed: int, tick: Tick, heard:
 
 
 def _shown(model: Model) -> Pictures | Sounds:
-    """The model's domain. Raises UsageError if its rows are neither pictures nor drawn as such."""
+    """The model's domain. Raises UsageError if its rows are neither pictures nor drawn as such, and for a vocoder."""
+    no_vocoder(model.name, model.data)
     if not isinstance(model.domain, Pictures | Sounds):
         raise UsageError(
             f"{model.name} generates {model.domain.noun}, and the lecture needs a model of pictures or sounds"
@@ -86,7 +88,7 @@ def _one(model: Model) -> str:
 def _examples(model: Model, count: int, seed: int) -> tuple[Tensor, str]:
     """x_0 of some rows and what they are: data if it is available, else samples of the model."""
     if (images := _data(model)) is not None:
-        picked, what = np.array(images[:: len(images) // count][:count]), "data"
+        picked, what = np.array(images[:: max(1, len(images) // count)][:count]), "data"
     else:
         condition = model.condition(range(count))
         picked = next(generate(model, Recipe(seed=seed), range(count), condition))

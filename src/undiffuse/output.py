@@ -226,6 +226,8 @@ def write(
 
     def array(path: Path) -> None:
         arrays = {domain.noun: rows}
+        if isinstance(domain, Sounds):
+            arrays["rate"] = np.array(domain.rate)
         if labels is not None:
             arrays |= {"labels": labels, "classes": np.array(classes)}
         with atomic_file(path) as temporary, temporary.open("wb") as file:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from undiffuse.conditions.spectra import SILENCE, Spectra
+from undiffuse.domains.log_mel import LogMel
 from undiffuse.errors import UsageError
-from undiffuse.model import Model, built_in, load
+from undiffuse.model import DataFacts, Model, built_in, load
 from undiffuse.randomness import keyed_draws
 from undiffuse.registry import SAMPLERS
 from undiffuse.sampling import make_grid, trajectory
@@ -110,9 +111,29 @@ def vocoded(
     return rows
 
 
+def is_vocoder(data: DataFacts) -> bool:
+    """Whether a model of this data makes waveforms from spectrograms."""
+    return data.domain == "mdct" and data.takes is not None and data.takes.kind == Spectra.kind
+
+
+def no_vocoder(name: str, data: DataFacts) -> None:
+    """Raises UsageError for a vocoder, where a model is wanted that needs no spectrogram."""
+    if is_vocoder(data):
+        raise UsageError(
+            f"{name} is a vocoder, and makes waveforms of spectrograms: --vocoder {name} gives it those of another "
+            f"model, undiffuse edit {name} FILE those of a sound"
+        )
+
+
+def resynthesised(vocoder: Model, rows: np.ndarray, steps: int = STEPS, seed: int = 0) -> np.ndarray:
+    """Waveforms made anew from the log-mel spectrograms of rows, int16 (N, L): int16 (N, L). Errors as `vocoded`."""
+    _check(vocoder)
+    spectrograms = LogMel(vocoder.data.shape, _rate(vocoder)).encode(rows)
+    return vocoded(vocoder, spectrograms[:, 0], steps=steps, seed=seed)
+
+
 def _check(vocoder: Model) -> None:
-    takes = vocoder.data.takes
-    if vocoder.data.domain != "mdct" or takes is None or takes.kind != Spectra.kind:
+    if not is_vocoder(vocoder.data):
         raise UsageError(
             f"{vocoder.name} is no vocoder: it makes no waveforms from spectrograms, as undiffuse train DATA --preset "
             "vocoder learns to"

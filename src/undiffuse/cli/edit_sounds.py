@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import given, guidance_of, say
+from undiffuse.cli.console import check_options, given, guidance_of, say
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from undiffuse.generate import Recipe
     from undiffuse.model import Model
 
+RESYNTHESIS = ("model", "images", "steps", "seed", "out", "device", "force")
 OF_PICTURES = ("mask", "mask_threshold", "strokes", "outpaint", "infill")
 
 
@@ -45,7 +46,7 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     from undiffuse.generate import Recipe
     from undiffuse.guide import with_guide
     from undiffuse.model import load
-    from undiffuse.vocoder import with_vocoder
+    from undiffuse.vocoder import is_vocoder, with_vocoder
 
     sampler, steps, eta, grid, threshold, seed = (
         options[name] for name in ("sampler", "steps", "eta", "grid", "threshold", "seed")
@@ -54,6 +55,9 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     loaded = load(model, options["device"])
     domain = loaded.domain
     assert isinstance(domain, Sounds)
+    if is_vocoder(loaded.data):
+        _resynthesise(context, loaded, files, out, force)
+        return
     if options["guide"]:
         loaded = with_guide(loaded, options["guide"])
     observed = spec == "denoise" and isinstance(domain, Waves)
@@ -84,7 +88,8 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
 
 def _check(context: typer.Context, files: Sequence[Path]) -> None:
     """Raises UsageError for options that sounds do not take, and as `edit.check_options`."""
-    from undiffuse.cli.edit import SDEDIT, TECHNIQUES, check_options
+    from undiffuse.cli.edit import SDEDIT, TECHNIQUES
+    from undiffuse.cli.edit import check_options as check_techniques
 
     flags, chosen = {option.name: option.opts[0] for option in context.command.params}, given(context)
     if not files:
@@ -95,17 +100,35 @@ def _check(context: typer.Context, files: Sequence[Path]) -> None:
         raise UsageError("--gap and --restore each say what to make anew: choose one")
     if "vocoder" in chosen and {"gap", "restoration"} & {*chosen}:
         raise UsageError("--vocoder makes whole waveforms, and --gap and --restore keep what is known: leave it out")
-    check_options(context, {**TECHNIQUES, "restoration": (*SDEDIT, "noise", "method")})
+    check_techniques(context, {**TECHNIQUES, "restoration": (*SDEDIT, "noise", "method")})
+
+
+def _resynthesise(context: typer.Context, vocoder: "Model", files: Sequence[Path], out: Path, force: bool) -> None:
+    """Each file's waveform made anew from its spectrogram, at the file's level."""
+    from undiffuse import output
+    from undiffuse.data.recordings import read_sounds
+    from undiffuse.domains.sounds import Sounds
+    from undiffuse.vocoder import STEPS, resynthesised
+
+    check_options(context, RESYNTHESIS, "vocoders, which make a sound anew from its spectrogram")
+    options, domain = context.params, vocoder.domain
+    assert isinstance(domain, Sounds)
+    steps = options["steps"] if "steps" in given(context) else STEPS
+    clips = read_sounds(files, domain, vocoder.learnt is None or vocoder.learnt.trim)
+    made = resynthesised(vocoder, clips.rows, steps, options["seed"])
+    origin = recorded(context, vocoder, options["seed"], files)
+    say(output.write(out, domain, clips.at_their_level(made), None, (), force, origin))
 
 
 def _denoised(context: typer.Context, model: "Model", recipe: "Recipe", clips: "Recordings") -> "np.ndarray":
     """n samples of what one noisy recording may have been, for a model of samples."""
-    from undiffuse.cli.edit import TECHNIQUES, check_options
+    from undiffuse.cli.edit import TECHNIQUES
+    from undiffuse.cli.edit import check_options as check_techniques
     from undiffuse.editing.sounds import denoise
     from undiffuse.engines import with_engine
     from undiffuse.registry import RESTORERS
 
-    check_options(context, TECHNIQUES)
+    check_techniques(context, TECHNIQUES)
     options = context.params
     method = options["method"] if "method" in given(context) else "mmps"
     if RESTORERS.find(method).needs:

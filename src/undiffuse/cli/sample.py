@@ -116,9 +116,10 @@ def sample(
     from undiffuse.guidance import Overshoot
     from undiffuse.guide import request, with_guide
     from undiffuse.model import load
-    from undiffuse.vocoder import with_vocoder
+    from undiffuse.vocoder import no_vocoder, with_vocoder
 
     loaded = load(model, device)
+    no_vocoder(model, loaded.data)
     recipe = recipe.for_model(loaded)
     if guide:
         loaded = with_guide(loaded, guide)

@@ -74,7 +74,7 @@ def read_sound(place: Place, rate: int, trim: bool = True) -> Sound:
     4. One gain brings the root mean square of the other frames to -23 dB of full scale, or the peak to .99 where that
        is less. So nothing is clipped that was not.
 
-    The file is read block by block, so that of a long one only the result is held in memory.
+    The file is read block by block, so that of a long one only the result is held in memory, up to three times.
 
     Raises UndiffuseError with the reason for a file that is not audio, is empty, or holds nothing but silence, NaN
     or infinite samples; UsageError without the package soundfile.

@@ -18,7 +18,7 @@ from undiffuse.data.splits import held_out
 from undiffuse.data.zhuyin import pinyin
 from undiffuse.errors import UndiffuseError
 
-FORM = 2
+FORM = 3
 """Counts up when the form of one of them changes, so that no cache of the old one is used."""
 
 
@@ -68,9 +68,9 @@ VOICES = {"3": "Edward Liu", "5": "Chu Lo"}
 def _syllables(root: Path, licence: str) -> SoundSource:
     """One file for each syllable and voice: ㄅㄚ3/5.ogg is bǎ by Chu Lo.
 
-    The class is the tone, since the 1,200 syllables would be too many; captions are the syllable in zhuyin and in
-    pinyin, attributes the voice and the pinyin without its tone. Left out are 16 recordings of what letters alone, such
-    as ㄅ, are called.
+    The class is the tone, since the 1,200 syllables would be too many. The caption is the syllable in pinyin as it is
+    typed, with v for ü, since encoders of sentences know neither accents nor zhuyin; attributes are the voice, zhuyin,
+    and the pinyin without its tone. Left out are 16 recordings of what letters alone, such as ㄅ, are called.
     """
     files, voices, letters, syllables, tones = [], [], [], [], []
     for file in sorted(root.glob("*/*.ogg")):
@@ -85,14 +85,15 @@ def _syllables(root: Path, licence: str) -> SoundSource:
     def opened() -> Clips:
         labels, classes = labelled([f"tone {number}" for number in tones])
         zhuyin = [MARKED[number].format(letter) for letter, number in zip(letters, tones, strict=True)]
+        typed = [f"{syllable}{number}".replace("ü", "v") for syllable, number in zip(syllables, tones, strict=True)]
         return Clips(
             names=tuple(f"{file.parent.name}/{file.name}" for file in files),
             place=lambda index: files[index],
             rate=16_000,
             labels=labels,
             classes=classes,
-            captions=tuple(zip(zhuyin, map("{}{}".format, syllables, tones), strict=True)),
-            attributes={"voice": tuple(voices), "syllable": tuple(syllables)},
+            captions=tuple((one,) for one in typed),
+            attributes={"voice": tuple(voices), "syllable": tuple(syllables), "zhuyin": tuple(zhuyin)},
             licence=licence,
         )
 

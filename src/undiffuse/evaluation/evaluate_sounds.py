@@ -26,7 +26,7 @@ from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.sounds.spectrogram import FACTS
 from undiffuse.model import Model, load
 from undiffuse.progress import Bar, no_bar
-from undiffuse.vocoder import with_vocoder
+from undiffuse.vocoder import no_vocoder, with_vocoder
 
 DEFAULT_N = 500
 PACKAGES = ("silero-vad", "speechmos", "pocketsphinx", "onnxruntime")
@@ -95,6 +95,7 @@ def evaluate_model(
     """
     recipe = recipe or Recipe()
     model = load(name, device)
+    no_vocoder(name, model.data)
     if not isinstance(model.domain, Sounds):
         raise UsageError(f"{name} generates {model.domain.noun}, not sounds")
     if model.learnt is None and data is None:

@@ -52,19 +52,22 @@ def chunked(x: Tensor) -> Tensor:
 
 
 def silero(rate: int) -> Extractor:
-    """256 features of each int16 row at `rate` Hz: mean and standard deviation over its chunks of 32 ms."""
+    """256 features of each int16 row at `rate` Hz: mean and standard deviation, over its chunks of 32 ms, of ln(1 + x).
+
+    The encoder's output x is not bounded: one clip that breaks off would decide the covariance of hundreds.
+    """
     network = encoder()
 
     @torch.inference_mode()
     def extract(rows: Tensor) -> Features:
         chunks = chunked(torch.from_numpy(at_16_khz(rows.numpy(), rate) / 32768).float())
-        frames = network(chunks.flatten(0, 1)).unflatten(0, chunks.shape[:2])
+        frames = network(chunks.flatten(0, 1)).log1p().unflatten(0, chunks.shape[:2])
         return Features(torch.cat([frames.mean(1), frames.std(1, correction=0)], 1))
 
     facts = {
         "network": "encoder of Silero VAD, 16 kHz (PyPI silero-vad)",
         "weights_sha256": sha256_of_weights(network),
         "preprocessing": f"{rate} Hz" + ("" if rate == RATE else f", resampled to {RATE} Hz"),
-        "pooled": "mean and standard deviation over time of its 128 channels",
+        "pooled": "mean and standard deviation over time of ln(1 + x) of its 128 channels",
     }
     return Extractor("silero-vad", extract, facts)
