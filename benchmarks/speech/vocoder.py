@@ -27,6 +27,7 @@ from undiffuse.config import preset
 from undiffuse.data.sounds import load_sounds
 from undiffuse.devices import conditions
 from undiffuse.domains.log_mel import LogMel
+from undiffuse.errors import UsageError
 from undiffuse.files import write_json
 from undiffuse.metrics.sounds.quality import dnsmos
 from undiffuse.metrics.sounds.recogniser import recognise
@@ -70,6 +71,11 @@ def main() -> None:
     rows = np.linspace(0, len(data) - 1, CLIPS).astype(int)
     real, lengths = np.array(data.images[rows]), data.lengths[rows]
     words = [data.classes[label] for label in data.labels[rows]] if data.labels is not None else []
+    try:
+        recognise(real[: bool(words)], data.rate, list(data.classes))
+    except UsageError as error:  # classes that are no words
+        print(f"words are left out: {error}", flush=True)
+        words = []
     domain = LogMel(data.shape, data.rate)
     levels = domain.encode(real)
     ways: dict[str, Callable[[], np.ndarray]] = {

@@ -31,7 +31,7 @@ class Peer:
         draw: (network, count, evaluations) -> images (B, C, H, W) float32 in [-1, 1].
         average: () -> the network with averaged weights.
         update: what happens after an optimiser step (the average).
-        recommended: the learning rate its authors use.
+        longest: what the norm of a gradient is clipped to.
     """
 
     name: str
@@ -42,12 +42,13 @@ class Peer:
     update: Callable[[], None]
     optimizer: torch.optim.Optimizer
     facts: dict[str, object] = field(default_factory=dict)
+    longest: float = 1.0
 
     def step(self, x0: Tensor, *others: Tensor) -> Tensor:
         """One optimiser step; its loss."""
         loss = self.loss(x0, *others)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.longest)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.update()
