@@ -1,18 +1,22 @@
 """Figures of several runs that differ in their seed: OUT/NAME-SEED.json, each {"rows": {row: {figure: value}}, ...}."""
 
 import argparse
+import platform
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from undiffuse.devices import conditions
+from undiffuse.errors import UndiffuseError
 from undiffuse.files import read_json, write_json
 
 Rows = dict[str, dict[str, Any]]
+ASKED = ("data", "teacher", "guidance", "minutes", "n")
+KINDS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def options_of(
@@ -37,12 +41,43 @@ def options_of(
 
 
 def missing(options: argparse.Namespace, names: Iterable[str]) -> Iterator[tuple[str, int, Path]]:
-    """What OUT has not, seed by seed: a name, a seed and the file to write."""
+    """What OUT has not, seed by seed: a name, a seed and the file to write.
+
+    Ends the program if what it has was measured otherwise.
+    """
     for seed in range(options.seeds):
         for name in [options.only] if options.only else names:
             path = options.out / f"{name}-{seed}.json"
             if not path.exists():
                 yield name, seed, path
+                continue
+            for key, was in read_json(path).items():
+                if key in ASKED and was != (now := getattr(options, key, was)):
+                    sys.exit(f"{path} was measured with {key} = {was}, not {now}: name another folder")
+
+
+def measure(path: Path, options: argparse.Namespace, seed: int, figures: Callable[[], dict[str, Any]]) -> None:
+    """Writes what `figures` finds, with what was asked and where. A run that fails is written down as that, and the
+    others go on; delete its file to try again."""
+    asked = {key: getattr(options, key) for key in ASKED if hasattr(options, key)}
+    try:
+        found = figures()
+    except UndiffuseError as error:
+        found = {"failed": str(error), "rows": {}}
+        print(f"{path.stem} failed: {error}", flush=True)
+    write_json(path, {**asked, "seed": seed, **conditions(), "processor": processor(), **found})
+
+
+def processor() -> str:
+    """The name of the CPU and what it is quick at, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    known = {key.strip(): value.split() for key, value in facts.items()}
+    kinds = [kind for kind in KINDS if kind in known.get("flags", ())]
+    return " ".join([*known.get("model name", ["?"]), *kinds])
 
 
 def joined(out: Path) -> Rows:

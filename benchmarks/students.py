@@ -12,23 +12,21 @@ what is there is kept.
 
 import argparse
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import missing, options_of, report
+from seeds import measure, missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset
-from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
-from undiffuse.files import write_json
 from undiffuse.generate import Recipe
 
 WAYS = ("teacher", "paths", "flow-map", "sharp", "matched", "solution", "ect")
-PATHS_A_MINUTE = 700
 OF_FLOW_MAP = {"objective.loss": "flow-map", "objective.draw": "low-discrepancy"}
 TEACHER = tuple(Recipe(steps=steps) for steps in (1, 5, 20))
 METRICS = "frechet,manifold,classes,copying"
@@ -37,28 +35,41 @@ SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
 
 def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
     """The run of one way, trained now or before."""
-    teacher = load(options.teacher)
+    teacher, run = load(options.teacher), options.out / f"{way}-{seed}-run"
     assert teacher.learnt is not None
-    shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
-    run, plan = options.out / f"{way}-{seed}-run", options.out / "steps.json"
-    if way in ("solution", "ect"):
+    for path, minutes, values in stages(way, run, options):
+        shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
         import_module("undiffuse.objectives.solution").TO_DATA = 1.0 if way == "ect" else 0.5  # type: ignore[attr-defined]
-        finish(preset("one-step") | shared, run, options.minutes, plan, way)
-        return run
-    taught = {**shared, "training.base": options.teacher, "objective.guidance": options.guidance}
-    taught["network.inpaint"] = False
-    if way == "flow-map":
-        finish(preset("distill") | taught | OF_FLOW_MAP, run, options.minutes, plan, way)
-        return run
-    minutes = options.minutes if way == "paths" else options.minutes / 2
-    taught["objective.paths"] = round(PATHS_A_MINUTE * minutes)
-    student = run if way == "paths" else options.out / f"half-{seed}-run"
-    finish(preset("distill") | taught, student, minutes, plan, student.name.removesuffix(f"-{seed}-run"))
-    if way != "paths":
-        of_way = {"training.base": str(student), "training.teacher": options.teacher}
-        loss = {"objective.loss": "matching"} if way == "matched" else {}
-        finish(preset("adversarial") | taught | of_way | loss, run, minutes, plan, way)
+        finish(values | shared, path, minutes)
     return run
+
+
+def stages(way: str, run: Path, options: argparse.Namespace) -> list[tuple[Path, float, dict[str, Any]]]:
+    """The runs that a way takes, with their minutes and settings; what ways have in common, they share."""
+    if way in ("solution", "ect"):
+        return [(run, options.minutes, preset("one-step"))]
+    taught = {"training.base": options.teacher, "objective.guidance": options.guidance, "network.inpaint": False}
+    if way == "flow-map":
+        return [(run, options.minutes, preset("distill") | taught | OF_FLOW_MAP)]
+    if way == "paths":
+        return [(run, options.minutes, preset("distill") | taught)]
+    half = run.with_name(run.name.replace(way, "half"))
+    second = {"training.base": str(half), "training.teacher": options.teacher}
+    loss = {"objective.loss": "matching"} if way == "matched" else {}
+    first = (half, options.minutes / 2, preset("distill") | taught)
+    return [first, (run, options.minutes / 2, preset("adversarial") | taught | second | loss)]
+
+
+def measured(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What is measured of one way."""
+    model = options.teacher if way == "teacher" else trained(way, seed, options)
+    recipes, rows = TEACHER if way == "teacher" else (Recipe(steps=1),), {}
+    for recipe, found in zip(recipes, evaluate(model, n=options.n, metrics=METRICS, recipes=recipes), strict=True):
+        name = f"{way}, {recipe.steps} step{'s' * (recipe.steps > 1)}"
+        rows[name] = {key: one.value for key, one in found.values.items()}
+        shown = [f"{key} {rows[name][key]:.3f}" for key in SHOWN]
+        print(f"{name:20} {seed} {', '.join(shown)}", flush=True)
+    return {"training": load(model).training, "rows": rows}
 
 
 def main() -> None:
@@ -68,18 +79,8 @@ def main() -> None:
         report(options.out, options.report, SHOWN)
         return
     for way, seed, path in missing(options, WAYS):
-        if way == "teacher" and seed:
-            continue
-        model = options.teacher if way == "teacher" else trained(way, seed, options)
-        recipes = TEACHER if way == "teacher" else (Recipe(steps=1),)
-        rows: dict[str, Any] = {}
-        for recipe, found in zip(recipes, evaluate(model, n=options.n, metrics=METRICS, recipes=recipes), strict=True):
-            name = f"{way}, {recipe.steps} step{'s' * (recipe.steps > 1)}"
-            rows[name] = {key: one.value for key, one in found.values.items()}
-            shown = [f"{key} {rows[name][key]:.3f}" for key in SHOWN]
-            print(f"{name:20} {seed} {', '.join(shown)}", flush=True)
-        facts = {"teacher": options.teacher, "minutes": options.minutes, "n": options.n, "seed": seed}
-        write_json(path, {**facts, "training": load(model).training, "rows": rows, **conditions()})
+        if way != "teacher" or not seed:
+            measure(path, options, seed, partial(measured, way, seed, options))
 
 
 if __name__ == "__main__":

@@ -4,43 +4,47 @@
     python benchmarks/trilemma.py OUT --report trilemma.json --figure trilemma.png
 
 Every system trains by its own preset, with the classes of the data or, if it has none, without any condition, on one
-thread in the same CPU time: a short trial tells how many steps fit in it.
-"one-step" is diffusion for half of the time, a quarter for a student of its paths, drawing them included, and a quarter
-for a critic to sharpen that; "from-data" is a flow map without a teacher. Then n samples of each, measured as
-`undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of 500 test images
-for what has a likelihood; seconds for one sample at batch 1 and 64, the median of repeats. Each run is measured into
-OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
+thread in the same CPU time. "one-step" is diffusion for half of the time, a quarter for a student of its paths, drawing
+them included, and a quarter for a critic to sharpen that; "from-data" is a flow map without a teacher; "flow-exact" is
+the flow without noise in its pictures, which costs samples and is the one to compare in bits. Then n samples of each,
+measured as `undiffuse evaluate` does, with the classifier's features where the data has one; bits per dimension of n
+test images for what has a likelihood; CPU time of one sample at batch 1 and 64, the median of repeats. Each run is
+measured into OUT/SYSTEM-SEED.json; what is there is kept. --report joins them: means over seeds, and the range.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import Rows, missing, options_of, report
+from seeds import Rows, measure, missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
 from undiffuse.data import load as load_data
-from undiffuse.devices import conditions
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.density import density
-from undiffuse.files import write_json
+from undiffuse.files import atomic_folder
 from undiffuse.generate import Recipe, generate
-from undiffuse.model import Model
+from undiffuse.model import Model, write_model
 from undiffuse.plots import save_figure
 from undiffuse.registry import RIVALS
 
-SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS)
-PATHS_A_MINUTE = 700
-BITS = ("vae", "flow", "flow-fast", "ar")
+SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS, "flow-exact")
+BITS = ("diffusion", "vae", "flow-exact", "ar")
 RECIPES = {"diffusion": (Recipe(), Recipe(steps=5)), "one-step": (Recipe(steps=1),), "from-data": (Recipe(steps=1),)}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vae": {"temperature .8": {"temperature": 0.8}, "centres of pixels": {"centres": True}}
+}
+"""Other ways to draw from the same weights: a system -> a name -> options of its network."""
 SHOWN = (
     "frechet",
+    "frechet_limit",
     "precision",
     "recall",
     "coverage",
@@ -50,63 +54,89 @@ SHOWN = (
     "ms at 64",
     "ms at 1",
     "evaluations",
+    "parameters",
+    "minutes",
 )
 REAL = "real images"
 
 
-def settings(system: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Of a training run, but for its steps."""
-    name = system if system in RIVALS else "one-step" if system == "from-data" else preset_for(options.minutes)
+def settings(system: str, options: argparse.Namespace, seed: int, minutes: float) -> dict[str, Any]:
+    """Of a training run of these minutes."""
+    names = {"from-data": "one-step", "flow-exact": "flow"} | {name: name for name in RIVALS}
+    of_system = {"network.options.noise": 0.0} if system == "flow-exact" else {}
+    return preset(names.get(system, preset_for(minutes))) | shared(options, seed) | of_system
+
+
+def shared(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Settings that all runs of a seed have: they are told the class and nothing more."""
     classes = bool(load_data(options.data, "train").classes)
-    values = {"data.source": options.data, "training.seed": seed, "training.conditional": classes}
-    return preset(name) | values | QUIET
+    told = {"training.conditional": classes, "training.condition": "labels"}
+    return {"data.source": options.data, "training.seed": seed, **told, **QUIET}
 
 
 def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
     """The run of a system, trained now or before. Ends the program if it is stopped."""
-    run, values = options.out / f"{system}-{seed}-run", settings(system, options, seed)
-    minutes, plan = options.minutes, options.out / "steps.json"
-    if system == "one-step":
-        teacher, student = (options.out / f"{part}-{seed}-run" for part in ("teacher", "student"))
-        minutes = minutes / 4
-        finish(values, teacher, 2 * minutes, plan, "teacher")
-        paths = round(PATHS_A_MINUTE * minutes)
-        kept = ("data.source", "training.seed", "training.conditional", *QUIET)
-        shared = {key: values[key] for key in kept} | {"objective.paths": paths}
-        finish(preset("distill") | shared | {"training.base": str(teacher)}, student, minutes, plan, "student")
-        taught = {"training.base": str(student), "training.teacher": str(teacher)}
-        values = preset("adversarial") | shared | taught
-    finish(values, run, minutes, plan, system)
+    run, minutes = options.out / f"{system}-{seed}-run", options.minutes
+    if system != "one-step":
+        finish(settings(system, options, seed, minutes), run, minutes)
+        return run
+    teacher, student = (options.out / f"{part}-{seed}-run" for part in ("teacher", "student"))
+    finish(settings("diffusion", options, seed, minutes / 2), teacher, minutes / 2)
+    of_all = shared(options, seed)
+    finish(preset("distill") | of_all | {"training.base": str(teacher)}, student, minutes / 4)
+    taught = {"training.base": str(student), "training.teacher": str(teacher)}
+    finish(preset("adversarial") | of_all | taught, run, minutes / 4)
     return run
 
 
-def seconds(model: Model, recipe: Recipe, batch: int) -> float:
-    """For one sample, in batches of `batch`: the median of three, after one to warm up."""
+def ms(model: Model, recipe: Recipe, batch: int) -> float:
+    """CPU time of one sample, in batches of `batch`: the median of three, after one to warm up."""
     taken = []
     for _ in range(4):
-        began = time.perf_counter()
+        began = time.process_time()
         list(generate(model, recipe, range(batch), model.condition(range(batch)), batch_size=batch))
-        taken.append((time.perf_counter() - began) / batch)
+        taken.append(1000 * (time.process_time() - began) / batch)
     return statistics.median(taken[1:])
 
 
-def measured(system: str, run: Path, options: argparse.Namespace) -> Rows:
-    """What is measured of a run, once for each way to sample it; and of as many real images."""
-    model, found = load(run), {}
-    recipes = RECIPES.get(system, (Recipe(),))
-    bits = density(model, n=500).parts["bits_per_dim"].mean if system in BITS else None
-    for recipe, evaluation in zip(recipes, evaluate(run, n=options.n, recipes=recipes), strict=True):
-        how = recipe.for_model(model)
-        name = system if len(recipes) == 1 else f"{system}, {how.steps} steps"
-        found[name] = {key: one.value for key, one in evaluation.values.items()} | {
-            "bits": bits,
-            "ms at 64": 1000 * seconds(model, how, 64),
-            "ms at 1": 1000 * seconds(model, how, 1),
-            "evaluations": how.cost(model),
-            "parameters": model.parameters,
-        }
-        found[REAL] = {key: one.value for key, one in evaluation.floor.items()}
+def variants(system: str, run: Path) -> dict[str, Path]:
+    """The model of a run, and those with its weights that draw in other ways, each in a folder of its own."""
+    found, model = {system: run}, load(run)
+    for name, changes in VARIANTS.get(system, {}).items():
+        folder = run.with_name(f"{run.name}, {name}")
+        if not folder.exists():
+            network = model.config.network.model_copy(update={"options": model.config.network.options | changes})
+            config = model.config.model_copy(update={"network": network})
+            with atomic_folder(folder) as temporary:
+                write_model(temporary, config, model.data, model.training, dict(model.network.state_dict()))
+        found[f"{system}, {name}"] = folder
     return found
+
+
+def measured(system: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What is measured of a system, once for each way to sample it; and, beside diffusion, of as many real images."""
+    run = trained(system, seed, options)
+    rows: Rows = {}
+    intervals: Rows = {}
+    for name, folder in variants(system, run).items():
+        model, recipes = load(folder), RECIPES.get(system, (Recipe(),))
+        bits = density(model, n=options.n).parts["bits_per_dim"] if system in BITS and folder == run else None
+        for recipe, found in zip(recipes, evaluate(folder, n=options.n, recipes=recipes), strict=True):
+            how = recipe.for_model(model)
+            row = name if len(recipes) == 1 else f"{name}, {how.steps} steps"
+            rows[row] = {key: one.value for key, one in found.values.items()} | {
+                "bits": bits.mean if bits else None,
+                "ms at 64": ms(model, how, 64),
+                "ms at 1": ms(model, how, 1),
+                "evaluations": how.cost(model),
+                "parameters": model.parameters,
+                "minutes": options.minutes,
+            }
+            intervals[row] = {key: [one.low, one.high] for key, one in found.values.items() if one.low is not None}
+            intervals[row] |= {"bits, standard error": bits.error} if bits else {}
+            if system == "diffusion":
+                rows[REAL] = {key: one.value for key, one in found.floor.items()}
+    return {"training": load(run).training, "rows": rows, "intervals": intervals}
 
 
 def draw(systems: Rows, path: Path) -> None:
@@ -138,10 +168,7 @@ def main() -> None:
     options = options_of(__doc__, SYSTEMS, minutes=20.0, n=2000, figure=True, data="fashion-mnist")
     if not options.report:
         for system, seed, path in missing(options, SYSTEMS):
-            run = trained(system, seed, options)
-            asked = {"data": options.data, "minutes": options.minutes, "n": options.n, "seed": seed}
-            facts = {"training": load(run).training, **conditions()}
-            write_json(path, {**asked, **facts, "rows": measured(system, run, options)})
+            measure(path, options, seed, partial(measured, system, seed, options))
         return
     systems = report(options.out, options.report, SHOWN)
     if options.figure:

@@ -43,6 +43,14 @@ def _one_thread_and_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
+@pytest.fixture(autouse=True)
+def _random_numbers_of_its_own() -> None:
+    """A test's weights depend on the test alone, and not on those that ran before it in its process."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache, and no remark said yet."""

@@ -1,5 +1,6 @@
 """The pure parts of what the benchmarks measure with, and the table of samplers."""
 
+import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ import finetune
 import guidance
 import samplers
 import seeds
+import students
+import trilemma
 from density_pairs import by_distinct, compared
 from measuring import alternate, excess, megaflops, nearest_width
 from run import kind_of
 from systems import our_config, our_megaflops
 
 from undiffuse.data import ImageSet
+from undiffuse.errors import UndiffuseError
 from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
@@ -205,3 +209,41 @@ def test_figures_of_several_seeds_are_joined(tmp_path: Path) -> None:
     seeds.report(tmp_path, tmp_path / "all.json", ("x",))
     written = read_json(tmp_path / "all.json")
     assert written["rows"] == rows and written["runs"]["run-2"] == {"seed": 2}
+
+
+@pytest.mark.parametrize("way", [way for way in students.WAYS if way != "teacher"])
+def test_every_way_to_one_step_can_be_trained(way: str, whole: Path, tmp_path: Path) -> None:
+    """In a second of a tiny teacher: a setting that does not fit would come to light after an hour."""
+    options = argparse.Namespace(out=tmp_path, teacher=str(whole), guidance=1.0, minutes=0.02)
+    model = load(students.trained(way, 0, options))
+    assert model.config.network.jumps and model.training["clock"] == "cpu"
+
+
+@pytest.mark.parametrize("system", ["diffusion", "one-step", "flow-exact", "vae"])
+def test_systems_of_the_trilemma_can_be_trained(system: str, data: str, tmp_path: Path) -> None:
+    options = argparse.Namespace(out=tmp_path, data=data, minutes=0.02)
+    run = trilemma.trained(system, 0, options)
+    model = load(run)
+    assert model.data.classes == ("dark", "grey", "bright")
+    names = {"vae": {"vae", "vae, temperature .8", "vae, centres of pixels"}}.get(system, {system})
+    found = trilemma.variants(system, run)
+    assert set(found) == names and all(load(folder).parameters == model.parameters for folder in found.values())
+    assert system != "flow-exact" or model.network.noise == 0
+
+
+def test_what_was_measured_otherwise_is_not_taken(tmp_path: Path) -> None:
+    options = argparse.Namespace(out=tmp_path, seeds=1, only=None, minutes=2.0, n=10)
+    seeds.measure(tmp_path / "a-0.json", options, 0, lambda: {"rows": {"a": {"x": 1.0}}})
+    assert [name for name, _, _ in seeds.missing(options, ("a", "b"))] == ["b"]
+    with pytest.raises(SystemExit, match=r"measured with minutes = 2.0, not 3.0"):
+        list(seeds.missing(argparse.Namespace(**vars(options) | {"minutes": 3.0}), ("a", "b")))
+
+
+def test_a_run_that_fails_is_written_down(tmp_path: Path) -> None:
+    def fails() -> dict[str, object]:
+        raise UndiffuseError("the loss is nan")
+
+    options = argparse.Namespace(out=tmp_path, seeds=1, only=None, minutes=2.0, n=10)
+    seeds.measure(tmp_path / "a-0.json", options, 0, fails)
+    assert read_json(tmp_path / "a-0.json")["failed"] == "the loss is nan" and seeds.joined(tmp_path) == {}
+    assert not list(seeds.missing(options, ("a",)))

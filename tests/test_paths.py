@@ -152,7 +152,7 @@ def test_how_many_there_are(whole: Path, data: str, student: Path, monkeypatch: 
     """Each is seen four times; of a budget of minutes, a fifth; what a run has decided stays."""
     config = load(student).config
     assert config.objective.paths == SHORT["training.steps"] * SHORT["training.batch_size"] // 4
-    monkeypatch.setattr(TeachersPaths, "pace", lambda self: 0.5)
+    monkeypatch.setattr(TeachersPaths, "pace", lambda self, clock: 0.5)
     monkeypatch.setattr(TeachersPaths, "draw", lambda self: None)
     for settings, expected in (
         ({"steps": None, "minutes": 10.0}, 0.2 * 600 / 0.5),

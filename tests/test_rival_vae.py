@@ -203,6 +203,7 @@ def test_a_model_of_two_pixels_adds_up_to_one_and_its_bound_lies_just_below_the_
     data = ((data + 1) * 127.5).round() / 127.5 - 1
     optimizer = torch.optim.Adam(vae.parameters(), 0.01)
     for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 300)
         optimizer.zero_grad()
         vae.losses("vae", data.repeat(8, 1, 1, 1), None, keyed_draws(0, range(32))(step)).mean().backward()
         optimizer.step()

@@ -51,6 +51,31 @@ def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return {name: folder / name for name in RIVALS}
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "fault"),
+    [
+        ("vae", {"temperatur": 0.8}, "vae has no such option; did you mean temperature"),
+        ("vae", {"centres": 1}, "network.options.centres = 1: it is like False"),
+        ("ar-fast", {"width": 8}, "ar-fast has no such option"),
+        ("gan", {"blocks": 1.5}, "network.options.blocks = 1.5: it is like 1"),
+    ],
+)
+def test_options_of_a_rival_that_are_refused(data: str, name: str, options: dict[str, Any], fault: str) -> None:
+    values = settings(name, data) | {f"network.options.{key}": value for key, value in options.items()}
+    with pytest.raises(UsageError, match=fault):
+        decided(make_config(values), load_data(data), "fp32")
+
+
+def test_options_reach_a_rival_and_are_kept(data: str, tmp_path: Path) -> None:
+    train(settings("vae", data) | {"network.options.temperature": 0.0}, tmp_path / "run", report=ignore)
+    model = load(tmp_path / "run")
+    assert model.network.temperature == 0 and model.config.network.options == {
+        "temperature": 0.0,
+        "height": 16,
+        "width": 16,
+    }
+
+
 def test_every_rival_has_a_preset_of_its_name() -> None:
     assert all(preset(name)["network.kind"] == name for name in RIVALS) and set(RIVALS) <= set(PRESETS)
 
@@ -138,6 +163,31 @@ def test_a_likelihood_is_summed_over_classes() -> None:
     found = RivalDenoiser(Table()).nats(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), share, KeyedDraw(((0,), (1,))))
     exact = [-math.log(0.25 * 0.5 + 0.75 * 0.9), -math.log(0.25 * 0.5 + 0.75 * 0.1)]
     assert found.tolist() == pytest.approx(exact, rel=1e-14)
+
+
+def test_bits_of_a_bound_are_a_bound() -> None:
+    """Of bounds tight on average, -ln sum_c p(c) e^-bound of one draw is too small; what is measured is not."""
+
+    class Bound(Table):
+        bounded = True
+        costs = torch.tensor([4.0, 5.0, 4.5])
+
+        def nats(self, x0: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
+            assert labels is not None
+            return self.costs[labels] + draw.fold(int(labels[0]) + 10).normal(x0.new_empty(len(x0), 1))[:, 0]
+
+    share, count = [0.2, 0.5, 0.3], 4000
+    draw = KeyedDraw(tuple((number,) for number in range(count)))
+    log_share = torch.tensor(share).log()
+    exact = -(log_share - Bound.costs).logsumexp(0).item()
+    found = RivalDenoiser(Bound()).nats(torch.zeros(count, 1, 1, 1), share, draw)
+    each = torch.stack(
+        [Bound().nats(torch.zeros(count, 1, 1, 1), torch.full((count,), label), draw) for label in range(3)]
+    )
+    naive = -(log_share[:, None] - each).logsumexp(0)
+    error = found.std().item() / count**0.5
+    assert naive.mean().item() < exact - 5 * error
+    assert exact < found.mean().item() < exact + 1
 
 
 @pytest.mark.parametrize("name", ["vae", "flow", "flow-fast", "ar"])

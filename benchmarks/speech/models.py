@@ -102,7 +102,7 @@ def of_undiffuse(sound: str) -> System:
     def run(out: Path, minutes: float, labels: np.ndarray) -> tuple[np.ndarray, Facts]:
         folder = out / f"run-{sound}"
         values = preset(preset_for(minutes)) | {"data.source": DATA, "data.sound": sound} | QUIET
-        finish(values, folder, minutes, out / "steps.json", sound)
+        finish(values, folder, minutes)
         model = load(folder)
         began = time.process_time()
         condition = Labels(torch.from_numpy(labels), len(model.data.classes))

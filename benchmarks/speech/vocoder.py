@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/speech/vocoder.py RUN OUT.json [--minutes 20] [--data digits-spoken]
 
-Trains `--preset vocoder` in RUN, on one thread, for as many steps as take these minutes of CPU time (what is there is
-kept), and makes waveforms of the spectrograms of 60 held-out clips. Log-spectral distances are those of another
-transform (frames of 25 ms every 10 ms, floor -100 dB) to the real clip, over its sound; words are those PocketSphinx
-hears, quality is DNSMOS.
+Trains `--preset vocoder` in RUN, on one thread, for these minutes of CPU time (what is there is kept), and makes
+waveforms of the spectrograms of 60 held-out clips. Log-spectral distances are those of another transform (frames of
+25 ms every 10 ms, floor -100 dB) to the real clip, over its sound; words are those PocketSphinx hears, quality is
+DNSMOS.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from scipy.signal import stft
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_time import run_to_its_end, steps_in
+from equal_time import QUIET, finish
 
 from undiffuse import load
 from undiffuse.config import preset
@@ -62,11 +62,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits-spoken")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    values: dict[str, Any] = {}
-    if not (options.run / "run.json").exists():
-        values = preset("vocoder") | {"data.source": options.data, "training.preview_every": 10**9}
-        values["training.steps"] = steps_in(options.minutes, values)
-    run_to_its_end(values, options.run)
+    finish(preset("vocoder") | {"data.source": options.data, **QUIET}, options.run, options.minutes)
     vocoder, data = load(options.run), load_sounds(options.data, "test")
     rows = np.linspace(0, len(data) - 1, CLIPS).astype(int)
     real, lengths = np.array(data.images[rows]), data.lengths[rows]

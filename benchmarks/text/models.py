@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/text/models.py OUT [--text shakespeare] [--minutes 60] [--only KIND]
 
 Trains the preset `text` with absorbing noise, to the next token (the autoregressive rival), with uniform noise and in
-spans of 16: one network of one size, one thread, equal time. The time is CPU time: a short trial tells how many steps
-fit in it, so that what else the machine does costs no kind its steps. The rival sees each text some twenty times and
+spans of 16: one network of one size, one thread, equal CPU time, so that what else the machine does costs no kind its
+steps. The rival sees each text some twenty times and
 would know it by heart; dropout is what it needs. Then on the held-out end of the text:
 bits per character of windows that tile it (every character once, standard error), and from left to right; infilling
 beside a 5-gram model of both sides; and for each kind 64 windows in 4 to 256 steps, judged by a 5-gram model and by the
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_time import run_to_its_end, steps_in
+from equal_time import QUIET, finish
 
 from undiffuse import load
 from undiffuse.config import preset
@@ -73,13 +73,8 @@ def main() -> None:
     for kind in [options.only] if options.only else KINDS:
         if kind in found:
             continue
-        values = preset("text") | {"data.source": options.text, "training.preview_every": 10**9, **KINDS[kind]}
-        planned = found.setdefault("steps", {})
-        if kind not in planned:
-            planned[kind] = steps_in(options.minutes, values)
-            write_json(path, found)
         run = options.out / f"{path.stem}-{kind}"
-        run_to_its_end(values | {"training.steps": planned[kind]}, run)
+        finish(preset("text") | {"data.source": options.text, **QUIET, **KINDS[kind]}, run, options.minutes)
         found[kind] = measure(run, kind, options.blocks, STEPS)
         write_json(path, found)
         for row in found[kind]["rows"]:

@@ -1,5 +1,6 @@
 """The settings of networks that are left open, decided for data of a size."""
 
+import inspect
 import math
 from typing import Any
 
@@ -73,7 +74,7 @@ def _of_size(size: tuple[int, ...]) -> str:
 
 
 def _default_rival(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfig:
-    """A rival's sizes are its own: only those of the pictures are decided."""
+    """A rival's sizes are its own, or in `network.options`, which also note the sides of the pictures."""
     if len(size) != 2:
         raise UsageError(f"network.kind={config.kind} is for pictures")
     usual = NetworkConfig(kind=config.kind)
@@ -84,8 +85,24 @@ def _default_rival(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfi
         if name not in free and getattr(config, name) != getattr(usual, name)
     ]:
         raise UsageError(f"network.{others[0]} is not for network.kind={config.kind}: leave it out")
-    decided = {"patch": 1, "channels": (1,), "attention": (), "options": {"height": size[0], "width": size[1]}}
-    return config.model_copy(update=decided)
+    sides = {"height": size[0], "width": size[1]}
+    given = {name: value for name, value in config.options.items() if sides.get(name) != value}
+    _check_rival(config.kind, given)
+    return config.model_copy(update={"patch": 1, "channels": (1,), "attention": (), "options": {**given, **sides}})
+
+
+def _check_rival(kind: str, options: dict[str, Any]) -> None:
+    """Raises UsageError for an option that a rival's constructor has not, or not as one number or truth value."""
+    parameters = inspect.signature(RIVALS[kind]).parameters.values()
+    usual = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "width"}
+    usual = {name: default for name, default in usual.items() if isinstance(default, int | float)}
+    for name, value in options.items():
+        if name not in usual:
+            hint = did_you_mean(name, usual, f"it has {', '.join(usual) or 'none'}.")
+            raise UsageError(f"network.options.{cut(name)}: {kind} has no such option; {hint}")
+        kinds = {float: (int, float), int: (int,), bool: (bool,)}[type(usual[name])]
+        if type(value) not in kinds:
+            raise UsageError(f"network.options.{name} = {shown(value)}: it is like {usual[name]}")
 
 
 def _default_mlp(config: NetworkConfig) -> NetworkConfig:

@@ -118,7 +118,8 @@ def make_rival(config: Config, inputs: int, outputs: int, takes: ConditionFacts 
             f"network.kind={kind} takes only classes, not {cut(takes.kind)}: set training.condition=labels"
         )
     classes = len(takes.facts["share"]) if takes else 0
-    made: nn.Module = RIVALS[kind]((inputs, options["height"], options["width"]), classes)
+    rest = {name: value for name, value in options.items() if name not in ("height", "width")}
+    made: nn.Module = RIVALS[kind]((inputs, options["height"], options["width"]), classes, **rest)
     return made
 
 

@@ -277,6 +277,9 @@ class TrainingConfig(_Section):
     minutes: float | None = Field(
         None, gt=0, le=1e7, description="wall-clock budget; the learning rate decays to fit it"
     )
+    clock: Literal["wall", "cpu"] = Field(
+        "wall", description="cpu: minutes of CPU time of this process, of which other work on the machine takes nothing"
+    )
     batch_size: int = Field(64, ge=1, le=2**20, description="images per step, over all processes and micro-batches")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for matrices, and AdamW for the rest")
     learning_rate: float = Field(6e-3, gt=0, le=1e30, description="the peak")
@@ -312,7 +315,7 @@ class TrainingConfig(_Section):
     keep: int = Field(2, ge=1, le=MANY, description="checkpoints kept")
     preview_every: int = Field(250, ge=1, le=MANY, description="steps between preview grids")
 
-    _added: ClassVar[tuple[str, ...]] = ("condition", "base", "teacher", "lora", "lora_alpha")
+    _added: ClassVar[tuple[str, ...]] = ("clock", "condition", "base", "teacher", "lora", "lora_alpha")
 
     @property
     def lora_scale(self) -> float:

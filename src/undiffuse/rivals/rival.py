@@ -21,11 +21,13 @@ class Rival(nn.Module):
         evaluations: passes through the network for one sample, one after the other.
         progress: the share of the training that is done, 0 to 1, for what changes over it; the trainer sets it.
         classes: how many there are; 0: no labels.
+        bounded: whether `nats` is an estimate of a bound, by random numbers, and no likelihood of anything.
     """
 
     phases: tuple[str, ...] = ("all",)
     evaluations: int = 1
     progress: float = 0.0
+    bounded: bool = False
     classes: int
 
     def part(self, phase: str) -> nn.Module:
@@ -66,15 +68,25 @@ class RivalDenoiser:
         return self.network.losses(self.phase, x0, labels_of(condition), draw)
 
     def nats(self, x0: Tensor, share: Sequence[float], draw: Draw) -> Tensor:
-        """-ln p(x_0), whatever the class: -ln sum_c share_c p(x_0 | c), float64 (B,)."""
+        """-ln p(x_0), whatever the class: -ln sum_c share_c p(x_0 | c), float64 (B,).
+
+        Of a bound, -ln p(x_0) <= sum_c r_c (bound of -ln p(x_0 | c) - ln share_c + ln r_c) for any r of sum 1, here
+        the posterior by other random numbers. -ln sum_c share_c e^-bound of one draw would be too small on average.
+        """
         if not self.network.classes:
             return self.network.nats(x0, None, draw).double()
-        each = [
-            math.log(part) - self.network.nats(x0, torch.full((len(x0),), label, device=x0.device), draw).double()
-            for label, part in enumerate(share)
-            if part
-        ]
-        return -torch.stack(each).logsumexp(0)
+
+        def each(draw: Draw) -> Tensor:
+            """ln share_c - nats, (classes, B)."""
+            every = (torch.full((len(x0),), label, device=x0.device) for label in range(len(share)))
+            nats = torch.stack([self.network.nats(x0, labels, draw).double() for labels in every])
+            return torch.tensor(share, dtype=torch.float64, device=x0.device).log()[:, None] - nats
+
+        found = each(draw)
+        if not self.network.bounded:
+            return -found.logsumexp(0)
+        log_r = each(draw.fold(1)).log_softmax(0)
+        return torch.where(log_r > -math.inf, log_r.exp() * (log_r - found), 0.0).sum(0)
 
 
 def labels_of(condition: Request | None) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,7 @@ from undiffuse.progress import bar
 from undiffuse.randomness import KeyedDraw, Purpose, keyed_draws
 from undiffuse.sampling import make_grid
 from undiffuse.training.batches import condition_of
-from undiffuse.training.settings import DEFAULT_STEPS
+from undiffuse.training.settings import DEFAULT_STEPS, clock_of
 
 FORMAT = 1
 STEPS = 8
@@ -114,7 +113,7 @@ class TeachersPaths:
         found = [state.x for state in itertools.islice(path, self.stride, None, self.stride)]
         return torch.stack(found, 1).to(torch.float16).cpu().numpy()
 
-    def pace(self, clock: Callable[[], float] = time.perf_counter) -> float:
+    def pace(self, clock: Callable[[], float]) -> float:
         """Seconds that a path takes to draw, of a few and after a few."""
         self.drawn(np.arange(BATCH))
         began = clock()
@@ -168,7 +167,7 @@ def paths_of(model: Model, config: Config, data: ImageSet, precision: str) -> tu
         count = (training.steps or DEFAULT_STEPS) * training.batch_size // TIMES_SEEN
         state = PartialState(cpu=shares_a_cpu())
         if training.minutes:
-            count = round(SHARE * 60 * training.minutes / paths.pace() * state.num_processes)
+            count = round(SHARE * 60 * training.minutes / paths.pace(clock_of(config)) * state.num_processes)
         count = min(max(count, 1), MOST)
         if state.num_processes > 1:
             (count,) = broadcast_object_list([count])

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
 from undiffuse.training.paths import paths_of
 from undiffuse.training.record import check_data, configuration, data_source, start, write_record
-from undiffuse.training.settings import DEFAULT_STEPS, decided, decided_precision
+from undiffuse.training.settings import DEFAULT_STEPS, clock_of, decided, decided_precision
 from undiffuse.training.signals import Caught, caught
 from undiffuse.training.state import Learner, make_learner
 from undiffuse.training.statistics import data_facts
@@ -112,9 +111,10 @@ def train(
         if config.objective.loss in ("adversarial", "matching"):
             learner.companions = Companions(config, model, accelerator)
         if config.objective.loss in ON_PATHS:
-            began = time.monotonic()
+            clock = clock_of(config)
+            began = clock()
             learner.paths, config = paths_of(model, config, data, precision)
-            learner.progress.seconds = learner.progress.before = time.monotonic() - began
+            learner.progress.seconds = learner.progress.before = clock() - began
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         return (
             _Run(run, config, data, facts, learner, accelerator, report).begin(values, source, resume).go(progress_bar)
@@ -175,9 +175,10 @@ class _Run:
             if main:
                 listeners = Listeners(self.run, self.config, self.facts, self.learner, progress_bar, self.report)
                 open_files.callback(listeners.close)
-            began = time.monotonic() - progress.seconds
+            clock = clock_of(self.config)
+            began = clock() - progress.seconds
             for step in training_steps(self.config, self.data, self.learner, self.accelerator):
-                progress.seconds = time.monotonic() - began
+                progress.seconds = clock() - began
                 self._recent.append(step)
                 agreed = self._agree(step.number)
                 finished = progress.total is not None and step.number >= progress.total
@@ -268,6 +269,7 @@ class _Run:
             "seconds": round(progress.seconds, 1),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            **({} if self.config.training.clock == "wall" else {"clock": self.config.training.clock}),
             **({"base": {"name": origin.name, "fingerprint": origin.fingerprint}} if origin else {}),
             **conditions(),
         }

@@ -1,6 +1,9 @@
 """Decides the settings that are left open, from the machine and the data; they are saved, so that a resumed run has the
 same."""
 
+import time
+from collections.abc import Callable
+
 import torch
 
 from undiffuse.build import default_network
@@ -15,6 +18,11 @@ from undiffuse.registry import CATEGORICAL, RIVALS
 from undiffuse.training.statistics import root_mean_square
 
 DEFAULT_STEPS = 20_000
+
+
+def clock_of(config: Config) -> Callable[[], float]:
+    """What seconds of training are read from, `training.clock`."""
+    return time.process_time if config.training.clock == "cpu" else time.monotonic
 
 
 def decided_precision(precision: str) -> str:

@@ -44,9 +44,14 @@ class VAE(Rival):
         latents: channels of a latent at each resolution, likewise.
         narrowing: how many times narrower than a resolution's width its bottlenecks are.
         components: logistics in the mixture of a pixel.
+        temperature: of samples, multiplies the standard deviation of every latent: 1 is the model; less gives samples
+            nearer to the common ones (Child 2021, section 4).
+        centres: samples' pixels are the centres of their laws and are not drawn: not the model, but free of noise.
 
     Raises UsageError for pictures whose sides are no multiples of `patch`.
     """
+
+    bounded = True
 
     def __init__(
         self,
@@ -60,8 +65,11 @@ class VAE(Rival):
         latents: tuple[int, ...] = (16,),
         narrowing: int = 2,
         components: int = 5,
+        temperature: float = 1.0,
+        centres: bool = False,
     ):
         super().__init__()
+        self.temperature, self.centres = temperature, centres
         if shape[1] % patch or shape[2] % patch:
             raise UsageError(
                 f"pictures of {shape[1]} x {shape[2]} do not divide into patches of side {patch}: use patch = 1"
@@ -103,19 +111,15 @@ class VAE(Rival):
         return kl - self.pixels(h).log_prob(x0).flatten(1).sum(1)
 
     @torch.no_grad()
-    def generate(
-        self, labels: Tensor | None, draw: Draw, count: int, temperature: float = 1.0, centres: bool = False
-    ) -> Tensor:
+    def generate(self, labels: Tensor | None, draw: Draw, count: int) -> Tensor:
         """Samples float32 (count, C, H, W) of the 256 values on [-1, 1]; number k depends on the draw's k-th key alone.
 
-        `temperature` multiplies the standard deviation of every latent: 1 is the model; less gives samples nearer to
-        the common ones (Child 2021, section 4). With `centres`, pixels are the centres of their laws and are not drawn:
-        not the model, but free of noise. Labels and errors as of `nats`.
+        Labels and errors as of `nats`.
         """
         like = self.out.weight.new_empty(count, 1 + self.shape[0], *self.shape[1:])
-        h, _ = self.top_down(self._noise(like, draw), labels, None, temperature)
+        h, _ = self.top_down(self._noise(like, draw), labels, None, self.temperature)
         pixels = self.pixels(h)
-        return pixels.centre() if centres else pixels.at(draw.uniform(like))
+        return pixels.centre() if self.centres else pixels.at(draw.uniform(like))
 
     def matrices(self) -> list[Tensor]:
         """The weights that Muon takes: of all convolutions."""
