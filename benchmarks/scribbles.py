@@ -1,42 +1,49 @@
 """The same scribbles through a GAN and through SDEdit: how real the results are, and how true to the scribbles.
 
-    undiffuse train fashion-mnist --model gan --minutes 20 --out runs/gan
-    python benchmarks/scribbles.py fashion-mnist runs/gan OUT.json --figure OUT.png
+    OMP_NUM_THREADS=1 python benchmarks/trilemma.py RUNS --only diffusion      # and gan: trained for equal time
+    OMP_NUM_THREADS=1 python benchmarks/scribbles.py OUT --runs RUNS [--seeds 3] --figure OUT.png
+    python benchmarks/scribbles.py OUT --report scribbles.json --figure scribbles.png
 
 Strokes of test pictures as in benchmarks/editing.py. A GAN is projected onto them in two ways: its latent is optimised
 until the block means of the picture are those of the strokes, at several weights of ||z||^2, which keeps z where the
 GAN draws from (Meng et al. 2022 compare with such projections, section 5.1); and by an encoder, trained for some
-minutes on strokes of the GAN's own samples. SDEdit runs at its strengths. All are told the class.
+minutes (--minutes) on strokes of the GAN's own samples. SDEdit runs at its strengths. All are told the class. Writes
+OUT/scribbles-SEED.json; what is there is kept. --figure shows the pictures; with --report, realism over faithfulness.
 """
 
 import argparse
-import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from editing import BLOCK, STRENGTHS, block_means, rmse, strokes
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parent))
+from editing import BLOCK, STRENGTHS, block_means, rmse, strokes
+from seeds import Rows, measure, missing, options_of, report
 
 from undiffuse.build import make_data
 from undiffuse.conditions import Labels
 from undiffuse.data import ImageSet
 from undiffuse.editing.rows import edit
-from undiffuse.files import write_json
 from undiffuse.generate import Recipe
 from undiffuse.metrics.features import find_extractor
+from undiffuse.metrics.features.extractor import Extractor
 from undiffuse.metrics.frechet import frechet_distance, moments
 from undiffuse.model import Model, load
 from undiffuse.plots import save_figure, strips
-from undiffuse.progress import bar
 from undiffuse.rivals.gan import R3GAN
 
 PRIORS = (0.0, 1e-3, 1e-2, 1e-1)
 SEARCH, STARTS, RATE, BATCH = 200, 4, 0.05, 64
+
+Way = Callable[[], np.ndarray]
 
 
 def generator_of(model: Model) -> R3GAN:
@@ -108,45 +115,77 @@ def encoder_of(gan: R3GAN, numbers: int, minutes: float) -> Encoder:
     return encoder.requires_grad_(False)
 
 
-def measured(
-    ways: dict[str, Callable[[], np.ndarray]], test: ImageSet, data: ImageSet, n: int
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Realism and faithfulness of each way, and its pictures."""
-    extractor = find_extractor("classifier", data, test)
-    rows, painted = test.images[:n], strokes(test.images[:n])
+def figures(pictures: np.ndarray, painted: np.ndarray, test: ImageSet, extractor: Extractor) -> dict[str, Any]:
+    """Realism and faithfulness of what was made of the first n test pictures' strokes."""
+    n = len(pictures)
     reference = moments(extractor.extract(torch.from_numpy(test.images[n : 2 * n])).pooled)
-    figures, pictures = [], {}
-    for name, draw in ways.items():
-        began = time.perf_counter()
-        pictures[name] = draw()
-        seconds = (time.perf_counter() - began) / n
-        seen = extractor.extract(torch.from_numpy(pictures[name]))
-        figures.append(
-            {
-                "way": name,
-                "frechet": frechet_distance(moments(seen.pooled), reference),
-                "from_strokes": rmse(block_means(pictures[name]), block_means(painted)),
-                "from_picture": rmse(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (pictures[name], rows))),
-                "class_seen": (seen.logits.argmax(1).numpy() == test.labels[:n]).mean().item(),
-                "seconds": seconds,
-            }
-        )
-        print(
-            "| " + " | ".join(f"{x:.3f}" if isinstance(x, float) else x for x in figures[-1].values()) + " |",
-            flush=True,
-        )
-    return figures, pictures
+    seen = extractor.extract(torch.from_numpy(pictures))
+    assert seen.logits is not None and test.labels is not None
+    return {
+        "frechet": frechet_distance(moments(seen.pooled), reference),
+        "from strokes": rmse(block_means(pictures), block_means(painted)),
+        "from picture": rmse(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (pictures, test.images[:n]))),
+        "class seen": (seen.logits.argmax(1).numpy() == test.labels[:n]).mean().item(),
+    }
 
 
-def draw_curve(figures: list[dict[str, Any]], path: Path) -> None:
+def ways(model: Model, of_gan: Model, painted: np.ndarray, labels: Tensor, minutes: float) -> dict[str, Way]:
+    """A name -> how strokes become pictures."""
+    gan, wanted = generator_of(of_gan), block_means(painted)
+    condition = Labels(labels, gan.classes)
+
+    def decoded(x: Tensor) -> np.ndarray:
+        return of_gan.domain.decode(x.clamp(-1, 1))
+
+    def by_search(prior: float) -> np.ndarray:
+        parts = zip(wanted.split(BATCH), labels.split(BATCH), strict=True)
+        return decoded(torch.cat([optimised(gan, *part, prior) for part in parts]))
+
+    def by_encoder() -> np.ndarray:
+        return decoded(gan.generator(encoder(wanted, labels), labels))
+
+    def by_sdedit(strength: float) -> np.ndarray:
+        return edit(model, painted, Recipe(), condition, strength=strength)
+
+    encoder = encoder_of(gan, wanted[0].numel(), minutes)
+    found: dict[str, Way] = {"the strokes": lambda: painted}
+    found |= {f"SDEdit, strength {strength}": partial(by_sdedit, strength) for strength in STRENGTHS}
+    found |= {f"GAN, optimised, prior {prior}": partial(by_search, prior) for prior in PRIORS}
+    return found | {"GAN, encoder": by_encoder}
+
+
+def measured(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about the two models of a seed."""
+    models = [load(options.runs / f"{name}-{seed}-run") for name in ("diffusion", "gan")]
+    data, test = (make_data(models[0].config.data, split) for split in ("train", "test"))
+    assert test.labels is not None
+    painted, labels = strokes(test.images[: options.n]), torch.from_numpy(test.labels[: options.n].astype(np.int64))
+    extractor, rows, made = find_extractor("classifier", data, test), {}, {}
+    for name, draw in ways(*models, painted, labels, options.minutes).items():
+        began = time.process_time()
+        made[name] = draw()
+        seconds = (time.process_time() - began) / options.n
+        rows[name] = figures(made[name], painted, test, extractor) | {"seconds": seconds}
+        print(name, rows[name], flush=True)
+    made["the pictures themselves"] = np.array(test.images[: options.n])
+    rows["the pictures themselves"] = figures(made["the pictures themselves"], painted, test, extractor)
+    if options.figure and not seed:
+        picked = np.linspace(0, options.n - 1, 12).round().astype(int)
+        shown = ("the strokes", "SDEdit, strength 0.5", "SDEdit, strength 0.7", *list(made)[-6:])
+        strips([(name, made[name][picked]) for name in shown], [""] * 12, "Scribbles become pictures", options.figure)
+    return {"trained": {model.name: model.training for model in models}, "rows": rows}
+
+
+def draw_curve(rows: Rows, path: Path) -> None:
     """Realism over faithfulness: a line for SDEdit, one for the optimised GAN, a point for its encoder."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 4))
     axes = figure.subplots()
     for start, marker in (("SDEdit", "o-"), ("GAN, optimised", "s-"), ("GAN, encoder", "^"), ("the pictures", "*")):
-        some = [row for row in figures if row["way"].startswith(start)]
-        axes.plot([row["from_strokes"] for row in some], [row["frechet"] for row in some], marker, label=start)
+        some = [row for name, row in rows.items() if name.startswith(start)]
+        x, y = ([row[key]["mean"] for row in some] for key in ("from strokes", "frechet"))
+        axes.plot(x, y, marker, label=start)
     axes.set_xlabel("root mean square distance from the strokes (faithful: left)")
     axes.set_ylabel("Frechet distance (real: down)")
     axes.set_yscale("log")
@@ -156,50 +195,15 @@ def draw_curve(figures: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Edits, measures, prints a table in Markdown, writes the JSON and two figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("gan")
-    parser.add_argument("json", type=Path)
-    parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--minutes", type=float, default=2, help="of the encoder's training")
-    parser.add_argument("--figure", type=Path, default=Path("scribbles.png"))
-    options = parser.parse_args()
-    model, of_gan = load(options.model), load(options.gan)
-    gan, n = generator_of(of_gan), options.n
-    data, test = (make_data(model.config.data, split) for split in ("train", "test"))
-    assert test.labels is not None
-    painted, labels = strokes(test.images[:n]), torch.from_numpy(test.labels[:n].astype(np.int64))
-    wanted, condition = block_means(painted), Labels(labels, len(test.classes))
-    assert gan.classes == len(test.classes), "a GAN with the classes of the data"
-
-    def decoded(x: Tensor) -> np.ndarray:
-        return of_gan.domain.decode(x.clamp(-1, 1))
-
-    def by_search(prior: float) -> np.ndarray:
-        parts = zip(wanted.split(BATCH), labels.split(BATCH), strict=True)
-        return decoded(torch.cat([optimised(gan, *part, prior) for part in parts]))
-
-    ways: dict[str, Callable[[], np.ndarray]] = {"the strokes": lambda: painted}
-    ways |= {
-        f"SDEdit, strength {strength}": lambda strength=strength: edit(
-            model, painted, Recipe(), condition, strength=strength, tick=lambda done: None
-        )
-        for strength in STRENGTHS
-    }
-    ways |= {f"GAN, optimised, prior {prior}": lambda prior=prior: by_search(prior) for prior in PRIORS}
-    encoder = encoder_of(gan, wanted[0].numel(), options.minutes)
-    ways["GAN, encoder"] = lambda: decoded(gan.generator(encoder(wanted, labels), labels))
-    ways["the pictures themselves"] = lambda: test.images[:n]
-    with bar("editing", 0):
-        figures, pictures = measured(ways, test, data, n)
-    shown = ("the strokes", "SDEdit, strength 0.5", "SDEdit, strength 0.7", *list(ways)[-6:])
-    picked = np.linspace(0, n - 1, 12).round().astype(int)
-    strips([(name, pictures[name][picked]) for name in shown], [""] * 12, "Scribbles become pictures", options.figure)
-    draw_curve(figures, options.figure.with_stem(f"{options.figure.stem}-curve"))
-    medians = {"seconds of SDEdit": statistics.median(f["seconds"] for f in figures if f["way"].startswith("SDEdit"))}
-    facts = {"model": model.fingerprint, "gan": of_gan.fingerprint, "trained": of_gan.training, "n": n, **medians}
-    write_json(options.json, {**facts, "rows": figures})
+    """Edits and measures what OUT has not, or reports."""
+    options = options_of(__doc__, ("scribbles",), minutes=2.0, n=500, figure=True, runs=Path("trilemma"))
+    if options.report:
+        rows = report(options.out, options.report, ("frechet", "from strokes", "from picture", "class seen", "seconds"))
+        if options.figure:
+            draw_curve(rows, options.figure)
+        return
+    for _, seed, path in missing(options, ("scribbles",)):
+        measure(path, options, seed, partial(measured, seed, options))
 
 
 if __name__ == "__main__":

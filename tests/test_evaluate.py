@@ -15,6 +15,7 @@ from undiffuse.cache import cache_dir
 from undiffuse.data import load as load_data
 from undiffuse.errors import UndiffuseError
 from undiffuse.evaluation import evaluate
+from undiffuse.evaluation.density import density
 from undiffuse.evaluation.evaluate import bench_for
 from undiffuse.evaluation.report import number
 from undiffuse.evaluation.store import features_of, sample_into_cache
@@ -209,11 +210,14 @@ def test_compare_command(
     """A model by two recipes and a file of real images, which win."""
     np.savez(tmp_path / "real.npz", images=images[:30])
     words = ["compare", f"{whole}@ddim:2", whole, "real.npz", "-n", 30, "--steps", 3, "--features", plain]
-    code, _out, err = command(*words, "--json", "c.json", "--figure", "trilemma.png")
-    assert code == 0, err
+    code, out, err = command(*words, "--bits", 6, "--json", "c.json", "--figure", "trilemma.png")
+    assert code == 0 and "bits per dimension" in out and "alone" in out, err
     two, three, real = json.loads((tmp_path / "c.json").read_text())
     assert (two["evaluations"], three["evaluations"], real["evaluations"]) == (2, 3, None)
-    assert two["seconds_per_sample"] > 0 and two["training"]["steps"] == 12
+    assert two["seconds_per_sample"] > 0 and two["seconds_alone"] > 0 and two["training"]["steps"] == 12
+    bits = density(load(whole), n=6).parts["bits_per_dim"]
+    assert two["bits_per_dim"] == three["bits_per_dim"] == {"mean": bits.mean, "error": bits.error}
+    assert real["bits_per_dim"] is None
     assert real["metrics"]["frechet"]["value"] < two["metrics"]["frechet"]["value"]
     assert (tmp_path / "trilemma.png").stat().st_size > 10_000
 

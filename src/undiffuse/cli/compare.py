@@ -30,6 +30,9 @@ def compare(
     guidance_interval: str = INTERVAL,
     seed: int = typer.Option(0, help="Seed of the samples."),
     json_file: Path = typer.Option(None, "--json", help="Write everything measured as JSON."),
+    bits: int = typer.Option(
+        None, min=2, help="Measure bits per dimension of so many test images too, of models that have a likelihood."
+    ),
     figure: Path = typer.Option(None, help="Plot quality against speed, with diversity as colour (.png)."),
     size: int = typer.Option(None, min=1, help=SIZE_HELP),
     device: str = DEVICE,
@@ -42,6 +45,7 @@ def compare(
     Examples:
       undiffuse compare fashion-mnist runs/mine
       undiffuse compare fashion-mnist@ddim:10 fashion-mnist@ddpm:250 fashion-mnist@dpm++2m:10
+      undiffuse compare fashion-mnist runs/vae runs/ar --bits 2000
       undiffuse compare fashion-mnist others.npz --data fashion-mnist --figure trilemma.png
     """
     from undiffuse import output
@@ -63,6 +67,7 @@ def compare(
         features=features,
         recipe=recipe,
         size=size,
+        bits=bits,
         device=device,
         engine=engine,
         bar=bar,

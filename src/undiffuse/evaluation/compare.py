@@ -1,6 +1,7 @@
 """The same measurements for several models or sets of samples: quality, diversity, speed and cost."""
 
 import dataclasses
+import logging
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ from matplotlib.ticker import LogLocator
 
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
+from undiffuse.evaluation.density import Part, density
 from undiffuse.evaluation.evaluate import (
     DEFAULT_N,
     Evaluation,
@@ -31,17 +33,23 @@ from undiffuse.progress import Bar, no_bar
 
 BATCH, REPEATS = 64, 3
 
+logger = logging.getLogger("undiffuse")
+
 
 @dataclass(frozen=True)
 class Contender:
     """What is compared: its evaluation, and for a model the cost of samples and training.
 
     seconds: per sample, in batches of 64 on this machine, the median of repeats that alternate with the others'.
+    alone: the same of single samples.
+    bits: per dimension of test images, where they were asked for and the model has a likelihood or a bound.
     """
 
     label: str
     evaluation: Evaluation
     seconds: float | None = None
+    alone: float | None = None
+    bits: Part | None = None
     evaluations: int | None = None
     parameters: int | None = None
     training: dict[str, Any] | None = None
@@ -58,14 +66,16 @@ def parse_contender(text: str, base: Recipe) -> tuple[str, Recipe]:
     return name, dataclasses.replace(base, sampler=sampler, steps=int(steps) if steps else base.steps, eta=0.0)
 
 
-def seconds_per_sample(runs: Sequence[tuple[Model, Recipe]], tick: Callable[[int], None] | None = None) -> list[float]:
+def seconds_per_sample(
+    runs: Sequence[tuple[Model, Recipe]], batch: int = BATCH, tick: Callable[[int], None] | None = None
+) -> list[float]:
     """Medians over repeats, with the models taking turns so that all see the same load of the machine."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(REPEATS):
         for spent, (model, recipe) in zip(times, runs, strict=True):
             began = time.perf_counter()
-            list(generate(model, recipe, range(BATCH), model.condition(range(BATCH)), batch_size=BATCH, tick=tick))
-            spent.append((time.perf_counter() - began) / BATCH)
+            list(generate(model, recipe, range(batch), model.condition(range(batch)), batch_size=batch, tick=tick))
+            spent.append((time.perf_counter() - began) / batch)
     return [statistics.median(spent) for spent in times]
 
 
@@ -80,12 +90,13 @@ def compare(
     device: str | None = None,
     engine: str = "auto",
     size: int | None = None,
+    bits: int | None = None,
     bar: Bar = no_bar,
 ) -> list[Contender]:
     """Measures each subject (a model, MODEL@sampler:steps, or samples) in the same way; [] in other processes.
 
     The arguments are those of `undiffuse.evaluation.evaluate`; `recipe` is for models without @sampler. `n` None: 2000
-    of each, or as many as the smallest file holds.
+    of each, or as many as the smallest file holds. `bits`: measure those of so many test images too.
     """
     requested = [parse_contender(text, recipe or Recipe()) for text in subjects]
     opened = [open_subject(name, device, size) for name, _ in requested]
@@ -102,20 +113,41 @@ def compare(
         evaluation = evaluate_subject(shared, name, subject, how, n)
         if evaluation is not None:
             evaluations.append(evaluation)
+    # All processes share this, and each once for every model.
+    of_models = {one.fingerprint: one for one in opened if isinstance(one, Model)} if bits else {}
+    densities = {key: _bits(model, data, bits or 0, bar) for key, model in of_models.items()}
     if not evaluations:
         return []
     models = [(subject, how) for subject, (_, how) in zip(opened, requested, strict=True) if isinstance(subject, Model)]
-    with bar("timing", REPEATS * BATCH * sum(how.steps for _, how in models)) as tick:
-        times = iter(seconds_per_sample(models, tick))
+    with bar("timing", REPEATS * (BATCH + 1) * sum(how.steps for _, how in models)) as tick:
+        times, alone = (iter(seconds_per_sample(models, batch, tick)) for batch in (BATCH, 1))
     return [
-        Contender(text, evaluation, next(times), how.cost(subject), subject.parameters, subject.training)
+        Contender(
+            text,
+            evaluation,
+            next(times),
+            next(alone),
+            densities.get(subject.fingerprint),
+            how.cost(subject),
+            subject.parameters,
+            subject.training,
+        )
         if isinstance(subject, Model)
         else Contender(text, evaluation)
         for text, subject, (_, how), evaluation in zip(subjects, opened, requested, evaluations, strict=True)
     ]
 
 
-COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised")
+def _bits(model: Model, data: str | None, n: int, bar: Bar) -> Part | None:
+    """Bits per dimension of n test images; None for a model without any."""
+    try:
+        return density(model, data, n=n, bar=bar).parts["bits_per_dim"]
+    except UsageError as error:
+        logger.warning("no bits of %s: %s", model.name, error)
+        return None
+
+
+COLUMNS = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
 
 
 def rows(contenders: Sequence[Contender]) -> list[list[str]]:
@@ -123,14 +155,19 @@ def rows(contenders: Sequence[Contender]) -> list[list[str]]:
     first = contenders[0].evaluation
     keys = [key for key in COLUMNS if any(key in one.evaluation.values for one in contenders)]
     titles = {key: value for one in contenders for key, value in one.evaluation.titles.items()}
-    lines = [["", *(titles[key] for key in keys), "ms a sample", "evaluations", "parameters", "trained on"]]
+    lines = [["", *(titles[key] for key in keys), "ms a sample", "alone", "evaluations", "parameters", "trained on"]]
+    if any(one.bits for one in contenders):
+        lines[0].insert(len(keys) + 1, "bits per dimension")
     for one in contenders:
         values = one.evaluation.values
+        bits = [f"{one.bits.mean:.3f} ({one.bits.error:.3f})" if one.bits else "-"]
         lines.append(
             [
                 one.label,
                 *(number(values[key].value) if key in values else "-" for key in keys),
+                *(bits if any(other.bits for other in contenders) else []),
                 "-" if one.seconds is None else f"{1000 * one.seconds:.3g}",
+                "-" if one.alone is None else f"{1000 * one.alone:.3g}",
                 "-" if one.evaluations is None else str(one.evaluations),
                 "-" if one.parameters is None else f"{one.parameters / 1e6:.2f}M",
                 "-" if not one.training else _cost(one.training),
@@ -139,7 +176,7 @@ def rows(contenders: Sequence[Contender]) -> list[list[str]]:
     if not first.floor:
         return lines
     floor = [number(first.floor[key].value) if key in first.floor else "-" for key in keys]
-    return [*lines, [f"{first.floor_n:,} real images", *floor, "", "", "", ""]]
+    return [*lines, [f"{first.floor_n:,} real images", *floor, *[""] * (len(lines[0]) - 1 - len(floor))]]
 
 
 def _cost(training: dict[str, Any]) -> str:
@@ -157,6 +194,8 @@ def to_json(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
         {
             "label": one.label,
             "seconds_per_sample": one.seconds,
+            "seconds_alone": one.alone,
+            "bits_per_dim": None if one.bits is None else dataclasses.asdict(one.bits),
             "evaluations": one.evaluations,
             "parameters": one.parameters,
             "training": one.training,
