@@ -423,7 +423,7 @@ def test_a_plan_may_fall_on_a_logged_step(
     tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:
     """TrainingStep 15 is planned, logged and saved; nothing of it stands in the way of the rest."""
-    monkeypatch.setattr(run, "time", run.time)
+    monkeypatch.setattr(run, "clock_of", run.clock_of)
     tick()
     outcome = train({**tiny, **BUDGET, "training.log_every": log_every}, tmp_path, report=ignore)
     assert outcome.finished and outcome.step == 24
@@ -435,7 +435,7 @@ def test_a_budget_with_no_or_only_decay(
     tiny: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:
     """The ends of training.decay: planned at the end, or at once."""
-    monkeypatch.setattr(run, "time", run.time)
+    monkeypatch.setattr(run, "clock_of", run.clock_of)
     tick()
     outcome = train({**tiny, **BUDGET, "training.decay": decay}, tmp_path, report=ignore)
     assert outcome.finished
