@@ -20,7 +20,14 @@ KINDS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def options_of(
-    doc: str | None, names: Iterable[str], *, minutes: float, n: int, seeds: int = 3, figure: bool = False, **more: Any
+    doc: str | None,
+    names: Iterable[str],
+    *,
+    minutes: float | str,
+    n: int,
+    seeds: int = 3,
+    figure: bool = False,
+    **more: Any,
 ) -> argparse.Namespace:
     """The options of such a benchmark, given these defaults; `more` are its own, by name, each with its default.
 

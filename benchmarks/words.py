@@ -14,7 +14,6 @@ kept.
 
 import argparse
 import dataclasses
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,10 @@ from torch import Tensor
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
+sys.path.insert(0, str(Path(__file__).parent))
+from equal_time import finish, losses_in
 from peers import BATCH, Peer, denoising_diffusion_pytorch
-from time_to_quality import PILOT, RATES, batches, measured, steps
+from time_to_quality import batches, better_rate
 
 from undiffuse import load, sample
 from undiffuse.config import preset, preset_for
@@ -37,12 +38,12 @@ from undiffuse.data import load as load_data
 from undiffuse.data.avatars import VALUES
 from undiffuse.devices import conditions
 from undiffuse.domains.pictures import Pictures
+from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.attributes import HALVES, classifier
 from undiffuse.evaluation.text import ALL_RIGHT, accuracies, faithfulness, prompts
 from undiffuse.evaluation.text import measured as measured_words
 from undiffuse.files import write_json
 from undiffuse.text.minilm import CHANNELS, MiniLM
-from undiffuse.training import train
 
 DROPPED = 0.1
 TOKENS, PIECES = 16, 24
@@ -132,17 +133,12 @@ def captioned(images: ImageSet) -> Iterator[tuple[Tensor, ...]]:
 
 def trained(make: Callable[..., Peer], examples: Callable[[], Iterator[Any]], minutes: float) -> tuple[Peer, dict]:
     """A peer after these minutes, at its better rate, and the facts of it."""
-    pilots = {}
-    for rate in RATES:
-        torch.manual_seed(0)
-        losses = [loss for _, loss in steps(make(rate=rate), examples(), PILOT)]
-        pilots[rate] = statistics.fmean(losses[-len(losses) // 3 :])
-    best = min(RATES, key=lambda rate: pilots[rate])
+    pilots = better_rate(make, examples)
     torch.manual_seed(0)
-    peer = make(rate=best)
-    seconds = [now for now, _ in steps(peer, examples(), 60 * minutes)]
+    peer = make(next(iter(pilots)))
+    steps = len(losses_in(minutes, peer.step, examples()))
     losses = {str(rate or "recommended"): loss for rate, loss in pilots.items()}
-    facts = {"seconds": seconds[-1], "images": BATCH * len(seconds), "pilot losses": losses}
+    facts = {"images": BATCH * steps, "pilot losses": losses}
     return peer, {**facts, "parameters": sum(p.numel() for p in peer.network.parameters())}
 
 
@@ -192,9 +188,9 @@ def of_undiffuse(text: str) -> Callable[[Path, float, int], dict[str, Any]]:
 
     def run(out: Path, minutes: float, n: int) -> dict[str, Any]:
         folder = out / f"run-{text}"
-        values = {"data.source": "avatars", "training.minutes": minutes, "network.text": text}
+        values = {"data.source": "avatars", "network.text": text}
         values["network.tokens"] = TOKENS if text == "words" else PIECES
-        train(preset(preset_for(minutes)) | values, folder, resume=(folder / "run.json").exists())
+        finish(preset(preset_for(minutes)) | values, folder, minutes)
         model = load(folder)
         np.savez(out / f"undiffuse-{text}.npz", images=sample(model, SAMPLES, steps=EVALUATIONS))
         found = faithfulness(model, n=n)
@@ -230,7 +226,8 @@ def main() -> None:
         path = options.out / f"{name}.json"
         if not path.exists():
             found = SYSTEMS[name](options.out, options.minutes, options.n)
-            distances = measured(options.out / f"{name}.npz", "avatars", SAMPLES)
+            (evaluation,) = evaluate(str(options.out / f"{name}.npz"), "avatars", n=SAMPLES, metrics="frechet,manifold")
+            distances = evaluation.to_json()["metrics"]
             write_json(path, {"minutes": options.minutes, **conditions(), **distances, **found})
             for row in found["rows"]:
                 if row["name"] == ALL_RIGHT:
