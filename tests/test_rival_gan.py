@@ -96,7 +96,7 @@ def test_the_penalty_of_a_linear_critic_is_the_square_of_its_weight_and_of_a_qua
 
 
 def test_the_critics_loss_of_a_linear_critic_has_both_penalties() -> None:
-    model = R3GAN((1, 1, 1), widths=(2,), gamma=(0.6, 0.2)).double()
+    model = R3GAN((1, 1, 1), widths=(2,), gamma=0.6, last_gamma=0.2).double()
     w = torch.tensor([1.7], dtype=torch.float64)
     model.critic, model.generator = Scored(w, lambda w, x: x @ w), Point(0.4)
     x = torch.tensor([-0.5, 0.1, 0.9, 0.4], dtype=torch.float64)
@@ -229,7 +229,7 @@ def dirac(gamma: float, steps: int, rate: float = 0.2, turns: bool = True) -> Te
 
     `turns`: updated one after the other as in training, or both at once as in Mescheder et al. 2018.
     """
-    model = R3GAN((1, 1, 1), widths=(2,), gamma=(gamma, gamma)).double()
+    model = R3GAN((1, 1, 1), widths=(2,), gamma=gamma, last_gamma=gamma).double()
     model.critic, model.generator = Scored(torch.tensor([0.3], dtype=torch.float64), lambda w, x: x @ w), Point(0.5)
     x0, draw, distances = torch.zeros(1, 1, 1, 1, dtype=torch.float64), keyed_draws(0, [0])(0), []
     for _ in range(steps):
@@ -318,7 +318,7 @@ def test_autocast_changes_little_and_scores_stay_in_float32() -> None:
 def test_training_moves_the_pictures_to_the_data() -> None:
     """Data of two classes, black and white: a few steps of Adam find both."""
     torch.manual_seed(0)
-    model = R3GAN((1, 6, 6), 2, widths=(16,), blocks=1, latent=4, gamma=(0.1, 0.1))
+    model = R3GAN((1, 6, 6), 2, widths=(16,), blocks=1, latent=4, gamma=0.1, last_gamma=0.1)
     optimizers = {p: torch.optim.Adam(model.part(p).parameters(), 6e-3, (0.0, 0.9)) for p in model.phases}
     labels = torch.arange(8) % 2
     x0 = (labels * 1.6 - 0.8)[:, None, None, None].expand(8, 1, 6, 6).contiguous()

@@ -55,7 +55,7 @@ class R3GAN(Rival):
         blocks: residual blocks per resolution.
         group: channels per group of the 3 x 3 convolutions, or somewhat more where it does not divide them.
         latent: how many normal numbers a picture is generated from.
-        gamma: weight of the penalties, at the beginning and at the end of training.
+        gamma, last_gamma: weight of the penalties, at the beginning and at the end of training.
     """
 
     phases = ("critic", "generator")
@@ -69,11 +69,12 @@ class R3GAN(Rival):
         blocks: int = 1,
         group: int = 16,
         latent: int = 64,
-        gamma: tuple[float, float] = (1.0, 0.1),
+        gamma: float = 1.0,
+        last_gamma: float = 0.1,
     ):
         super().__init__()
         channels, height, width = shape
-        self.classes, self.latent, self.gamma = classes, latent, gamma
+        self.classes, self.latent, self.gamma = classes, latent, (gamma, last_gamma)
         sizes = Sizes(channels, (height, width), classes, widths, blocks, group, latent)
         self.generator, self.critic = Generator(sizes), Critic(sizes)
 
