@@ -349,3 +349,14 @@ def test_the_command_reads_captions_as_well_as_it_can(
         assert (card.data.condition is None) == (name == "without.npz")
         if name == "with.npz":
             assert card.data.condition and card.data.condition.facts["text"] == text
+
+
+def test_files_name_the_class_that_was_asked_for(folders: dict[str, Path], command: Command, tmp_path: Path) -> None:
+    """Beside captions too; not where only a sentence was asked for."""
+    asked = (("--class", "grey"), ("--class", "grey", "--prompt", "red cat"), ("--prompt", "red cat"))
+    for number, words in enumerate(asked):
+        out = f"{number}.npz"
+        code, _, err = command("sample", folders["all"], *words, "-n", 2, "--steps", 1, "--out", out)
+        assert code == 0, err
+        with np.load(tmp_path / out) as found:
+            assert (found["labels"].tolist() == [1, 1]) if "--class" in words else "labels" not in found.files

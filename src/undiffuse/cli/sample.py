@@ -110,7 +110,7 @@ def sample(
     out = out or output.fresh(Path(f"{name}-samples{kind}"))
     output.check(out, n, force, kind)
 
-    from undiffuse.conditions import Labels, parts_of
+    from undiffuse.conditions import Labels, part_for, parts_of
     from undiffuse.engines import with_engine
     from undiffuse.generate import generate_shared
     from undiffuse.guidance import Overshoot
@@ -133,7 +133,9 @@ def sample(
         images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)
     if images is not None:
         first, *others = parts_of(condition)
-        labels = first.index.cpu().numpy() if isinstance(first, Labels) and not others else None
+        asked = None if others else part_for(first, "label")  # beside a sentence, perhaps
+        known = isinstance(asked, Labels) and bool((asked.index < asked.classes).all())
+        labels = asked.index.cpu().numpy() if known else None
         words = " + ".join([*class_name, *prompt])
         called = [words] * n if words else loaded.asked(range(n))
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
