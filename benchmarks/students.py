@@ -16,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
@@ -39,8 +40,8 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
     assert teacher.learnt is not None
     for path, minutes, values in stages(way, run, options):
         shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
-        import_module("undiffuse.objectives.solution").TO_DATA = 1.0 if way == "ect" else 0.5  # type: ignore[attr-defined]
-        finish(values | shared, path, minutes)
+        with patch.object(import_module("undiffuse.objectives.solution"), "TO_DATA", 1.0 if way == "ect" else 0.5):
+            finish(values | shared, path, minutes)
     return run
 
 
