@@ -1,15 +1,20 @@
 """Training for equal CPU time on one thread, so that what else the machine does costs nobody its steps."""
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from undiffuse import train
 
 QUIET = {"training.preview_every": 10**9}
 """Settings of runs that only their end is wanted of."""
+RATES = (None, 1e-3)
+"""Of peers: the recommended one, and the other that is tried."""
 
 
 def finish(values: dict[str, Any], run: Path, minutes: float) -> None:
@@ -30,3 +35,15 @@ def losses_in(minutes: float, step: Callable[..., Any], examples: Iterator[tuple
         if used >= 60 * minutes:
             break
     return losses
+
+
+def better_rate(
+    make: Callable[[float | None], Any], examples: Callable[[], Iterator[Any]], minutes: float = 1.0
+) -> dict[float | None, float]:
+    """The loss of peers of each of RATES after some minutes, the best first."""
+    found = {}
+    for rate in RATES:
+        torch.manual_seed(0)
+        losses = losses_in(minutes, make(rate).step, examples())
+        found[rate] = statistics.fmean(losses[-max(1, len(losses) // 3) :])
+    return dict(sorted(found.items(), key=lambda item: item[1]))

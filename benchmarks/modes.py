@@ -43,15 +43,16 @@ def stacked(split: str, count: int, seed: int) -> np.ndarray:
     return np.moveaxis(images[np.random.default_rng(seed).integers(len(images), size=(count, 3))], 1, -1)
 
 
+def read(images: np.ndarray, reader: Extractor) -> np.ndarray:
+    """The digit seen in each of uint8 (N, 28, 28, 1)."""
+    parts = np.array_split(images, -(-len(images) // 250))
+    found = torch.cat([reader.extract(torch.from_numpy(np.array(part))).logits.argmax(1) for part in parts])
+    return found.numpy()
+
+
 def reach(images: np.ndarray, reader: Extractor) -> dict[str, float]:
     """How many modes there are among uint8 (N, 28, 28, 3), and the divergence of their shares from uniform, in nats."""
-    digits = []
-    for channel in np.moveaxis(images, -1, 0):
-        parts = [
-            reader.extract(torch.from_numpy(part[..., None]))
-            for part in np.array_split(channel, -(-len(channel) // 250))
-        ]
-        digits.append(torch.cat([part.logits.argmax(1) for part in parts]).numpy())
+    digits = [read(channel[..., None], reader) for channel in np.moveaxis(images, -1, 0)]
     share = np.bincount(digits[0] * 100 + digits[1] * 10 + digits[2], minlength=MODES) / len(images)
     there = share[share > 0]
     return {"modes": len(there), "kl": float((there * np.log(there * MODES)).sum())}
@@ -69,7 +70,13 @@ def settings(system: str, minutes: float, data: Path, seed: int) -> dict[str, An
 
 
 def measured(
-    system: str, seed: int, options: argparse.Namespace, data: Path, reader: Extractor, floor: dict[str, float]
+    system: str,
+    seed: int,
+    options: argparse.Namespace,
+    data: Path,
+    reader: Extractor,
+    floor: dict[str, float],
+    accuracy: float,
 ) -> dict[str, Any]:
     """What is measured of one system."""
     run = options.out / f"{system}-{seed}-run"
@@ -80,16 +87,8 @@ def measured(
     found = reach(images, reader)
     print(f"{system}, seed {seed}: {found['modes']} modes, KL {found['kl']:.4f}", flush=True)
     rows = {system: found, "real pictures": floor}
-    facts = {"parameters": model.parameters, "accuracy of the reader": accuracy(reader)}
+    facts = {"parameters": model.parameters, "accuracy of the reader": accuracy}
     return {**facts, "training": model.training, "rows": rows}
-
-
-def accuracy(reader: Extractor) -> float:
-    """The share of MNIST's test digits that it reads rightly."""
-    test = load_data("mnist", "test")
-    assert test.labels is not None
-    parts = [reader.extract(torch.from_numpy(np.array(part))) for part in np.array_split(test.images, 40)]
-    return float((torch.cat([part.logits.argmax(1) for part in parts]).numpy() == test.labels).mean())
 
 
 def main() -> None:
@@ -102,13 +101,15 @@ def main() -> None:
     if not data.exists():
         with atomic_file(data) as temporary, temporary.open("wb") as file:
             np.savez(file, images=stacked("train", COUNT, 0))
-    reader = classifier(load_data("mnist", "train"), load_data("mnist", "test"))
+    test = load_data("mnist", "test")
+    reader = classifier(load_data("mnist", "train"), test)
+    accuracy = float((read(test.images, reader) == test.labels).mean())
     floor = reach(stacked("test", options.n, 1), reader)
     print(
         f"{options.n} real pictures: {floor['modes']} modes, KL {floor['kl']:.4f}; expected {expected(options.n):.4f}"
     )
     for system, seed, path in missing(options, SYSTEMS):
-        measure(path, options, seed, partial(measured, system, seed, options, data, reader, floor))
+        measure(path, options, seed, partial(measured, system, seed, options, data, reader, floor, accuracy))
 
 
 if __name__ == "__main__":

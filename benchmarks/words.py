@@ -27,9 +27,9 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 sys.path.insert(0, str(Path(__file__).parent))
-from equal_time import finish, losses_in
+from equal_time import better_rate, finish, losses_in
 from peers import BATCH, Peer, denoising_diffusion_pytorch
-from time_to_quality import batches, better_rate
+from time_to_quality import batches
 
 from undiffuse import load, sample
 from undiffuse.config import preset, preset_for

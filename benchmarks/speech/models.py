@@ -12,10 +12,10 @@ is scaled: systems.py. Writes OUT/SYSTEM.json; what is there is kept, of a peer 
 
 import argparse
 import dataclasses
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from equal_time import QUIET, finish, losses_in
+from equal_time import QUIET, better_rate, finish, losses_in
 from systems import EVALUATIONS, Peer, diffwave, unet1d, unet2d
 
 from undiffuse import load
@@ -40,7 +40,6 @@ from undiffuse.files import read_json, write_json
 from undiffuse.generate import Recipe, generate
 
 DATA = "digits-spoken"
-RATES = (None, 1e-3)
 
 Facts = dict[str, Any]
 System = Callable[[Path, float, np.ndarray], tuple[np.ndarray, Facts]]
@@ -74,15 +73,11 @@ def of_peer(make: Callable[..., Peer], sound: str, batch: int = 32, pilot: float
         data = make_data(DataConfig(source=DATA, sound=sound))  # type: ignore[arg-type]
         assert isinstance(data, SoundSet)
         drawn(make(len(data.classes), None), labels[:2], data)  # what fails, fails now
-        pilots: dict[float | None, float] = {}
-        for rate in RATES:
-            torch.manual_seed(0)
-            losses = losses_in(min(pilot, minutes), make(len(data.classes), rate).step, batches(data, batch))
-            pilots[rate] = statistics.fmean(losses[-max(1, len(losses) // 3) :])
-        best = min(RATES, key=lambda rate: pilots[rate])
+        examples = partial(batches, data, batch)
+        pilots = better_rate(partial(make, len(data.classes)), examples, min(pilot, minutes))
         torch.manual_seed(0)
-        peer = make(len(data.classes), best)
-        losses = losses_in(minutes, peer.step, batches(data, batch))
+        peer = make(len(data.classes), next(iter(pilots)))
+        losses = losses_in(minutes, peer.step, examples())
         began = time.process_time()
         rows = drawn(peer, labels, data)
         return rows, {

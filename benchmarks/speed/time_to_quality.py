@@ -14,9 +14,8 @@ distances over time, and beside it the first samples of seed 0 where they are in
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from equal_time import QUIET, finish, losses_in
+from equal_time import QUIET, better_rate, finish, losses_in
 from peers import BATCH, PEERS, Peer
 from seeds import Rows, measure, missing, options_of, report
 
@@ -39,8 +38,6 @@ from undiffuse.evaluation import evaluate
 from undiffuse.plots import curves, save_figure
 
 OURS = "undiffuse"
-RATES = (None, 1e-3)
-PILOT = 1.0
 EVALUATIONS, SHOWN, OF_PEERS = 20, 16, 500
 
 
@@ -50,16 +47,6 @@ def batches(images: np.ndarray, size: int, seed: int) -> Iterator[tuple[torch.Te
     while True:
         picked = np.array(images[generator.integers(len(images), size=size)])
         yield (Pictures(images.shape[1:]).encode(picked),)
-
-
-def better_rate(make: Callable[[float | None], Peer], examples: Callable[[], Iterator[Any]]) -> dict[Any, float]:
-    """The loss of each of RATES after PILOT minutes, the best first."""
-    found = {}
-    for rate in RATES:
-        torch.manual_seed(0)
-        losses = losses_in(PILOT, make(rate).step, examples())
-        found[rate] = statistics.fmean(losses[-max(1, len(losses) // 3) :])
-    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def distances(images: np.ndarray, path: Path, data: str) -> dict[str, Any]:
