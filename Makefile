@@ -14,7 +14,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(SITE)
-	$(BIN)/pytest --cov=undiffuse --cov-report=term:skip-covered
+	$(BIN)/pytest -n 2 --dist loadfile --cov=undiffuse --cov-report=term:skip-covered
 
 docs: .venv/installed-dev
 	$(SITE)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,12 @@ def _one_thread_and_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("UNDIFFUSE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("UNDIFFUSE_DATA", raising=False)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_exports_of_other_files(_one_thread_and_a_cache: None) -> None:
+    """Which engine is chosen depends on what was exported: in this file only, whatever its process has run before."""
+    shutil.rmtree(Path(os.environ["UNDIFFUSE_CACHE"]) / "onnx", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
