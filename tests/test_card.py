@@ -32,6 +32,7 @@ FINGERPRINTS = {
     "fashion-mnist": "cc90ec538ac57882baf544e226a74be4530eac49be0f46eeb4c278af5ec74451",
     "fashion-mnist-likelihood": "c8d8b806427b709c771aca83ab9ef2572eca25b6260391c8d7f8c8c92ba376b4",
     "shakespeare": "ac4b623cd8c0e7414d9b70b35371cca9a10db8f70f54d6c3198a9058ed5daecd",
+    "speech": "8340285ed204d560e814e743b171c2fc84a513669a5e92cc5a0183f531d42225",
 }
 GRIDS = {"unipc:5": {"log_snr": [-3.0, 0.0, 3.0, 6.0], "before": 0.1, "after": 0.05, "samples": 128}}
 ODD: list[Any] = [None, True, 0, -1, 1, 3, 2.0, 0.5, 10**9, 10**12, 10**400, -(10**30), 1e308, -1e308, 1e-308]

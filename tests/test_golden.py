@@ -23,8 +23,8 @@ LABELS = torch.tensor([1, 7])
 
 
 def pictures(model: Model) -> torch.Tensor:
-    """A gradient and a grid of squares, of the model's shape and with whole values: float32 (2, C, H, W) in [-1, 1]."""
-    height, width, channels = model.data.shape
+    """A gradient and a grid of squares, of the shape of x_0 and with whole values: float32 (2, C, H, W) in [-1, 1]."""
+    channels, height, width = model.domain.shape
     c, y, x = np.mgrid[:channels, :height, :width]
     values = np.stack([(5 * x + 3 * y + 40 * c) % 256, np.where((x // 7 + y // 5 + c) % 2, 230 - c, 12 + y)])
     return torch.from_numpy(values).float() / 127.5 - 1
