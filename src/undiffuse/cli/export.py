@@ -25,7 +25,7 @@ def export(
 
     \b
     Examples:
-      undiffuse export runs/emoji --format diffusers --out emoji-diffusers
+      undiffuse export fashion-mnist --format diffusers --out fashion-diffusers
       undiffuse export fashion-mnist --format onnx --out fashion-mnist.onnx
     """
     from undiffuse import output
