@@ -188,10 +188,9 @@ def test_a_model_that_comes_with_a_student(whole: Path, student: Path, tmp_path:
         assert other.drawn_by(model) == model
     assert np.array_equal(sample(model, 4, steps=2), sample(student, 4))
     assert np.array_equal(sample(model, 4, steps=2, sampler="ddim"), sample(whole, 4, steps=2, sampler="ddim"))
-    draw = ("sample", "model", "-n", 4, "--steps", 2, "--engine", "torch")
-    code, out, err = command(*draw, "--out", "a.npz")
+    code, out, err = command("sample", "model", "-n", 4, "--steps", 2, "--out", "a.npz")
     assert code == 0 and "2 evaluations of the network each, by model/2-steps, torch" in out, err
-    code, out, _ = command(*draw, "--class", "0", "--guidance", 2, "--out", "b.npz")
+    code, out, _ = command("sample", "model", "-n", 4, "--steps", 2, "--class", "0", "--guidance", 2, "--out", "b.npz")
     assert code == 0 and "4 evaluations of the network each, by torch" in out
     code, out, _ = command("redo", "a.npz", "--out", "c.npz")
     assert code == 0 and np.array_equal(np.load("a.npz")["images"], np.load("c.npz")["images"])

@@ -243,7 +243,8 @@ def main() -> None:
     assert isinstance(train, SoundSet) and isinstance(test, SoundSet)
     chosen = np.linspace(0, len(test) - 1, min(options.n, len(test))).astype(int)
     tasks = Tasks(model, model.domain, train, test, chosen)
-    found: dict[str, Any] = {"model": model.name, "fingerprint": model.fingerprint, "n": len(chosen), **conditions()}
+    facts = {"model": Path(model.name).name, "fingerprint": model.fingerprint}  # a path says nothing elsewhere
+    found: dict[str, Any] = {**facts, "n": len(chosen), **conditions()}
     if train.captions:
         found["sentences"] = sentences(tasks)
         print("sentences", found["sentences"], flush=True)
