@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--preset", help="such as that of a rival")
     parser.add_argument("--keep", type=Path, help="keep the run here")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})
         os.environ["OMP_NUM_THREADS"] = "1"

@@ -11,6 +11,7 @@ import torch
 from conftest import TINY, Command, ignore, run_state
 from PIL import Image
 
+from undiffuse.adapters import base_fingerprint
 from undiffuse.card import find
 from undiffuse.config import preset
 from undiffuse.engines import available, with_engine
@@ -145,6 +146,14 @@ def test_the_command(whole: Path, command: Command) -> None:
     assert code == 0 and "already finished at step 6" in out, err
     code, _, err = command("distill", "fast", "--out", "again", *arguments)
     assert code == 2 and "fast is a student already" in err
+    for words, reason in (
+        ((whole, "--seed", 5), "was begun with training.seed = 0, not 5"),
+        ((whole, "--steps", 2), "was begun with objective.jumps = 1, not 2"),
+        (("fashion-mnist",), f"go on with undiffuse distill {whole} --out fast --resume"),
+        ((whole, "--from", "fast"), f"go on with undiffuse distill {whole} --out fast --resume"),
+    ):
+        code, _, err = command("distill", *words, "--out", "fast", "--resume")
+        assert code == 2 and reason in err, err
     code, _, err = command("sample", whole, "--sampler", "jump", "--steps", 1)
     assert code == 2 and "the sampler jump is for flow maps" in err
     Image.new("L", (16, 16)).save("picture.png")
@@ -155,10 +164,25 @@ def test_the_command(whole: Path, command: Command) -> None:
         (("tune", "fast", "--sampler", "jump", "--steps", 1), "no grid is searched for jump"),
         (("distill", whole, "--steps", 3, *arguments), "a student makes 1, 2, 4, 8 or 16 jumps"),
         (("distill", whole, "--data", "other.npz", *arguments), "was trained on other data"),
+        (("distill", whole, "--minutes", 1, *arguments), "exclude each other"),
+        (("distill", whole, "--from", "fashion-mnist", *arguments), "that is no student"),
     ):
         code, _, err = command(*words)
         assert code == 2 and reason in err, (words, err)
     assert not Path("runs").exists()  # nothing is left of what was refused
+
+
+def test_a_student_is_sharpened_by_its_own_teacher(
+    whole: Path, data: str, student: Path, tmp_path: Path, command: Command
+) -> None:
+    other = tmp_path / "other"
+    train({**SHORT, "data.source": data, "training.seed": 1, **TINY}, other, report=ignore)
+    short = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+    code, _, err = command("distill", other, "--from", student, "--out", "sharp", *short)
+    assert code == 2 and f"{student} is a student of another model than" in err
+    code, _, err = command("distill", whole, "--from", student, "--out", "sharp", *short)
+    assert code == 0, err
+    assert load("sharp").training["teacher"] == base_fingerprint(load(whole))
 
 
 @pytest.mark.parametrize(

@@ -213,15 +213,16 @@ def sentences(tasks: Tasks) -> dict[str, Any]:
 
 
 def show(tasks: Tasks, figure: Path | None, page: Path | None) -> None:
-    """The first clips, as spectrograms and as players."""
-    for_all = [("the clip", tasks.rows)]
-    shown = [(f"{task}: {name}", rows) for task, found in tasks.made.items() for name, rows in found.items()]
-    titles = [tasks.test.classes[label] for label in tasks.labels[:SHOWN]]
+    """One clip of each class, as spectrograms and as players."""
+    chosen = np.unique(tasks.labels, return_index=True)[1][:SHOWN]
+    made = [(f"{task}: {name}", rows) for task, found in tasks.made.items() for name, rows in found.items()]
+    shown = [(name, rows[chosen]) for name, rows in [("the clip", tasks.rows), *made]]
+    titles = [tasks.test.classes[label] for label in tasks.labels[chosen]]
     if figure:
-        pictures = [(name, tasks.domain.pictures(rows[:SHOWN])) for name, rows in for_all + shown]
+        pictures = [(name, tasks.domain.pictures(rows)) for name, rows in shown]
         strips(pictures, titles, "Spoken words, damaged and mended", figure)
     if page:
-        rooms = [Room(name, clips(tasks.domain, rows[:SHOWN], titles), SHOWN) for name, rows in for_all + shown]
+        rooms = [Room(name, clips(tasks.domain, rows, titles), len(rows)) for name, rows in shown]
         facts = {"model": tasks.model.name, "fingerprint": tasks.model.fingerprint}
         write_page(Page("Spoken words", "Spoken words, damaged and mended", [], [], [], [], [], facts, rooms), page)
 

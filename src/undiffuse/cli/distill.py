@@ -1,12 +1,16 @@
 """`undiffuse distill`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from undiffuse.cli import complete
 from undiffuse.cli.console import command, say
 from undiffuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from undiffuse.config import ObjectiveConfig
 
 APART = 0.1
 """How often a student of a model that takes several conditions is given one alone, or none, as its teacher was."""
@@ -55,41 +59,63 @@ def distill(
     if card.config.network.kind != "unet":
         kind = card.config.network.kind
         raise UsageError(f"{model} has a {kind}, and a student is made of a U-Net: distil another model")
-    goal = read_card(find(student)).config.objective if student else None
+    goal = _goal(student) if student else None
     jumps = steps or (goal.jumps if goal else 1)
     usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-sharp' * bool(student)}"
-    values = parse_settings(settings)
-    if not resume:
+    asked = {"training.minutes": minutes, "training.seed": seed, "objective.jumps": steps}
+    asked |= {"objective.guidance": guidance, "data.source": data}
+    values = parse_settings(settings) | {key: value for key, value in asked.items() if value is not None}
+    if resume and (usual / "run.json").exists():
+        _check_names(usual, model, student)
+    else:
         if "imported" in card.training and data is None:
             raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
         source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
         theirs, defaults = card.config, DataConfig()
         read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
-        given = {
+        own = {
             **{f"data.{key}": value for key, value in read.items()},
-            "data.source": data or source or theirs.data.source,
+            "data.source": source or theirs.data.source,
             "training.base": student or model,
             "network.inpaint": False,
             "training.label_dropout": APART if card.data.takes and card.data.takes.kind == "several" else None,
             "training.teacher": model if student else None,
             "training.conditional": theirs.training.conditional,
             "training.condition": theirs.training.condition,
-            "training.minutes": minutes,
-            "training.seed": seed,
+            "training.minutes": 30.0,
             "objective.jumps": jumps,
-            "objective.guidance": guidance if guidance is not None else goal.guidance if goal else None,
+            "objective.guidance": goal.guidance if goal else None,
         }
         plain = preset("adversarial" if student else "distill")
-        plain |= {key: value for key, value in given.items() if value is not None}
-        if not {"training.minutes", "training.steps"} & {*plain, *values}:
-            plain["training.minutes"] = 30.0
-        values = over(plain, values)
+        values = over(plain | {key: value for key, value in own.items() if value is not None}, values)
     with nullcontext(usual) if out or resume else new_folder(usual) as place:
         outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
         say(f"next: {command('sample', outcome.run)}")
     elif outcome.main:
-        say(f"next: {command('distill', model, '--out', outcome.run, '--resume')}")
+        going_on = ("--from", student) if student else ()
+        say(f"next: {command('distill', model, *going_on, '--out', outcome.run, '--resume')}")
     if outcome.signal:
         raise typer.Exit(outcome.exit_code)
+
+
+def _goal(student: str) -> "ObjectiveConfig":
+    """What a student was made for. Raises UsageError for a model that is none."""
+    from undiffuse.card import find, read_card
+
+    config = read_card(find(student)).config
+    if not config.network.jumps:
+        raise UsageError(f"--from {student}: that is no student, as undiffuse distill makes them of a model")
+    return config.objective
+
+
+def _check_names(run: Path, model: str, student: str | None) -> None:
+    """Raises UsageError for a teacher or a student other than those that the run began with."""
+    from undiffuse.card import read_run
+
+    began = read_run(run).training
+    teacher, base = (began.teacher, began.base) if began.teacher else (began.base, None)
+    if model != teacher or student not in (None, base):
+        words = ["distill", str(teacher), *(["--from", base] if base else []), "--out", run, "--resume"]
+        raise UsageError(f"{run} was begun with other models: go on with {command(*words)}")

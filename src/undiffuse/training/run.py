@@ -271,6 +271,7 @@ class _Run:
             "device": str(self.accelerator.device),
             **({} if self.config.training.clock == "wall" else {"clock": self.config.training.clock}),
             **({"base": {"name": origin.name, "fingerprint": origin.fingerprint}} if origin else {}),
+            **({"teacher": self.learner.taught_by} if self.learner.taught_by else {}),
             **conditions(),
         }
 

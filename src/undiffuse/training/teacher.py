@@ -5,7 +5,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from undiffuse.adapters import base_fingerprint
-from undiffuse.card import DataFacts
+from undiffuse.card import DataFacts, find, read_card
 from undiffuse.conditions import Condition
 from undiffuse.config import Config
 from undiffuse.errors import UsageError
@@ -22,7 +22,8 @@ def teacher(config: Config, data: DataFacts, run: Path, accelerator: Accelerator
     predictions in range.
 
     Raises UsageError for one that is no denoiser, a student itself, of other data than `data`, or another than the run
-    in the folder `run` began with; and for guidance that it cannot have.
+    in the folder `run` began with; for a student to go on with that learnt from another; and for guidance that it
+    cannot have.
     """
     name = config.training.teacher or config.training.base
     assert name is not None
@@ -37,8 +38,14 @@ def teacher(config: Config, data: DataFacts, run: Path, accelerator: Accelerator
         raise UsageError(
             f"{model.name} was trained on other data than {data.name}: other pictures, classes or captions"
         )
-    if (read_record(run) or {}).get("teacher", base_fingerprint(model)) != base_fingerprint(model):
+    record, fingerprint = read_record(run), base_fingerprint(model)
+    if (record or {}).get("teacher", fingerprint) != fingerprint:
         raise UsageError(f"{model.name} is another model than {run} began with: choose another --out")
+    if record is None and config.training.teacher and config.training.base:
+        learnt = read_card(find(config.training.base)).training
+        taught_by = learnt.get("teacher") or learnt.get("base", {}).get("fingerprint", fingerprint)
+        if taught_by != fingerprint:
+            raise UsageError(f"{config.training.base} is a student of another model than {model.name}")
     accelerator.prepare_model(model.network, evaluation_mode=True)  # the precision of the run
     recipe = Recipe(guidance=Guidance(config.objective.guidance))
 
