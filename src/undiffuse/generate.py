@@ -171,10 +171,10 @@ class Recipe:
         if model.config.objective.loss in DISTILLING:
             jumps = model.config.objective.jumps
             divides = model.config.objective.loss == "flow-map" and jumps % self.steps == 0
-            if not SAMPLERS[self.sampler].jumps or not (divides or self.steps == jumps):
+            if not SAMPLERS[self.sampler].jumps or self.grid or not (divides or self.steps == jumps):
                 raise UsageError(
                     f"{model.name} is a flow map of {jumps} jump{'s' * (jumps > 1)}, and nothing else: leave the "
-                    "sampler and the steps out, or use its teacher"
+                    "sampler, the steps and the grid out, or use its teacher"
                 )
 
     def denoise(self, model: Model, condition: Request | None, overshoot: Overshoot | None = None) -> Denoise:

@@ -17,31 +17,26 @@ from torch.nn import functional
 from undiffuse.conditions.spectra import SILENCE, Spectra
 from undiffuse.domains.log_mel import LogMel
 from undiffuse.errors import UsageError
-from undiffuse.model import DataFacts, Model, built_in, load
+from undiffuse.model import DataFacts, Model, load
 from undiffuse.randomness import keyed_draws
 from undiffuse.registry import SAMPLERS
 from undiffuse.sampling import make_grid, trajectory
 from undiffuse.sound import hop_length
 
 GRIFFIN_LIM = "griffin-lim"
-USUAL = "vocoder"
-"""The built-in vocoder, where the package has one."""
 SAMPLER, STEPS = "dpm++2m", 5
 BLOCK = 64
 """Clips at once."""
 
 
 def with_vocoder(model: Model, vocoder: Model | str | os.PathLike[str] | None = None) -> Model:
-    """`model` with a vocoder: a folder, a built-in name or the thing itself; "griffin-lim" is none.
+    """`model` with a vocoder: a folder, a built-in name or the thing itself; None and "griffin-lim" are none.
 
-    None: the built-in one for a model of log-mel spectrograms at its rate, if there is one. Raises UsageError for a
-    model of anything else, and for a vocoder that takes no spectrograms or is for another rate.
+    Raises UsageError for a model of anything but log-mel spectrograms, and for a vocoder that takes no spectrograms or
+    is for another rate.
     """
     if vocoder is None:
-        if model.data.domain != "log-mel" or USUAL not in built_in():
-            return model
-        usual = load(USUAL, model.device)
-        return dataclasses.replace(model, vocoder=usual) if _rate(usual) == _rate(model) else model
+        return model
     if model.data.domain != "log-mel":
         raise UsageError(f"--vocoder is for models of log-mel spectrograms, {model.name} is one of {model.data.domain}")
     if not isinstance(vocoder, Model):

@@ -5,13 +5,14 @@ from pathlib import Path
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, INTERVAL, guidance_of, say, table
+from undiffuse.cli.console import DEVICE, ENGINE, FORCE, GUIDANCE, INTERVAL, check_effect, guidance_of, say, table
 from undiffuse.cli.evaluate import FEATURES_HELP, SIZE_HELP, SPLIT_HELP
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
 
 def compare(
+    context: typer.Context,
     subjects: list[str] = typer.Argument(
         ...,
         metavar="A B C ...",
@@ -58,7 +59,9 @@ def compare(
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, use undiffuse evaluate")
     output.claim({"--json": json_file, "--figure": figure}, force, {"--figure": [".png"]})
-    recipe = Recipe(sampler, steps, seed=seed, guidance=guidance_of(guidance, guidance_interval))
+    settings = guidance_of(guidance, guidance_interval)
+    check_effect(context, settings)
+    recipe = Recipe(sampler, steps, seed=seed, guidance=settings)
     contenders = measured(
         subjects,
         data,

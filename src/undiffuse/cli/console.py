@@ -11,7 +11,7 @@ import typer
 
 from undiffuse.cli import complete
 from undiffuse.errors import UsageError
-from undiffuse.registry import ENGINES, GRIDS, SAMPLERS, THRESHOLDS
+from undiffuse.registry import ENGINES, GRIDS, SAMPLERS, THRESHOLDS, TOKEN_SAMPLERS
 from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ ENGINE: str = typer.Option(
     autocompletion=complete.engines,
 )
 SAMPLER: str = typer.Option(
-    "auto", help=f"auto (by the steps), {', '.join(SAMPLERS)}.", autocompletion=complete.samplers
+    "auto",
+    help=f"auto (by the steps), {', '.join(SAMPLERS)}; of texts {', '.join(TOKEN_SAMPLERS)}.",
+    autocompletion=complete.samplers,
 )
 ETA: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM.")
 GRID: str = typer.Option(
@@ -59,7 +61,7 @@ APG: str = typer.Option(
 )
 VOCODER: str = typer.Option(
     None,
-    help="For log-mel spectrograms: the model that makes waveforms of them, or griffin-lim [the built-in one].",
+    help="For log-mel spectrograms: the model that makes waveforms of them, or griffin-lim [griffin-lim].",
     autocompletion=complete.models,
 )
 FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
@@ -110,6 +112,21 @@ def guidance_of(
     projection = _floats("--apg", apg, (1, 3), "ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5")
     scale = (PROMPTED if prompted else 1.0) if scale is None else scale
     return Guidance(scale, (levels[0], levels[1]) if levels else None, rescale, *projection)
+
+
+def check_effect(context: typer.Context, guidance: "Guidance") -> None:
+    """Raises UsageError for options of guidance that were given to a command and that its scale, 1, makes idle.
+
+    A classifier may guide at 1: towards a class that the model does not know.
+    """
+    idle = [name for name in ("guidance_interval", "guide", "rescale", "apg") if name in given(context)]
+    if guidance.scale == 1 and idle:
+        from undiffuse.classifier import CARD
+
+        if "guide" in idle and os.path.isfile(os.path.join(context.params["guide"], CARD)):
+            return
+        options = {str(one.name): one.opts[0] for one in context.command.params}
+        raise UsageError(f"{options[idle[0]]} has no effect without guidance: give a scale too, such as --guidance 2")
 
 
 def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) -> list[float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import FORCE, say
+from undiffuse.cli.console import FORCE, check_options, say
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
 
@@ -64,6 +64,7 @@ def list_() -> None:
 
 @app.command("show")
 def show(
+    context: typer.Context,
     name: str = typer.Argument(
         ..., help="A name from `undiffuse data list`, or data of your own.", autocompletion=complete.data
     ),
@@ -98,6 +99,7 @@ def show(
     from undiffuse.plots import save_grid
 
     if is_text(name):
+        check_options(context, ("name", "split"), "texts")
         _show_text(name, split)
         return
     heard = is_sounds(name)

@@ -62,8 +62,13 @@ def distill(
     goal = _goal(student) if student else None
     jumps = steps or (goal.jumps if goal else 1)
     usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-sharp' * bool(student)}"
-    asked = {"training.minutes": minutes, "training.seed": seed, "objective.jumps": steps}
-    asked |= {"objective.guidance": guidance, "data.source": data}
+    asked: dict[str, float | str | None] = {
+        "training.minutes": minutes,
+        "training.seed": seed,
+        "objective.jumps": steps,
+        "objective.guidance": guidance,
+        "data.source": data,
+    }
     values = parse_settings(settings) | {key: value for key, value in asked.items() if value is not None}
     if resume and (usual / "run.json").exists():
         _check_names(usual, model, student)
@@ -117,5 +122,6 @@ def _check_names(run: Path, model: str, student: str | None) -> None:
     began = read_run(run).training
     teacher, base = (began.teacher, began.base) if began.teacher else (began.base, None)
     if model != teacher or student not in (None, base):
-        words = ["distill", str(teacher), *(["--from", base] if base else []), "--out", run, "--resume"]
-        raise UsageError(f"{run} was begun with other models: go on with {command(*words)}")
+        going_on = ("--from", base) if base else ()
+        right = command("distill", str(teacher), *going_on, "--out", run, "--resume")
+        raise UsageError(f"{run} was begun with other models: go on with {right}")

@@ -24,6 +24,7 @@ from undiffuse.cli.console import (
     THRESHOLD,
     VOCODER,
     alone,
+    check_effect,
     given,
     guidance_of,
     say,
@@ -166,6 +167,7 @@ def edit(
         raise UsageError("--gap is for models of sounds: of a picture, a --mask says what to repaint")
     check_options(context, TECHNIQUES)
     settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
+    check_effect(context, settings)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)
     out = out or output.fresh(Path(f"{Path(output.name_of(images[0])).stem}-edited.png"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import check_options, given, guidance_of, say
+from undiffuse.cli.console import check_effect, check_options, given, guidance_of, say
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -32,6 +32,7 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     settings = guidance_of(
         options["guidance"], options["guidance_interval"], options["rescale"], options["apg"], bool(options["prompt"])
     )
+    check_effect(context, settings)
     gap, spec, to, n = options["gap"], options["restoration"], options["to"], options["n"]
     count = options["frames"] if to is not None else n * len(files)
     out = out or output.fresh(Path(f"{Path(output.name_of(files[0])).stem}-edited.wav"))

@@ -18,6 +18,7 @@ from undiffuse.cli.console import (
     INTERVAL,
     VOCODER,
     alone,
+    check_effect,
     given,
     guidance_of,
     numbers,
@@ -139,6 +140,7 @@ def evaluate(
     parse_groups(metrics)
     _refuse(context, metrics)
     settings = guidance_of(guidance, guidance_interval)
+    check_effect(context, settings)
     recipes = [Recipe(sampler, count, eta, seed=seed, guidance=settings) for count in numbers("--steps", steps)]
     done = []
     for evaluation in measured(

@@ -17,7 +17,7 @@ def export(
     ),
     out: Path = typer.Option(..., "--out", "-o", help="The folder (or .onnx file) to write."),
     format: str = typer.Option(
-        "diffusers", help="diffusers (a pipeline folder) or onnx.", autocompletion=complete.formats
+        None, help="diffusers (a pipeline folder) or onnx [by the name in --out].", autocompletion=complete.formats
     ),
     force: bool = FORCE,
 ) -> None:
@@ -25,12 +25,14 @@ def export(
 
     \b
     Examples:
-      undiffuse export fashion-mnist --format diffusers --out fashion-diffusers
-      undiffuse export fashion-mnist --format onnx --out fashion-mnist.onnx
+      undiffuse export fashion-mnist --out fashion-diffusers
+      undiffuse export fashion-mnist --out fashion-mnist.onnx
     """
     from undiffuse import output
     from undiffuse.model import load
 
+    if format is None:
+        format = "onnx" if out.suffix.lower() == ".onnx" else "diffusers"
     if format == "onnx":
         output.claim({"--out": out}, force)
     else:

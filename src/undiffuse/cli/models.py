@@ -11,6 +11,8 @@ def models() -> None:
       undiffuse models
       undiffuse sample emoji --class "Animals & Nature"
     """
+    from pathlib import Path
+
     from rich.console import Console
     from rich.table import Table
 
@@ -26,6 +28,8 @@ def models() -> None:
         size = (folder / "weights.safetensors").stat().st_size / 1e6
         noun, minutes = domain_of(data).noun, f"{training['seconds'] / 60:.0f} min"
         trained = f"{training['images']:,} {noun} in {minutes} on {training['device']}"
+        if "base" in training:
+            trained += f", from {Path(training['base']['name']).name}"
         if measured:
             trained += f"; {measured.bits_per_dim.mean:.3f} bits/dim ({measured.n:,} {measured.split} images)"
         table.add_row(

@@ -24,6 +24,7 @@ from undiffuse.cli.console import (
     SAMPLER,
     THRESHOLD,
     VOCODER,
+    check_effect,
     guidance_of,
     say,
 )
@@ -37,9 +38,11 @@ def sample(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    n: int = typer.Option(64, "-n", min=1, help="Number of samples."),
+    n: int = typer.Option(None, "-n", min=1, help="Number of samples [64; 10 in a .wav; 1 of a text]."),
     sampler: str = SAMPLER,
-    steps: int = typer.Option(20, min=1, help="Number of steps from noise to data [20; of a student, its own]."),
+    steps: int = typer.Option(
+        20, min=1, help="Number of steps from noise to data [20; of a student, its own; of a text, one per token]."
+    ),
     eta: float = ETA,
     grid: str = GRID,
     threshold: str = THRESHOLD,
@@ -106,8 +109,10 @@ def sample(
     card = read_card(find(model))
     if prompt and not card.config.network.jumps:  # a flow map has learnt its guidance
         recipe = replace(recipe, guidance=guidance_of(guidance, guidance_interval, rescale, apg, True))
+    check_effect(context, recipe.guidance)
     kind = domain_of(card.data).suffix
     out = out or output.fresh(Path(f"{name}-samples{kind}"))
+    n = n or (10 if out.suffix.lower() == ".wav" else 64)
     output.check(out, n, force, kind)
 
     from undiffuse.conditions import Labels, part_for, parts_of

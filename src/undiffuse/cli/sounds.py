@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import alone, check_options, guidance_of, numbers, say, table
+from undiffuse.cli.console import alone, check_effect, check_options, guidance_of, numbers, say, table
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
 
@@ -85,6 +85,7 @@ def _of_model(context: typer.Context, subject: str, metrics: list[str] | None) -
     if others:
         raise UsageError(f"--steps {options['steps']}: one number for a model of sounds")
     guidance = guidance_of(options["guidance"], options["guidance_interval"])
+    check_effect(context, guidance)
     recipe = Recipe(options["sampler"], steps, options["eta"], seed=options["seed"], guidance=guidance)
     taken = {name: options[name] for name in ("guide", "device", "engine", "vocoder")}
     n = options["n"] or DEFAULT_N

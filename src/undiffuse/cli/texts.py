@@ -59,7 +59,7 @@ def sample(
     if len(prompt) >= length:
         raise UsageError(f"--length {length}: the prompt alone has {len(prompt)} tokens")
     origin = recorded(context, loaded, writing.seed)
-    count = context.params["n"] if "n" in given(context) else 1
+    count = context.params["n"] or 1
     with bar("writing", _batches(count) * (length - len(prompt))) as tick:
         found = _in_batches(
             count, lambda part: write(loaded, writing, part, prompt, length, loaded.condition(part), next_ones, tick)

@@ -120,7 +120,8 @@ def train(
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
         say(f"previews: {outcome.run / 'previews'}; metrics: {outcome.run / 'metrics.jsonl'}")
-        say(f"next: {command('sample', outcome.run)}")
+        vocoder = resolved.network.kind == "vocoder"
+        say(f"next: {command('edit', outcome.run, 'SOUND.wav') if vocoder else command('sample', outcome.run)}")
     elif outcome.main:
         say(f"next: {command('train', '--out', outcome.run, '--resume')}")
     if outcome.signal:

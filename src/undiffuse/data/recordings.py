@@ -1,5 +1,6 @@
 """Sound files for editing: as rows of a model by the policy of `data.soundfiles`, and edits back at their own level."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Recordings:
         return found
 
 
-def read_sounds(paths: Sequence[Path], domain: Sounds, trim: bool) -> Recordings:
+def read_sounds(paths: Sequence[str | os.PathLike[str]], domain: Sounds, trim: bool) -> Recordings:
     """Sound files of any kind, rate and number of channels, as `data.load_sounds` reads them, with remarks on
     those that hold less than they seem to.
 
@@ -61,7 +62,7 @@ def read_sounds(paths: Sequence[Path], domain: Sounds, trim: bool) -> Recordings
     """
     longest = domain.stored[0]
     stored, gains, lengths = np.zeros((len(paths), longest), np.int16), np.ones(len(paths)), np.zeros(len(paths), int)
-    for number, path in enumerate(paths):
+    for number, path in enumerate(map(Path, paths)):
         name = readable(str(path))
         if not path.exists():
             raise UsageError(f"{name}: there is no such file")

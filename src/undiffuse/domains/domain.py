@@ -69,8 +69,17 @@ class Domain(Protocol):
         """All of them in one .png, written atomically: previews and grids."""
 
 
-def refuse_picture_settings(settings: "DataConfig", what: str) -> None:
-    """Raises UsageError for settings that only pictures have, `what` saying what this is instead."""
-    for key in ("size", "channels", "flip", "shift", "augment"):
-        if getattr(settings, key):
-            raise UsageError(f"data.{key} is for pictures, and {what}: leave it out")
+SETTINGS = {
+    "pictures": ("size", "channels", "flip", "shift", "augment"),
+    "texts": ("length", "tokens", "vocabulary"),
+    "sounds": ("sound", "rate", "seconds", "trim"),
+}
+"""Those of the data that one kind of it alone takes."""
+
+
+def refuse_settings(settings: "DataConfig", ours: str, what: str) -> None:
+    """Raises UsageError for settings of other kinds of data than `ours`, `what` saying what this is."""
+    for kind, keys in SETTINGS.items():
+        for key in keys:
+            if kind != ours and getattr(settings, key) != type(settings).model_fields[key].default:
+                raise UsageError(f"data.{key} is for {kind}, and {what}: leave it out")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from undiffuse.domains.domain import refuse_settings
 from undiffuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Pictures:
         return rows
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for a shift that leaves nothing of the images."""
+        """Raises UsageError for settings of other kinds of data, and for a shift that leaves nothing of the images."""
+        refuse_settings(settings, "pictures", "these are pictures")
         height, width, _ = self.stored
         if settings.shift >= min(height, width):
             raise UsageError(f"data.shift = {settings.shift} leaves nothing of images of {height}x{width} pixels")

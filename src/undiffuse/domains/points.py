@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undiffuse.errors import UsageError
+from undiffuse.domains.domain import refuse_settings
 from undiffuse.files import atomic_file
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ class Points:
         return self.stored
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for settings that only pictures have."""
-        for key in ("size", "channels", "flip", "shift"):
-            if getattr(settings, key):
-                raise UsageError(f"data.{key} is for pictures, and these are points: leave it out")
+        """Raises UsageError for settings of other kinds of data."""
+        refuse_settings(settings, "points", "these are points")
 
     def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows: points are not augmented."""

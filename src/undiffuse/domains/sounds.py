@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undiffuse.domains.domain import refuse_picture_settings
+from undiffuse.domains.domain import refuse_settings
 from undiffuse.errors import UsageError
 from undiffuse.files import atomic_file
 from undiffuse.names import shown
@@ -69,8 +69,8 @@ class Sounds:
         return self.stored[0] / self.rate
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for settings that only pictures have."""
-        refuse_picture_settings(settings, "these are sounds")
+        """Raises UsageError for settings of other kinds of data."""
+        refuse_settings(settings, "sounds", "these are sounds")
 
     def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows: sounds are not augmented."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undiffuse.domains.domain import refuse_picture_settings
+from undiffuse.domains.domain import refuse_settings
 from undiffuse.files import atomic_file
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Texts:
         return self.stored
 
     def check(self, settings: "DataConfig") -> None:
-        """Raises UsageError for settings that only pictures have."""
-        refuse_picture_settings(settings, "this is a text")
+        """Raises UsageError for settings of other kinds of data."""
+        refuse_settings(settings, "texts", "this is a text")
 
     def augment(self, rows: np.ndarray, settings: "DataConfig", draw: "BatchDraw") -> np.ndarray:
         """The rows: texts are not augmented."""

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from undiffuse.build import make_data_of
+from undiffuse.build import DISTILLING, make_data_of
 from undiffuse.config import DataConfig
 from undiffuse.data import ImageSet
 from undiffuse.devices import shares_a_cpu
@@ -277,8 +277,11 @@ def pixels(images: ImageSet, numbers: np.ndarray) -> Tensor:
 
 
 def images_of(model: Model, data: str | None, split: str, bar: Bar) -> ImageSet:
-    """A split of the model's training data, or of `data`. UsageError if it cannot be resized to the model's shape."""
+    """A split of the model's training data, or of `data`. UsageError if it cannot be resized to the model's shape, and
+    for a model without likelihood."""
     config = model.learnt
+    if model.config.objective.loss in DISTILLING:
+        raise UsageError(f"{model.name} is a student, which draws and has no likelihood: measure its teacher")
     if model.domain.values != 256:
         raise UsageError(f"{model.name}: bits per dimension need data of 256 values, which {model.domain.noun} are not")
     if data is not None:

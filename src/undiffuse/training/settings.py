@@ -40,8 +40,6 @@ def decided(config: Config, data: ImageSet, precision: str) -> Config:
     domain.check(config.data)
     if config.denoiser.target == CATEGORICAL and domain.values != VALUES and data.domain != "texts":
         raise UsageError(f"denoiser.target={CATEGORICAL} is for data of {VALUES} values, which {domain.noun} are not")
-    if config.data.augment and data.domain != "pictures":
-        raise UsageError(f"data.augment is for pictures, and these are {domain.noun}: leave it out")
     if (data.domain == "texts") != (config.network.kind == "transformer"):
         raise UsageError(
             f"network.kind={config.network.kind} does not fit {domain.noun}: transformer is for texts, and only it, as "
