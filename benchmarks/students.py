@@ -13,10 +13,8 @@ what is there is kept.
 import argparse
 import sys
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
@@ -40,15 +38,14 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
     assert teacher.learnt is not None
     for path, minutes, values in stages(way, run, options):
         shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
-        with patch.object(import_module("undiffuse.objectives.solution"), "TO_DATA", 1.0 if way == "ect" else 0.5):
-            finish(values | shared, path, minutes)
+        finish(values | shared, path, minutes)
     return run
 
 
 def stages(way: str, run: Path, options: argparse.Namespace) -> list[tuple[Path, float, dict[str, Any]]]:
     """The runs that a way takes, with their minutes and settings; what ways have in common, they share."""
     if way in ("solution", "ect"):
-        return [(run, options.minutes, preset("one-step"))]
+        return [(run, options.minutes, preset("one-step") | {"objective.to_data": 1.0 if way == "ect" else 0.5})]
     taught = {"training.base": options.teacher, "objective.guidance": options.guidance, "network.inpaint": False}
     if way == "flow-map":
         return [(run, options.minutes, preset("distill") | taught | OF_FLOW_MAP)]

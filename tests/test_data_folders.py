@@ -338,7 +338,7 @@ def test_a_run_among_its_own_data(tree: Tree) -> None:
 
 
 def test_a_run_alone_is_no_data(tree: Tree) -> None:
-    with pytest.raises(UsageError, match="no images"):
+    with pytest.raises(UsageError, match="holds a model and no data"):
         data.load(tree("run.json", "metrics.jsonl", "previews/step-1.png"))
 
 

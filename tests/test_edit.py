@@ -154,7 +154,7 @@ def test_a_restoration_says_how_well_it_fits(command: Command, whole: Path, pict
         (["archive.npy", "--restore", "blur:1"], "it is an .npz file"),
         (["a.png", "--switch", ".3"], "--switch has no effect on this edit"),
         (["a.png", "--class", "0", "--not", "1"], "--not needs a --guidance"),
-        (["a.png", "--class", "0", "--class", "1", "--apg", "0"], "are for one class"),
+        (["a.png", "--class", "0", "--class", "1", "--apg", "0", "--guidance", "2"], "are for one class"),
         (["a.png", "--outpaint", ".01"], "adds no pixel"),
         (["a.png", "--resampling", "2"], "name a --mask or --outpaint"),
         (["a.png", "--invert", "x"], "no inversion is called 'x'"),

@@ -253,7 +253,7 @@ def write(
     else:
         place = put(out, file, force)
     size = f"{domain.seconds:g} s" if isinstance(domain, Sounds) else format_shape(rows.shape[1:3])
-    return f"{len(rows)} samples of {size}: {place}"
+    return f"{len(rows)} sample{'s' * (len(rows) != 1)} of {size}: {place}"
 
 
 def _page(path: Path, domain: Sounds, rows: np.ndarray, called: Sequence[str], origin: "Provenance | None") -> None:

@@ -127,7 +127,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     read."""
     if not os.path.isfile(path):  # a device might never end
         reason = ": there is no such file" if not os.path.exists(path) else " is no regular file"
-        raise UsageError(readable(os.fspath(path)) + (" is a folder" if os.path.isdir(path) else reason))
+        raise UsageError(readable(os.fspath(path)) + (" is a folder: name files" if os.path.isdir(path) else reason))
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

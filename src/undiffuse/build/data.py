@@ -59,6 +59,10 @@ def make_data_of(shape: tuple[int, ...], config: DataConfig, split: str, bar: Ba
                 images = load(config.source, split, progress=tick)
             except MixedSizes as error:
                 raise UsageError(f"{config.source} has {error}; the samples are all of {format_shape(shape)}") from None
+    if len(images.shape) != len(shape):
+        raise UsageError(
+            f"{config.source} is of the kind {images.domain}, and the model or the samples are of {format_shape(shape)}"
+        )
     if images.shape != shape:
         raise UsageError(
             f"{config.source} has images of {format_shape(images.shape)}; the model or the samples are of "

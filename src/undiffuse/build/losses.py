@@ -132,4 +132,12 @@ def make_objective(config: Config) -> Objective:
         sigma_data=config.denoiser.sigma_data,
     )
     loss, times = LOSSES.find(objective.loss), make_times(objective)
-    return _with(loss, variance=objective.variance, times=times, weighting=weighting, span=span, jumps=objective.jumps)
+    return _with(
+        loss,
+        variance=objective.variance,
+        times=times,
+        weighting=weighting,
+        span=span,
+        jumps=objective.jumps,
+        to_data=objective.to_data,
+    )

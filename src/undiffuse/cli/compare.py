@@ -58,7 +58,7 @@ def compare(
 
     if len(set(subjects)) < 2:
         raise UsageError("compare at least two different models or sets of samples; for one, use undiffuse evaluate")
-    output.claim({"--json": json_file, "--figure": figure}, force, {"--figure": [".png"]})
+    output.claim({"--json": json_file, "--figure": figure}, force, {"--json": [".json"], "--figure": [".png"]})
     settings = guidance_of(guidance, guidance_interval)
     check_effect(context, settings)
     recipe = Recipe(sampler, steps, seed=seed, guidance=settings)

@@ -59,6 +59,11 @@ def distill(
     if card.config.network.kind != "unet":
         kind = card.config.network.kind
         raise UsageError(f"{model} has a {kind}, and a student is made of a U-Net: distil another model")
+    network = card.config.network
+    if network.head or network.fourier or network.kernel or network.values or card.config.denoiser.learned_variance:
+        raise UsageError(
+            f"{model} has a head for densities or a learnt variance, which a student cannot have: distil another model"
+        )
     goal = _goal(student) if student else None
     jumps = steps or (goal.jumps if goal else 1)
     usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-sharp' * bool(student)}"

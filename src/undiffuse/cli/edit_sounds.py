@@ -62,6 +62,10 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
     if options["guide"]:
         loaded = with_guide(loaded, options["guide"])
     observed = spec == "denoise" and isinstance(domain, Waves)
+    if isinstance(domain, Waves) and (spec or "").startswith("denoise:"):
+        raise UsageError(
+            f"--restore {spec}: a model of samples is told how loud the noise is: --restore denoise --noise .05"
+        )
     if not observed and (unused := [name for name in ("noise", "method") if name in given(context)]):
         raise UsageError(f"--{unused[0]} is for --restore denoise and a model of samples (data.sound=waves)")
     part = None if gap is None else missing_gap(domain, piece_of("--gap", gap, domain))

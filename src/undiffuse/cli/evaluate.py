@@ -39,7 +39,7 @@ METRICS_HELP = (
 )
 BOUND_HELP = "For bpd: continuous, or a number of steps T [the model's own; if it has none, continuous]."
 SIZE_HELP = "Side in pixels to which samples in files, and the data, are resized [the samples' own]."
-REPORT_KINDS = {"--report": (".html", ".htm")}
+REPORT_KINDS = {"--json": (".json",), "--report": (".html", ".htm")}
 VARIANCE_HELP = "For bpd in steps: small, large, learned or optimal [learned if the model learned it, else small]."
 
 OF_RECIPE = ("sampler", "steps", "eta", "engine", "guidance", "guidance_interval", "guide")

@@ -222,7 +222,11 @@ class ObjectiveConfig(_Section):
         description="of the teacher, drawn first, for paths and adversarial; None: from the time or the steps",
     )
 
-    _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance", "paths")
+    to_data: float = Field(
+        0.5, ge=0, le=1, description="for loss=solution: the share of jumps that end at the data; 1 is ECT's"
+    )
+
+    _added: ClassVar[tuple[str, ...]] = ("jumps", "guidance", "paths", "to_data")
 
 
 class NetworkConfig(_Section):

@@ -144,8 +144,17 @@ def _source(name: str) -> Source:
     did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
     shown = repr(name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}...")
     raise UsageError(
-        f"no data set and no path is called {shown}.{did_you_mean} A source is one of {', '.join(OPENERS)}; {SOURCES}."
+        f"no data set and no path is called {shown}.{did_you_mean} A source is a name that undiffuse data list has; "
+        f"{SOURCES}; or a file or folder of texts or sounds."
     )
+
+
+def _refuse_models(path: Path) -> None:
+    """Raises UsageError for the folder of a run or a model with no pictures but its own."""
+    from undiffuse.data.walk import holds_pictures
+
+    if any((path / name).is_file() for name in ("run.json", "model.json")) and not holds_pictures(path):
+        raise UsageError(f"{path} holds a model and no data: undiffuse sample {path} draws from it")
 
 
 def _alike(path: Path) -> list[str]:
@@ -171,6 +180,7 @@ def _at_path(path: Path) -> Source:
     from undiffuse.data import folder, shards  # these import Pillow
 
     if path.is_dir():
+        _refuse_models(path)
         if idx.is_idx_folder(path):
             return idx.open_idx(path)
         idx.refuse_others(path)

@@ -91,7 +91,8 @@ def _files(folder: Path) -> list[Path]:
     """The texts in a folder, sorted; none if it holds pictures, also in formats that are not read."""
     if holds_pictures(folder):
         return []
-    return [folder / file for file in walk(folder).texts if file.suffix.lower() in PLAIN]
+    found = [folder / file for file in walk(folder).texts if file.suffix.lower() in PLAIN]
+    return [file for file in found if not file.with_name("run.json").is_file()]  # metrics
 
 
 def _plain(path: Path) -> list[str]:

@@ -94,6 +94,10 @@ def parse(spec: str, shape: tuple[int, ...], mask: np.ndarray | None = None) -> 
         name, argument = "matrix", spec
     else:
         name, _, argument = spec.partition(":")
+    if name in ("denoise", "bandwidth"):
+        raise UsageError(
+            f"{cut(spec)} mends sounds, and this model draws pictures: choose from {', '.join(RESTORATIONS)}"
+        )
     make = RESTORATIONS.find(name)
     if (mask is not None) != (name == "inpaint"):
         raise UsageError(
@@ -169,6 +173,8 @@ def quantised(shape: tuple[int, ...], argument: str) -> Degradation:
 
 def from_file(shape: tuple[int, ...], argument: str) -> Degradation:
     """FILE.npz: a matrix `H` (K, H W C), or a sparse one as `scipy.sparse.save_npz` writes it (csr, csc, coo)."""
+    if not argument:
+        raise UsageError("a linear map is given by its file: --restore FILE.npz")
     path = Path(argument).expanduser()
     numbers = math.prod(shape)
     try:
@@ -189,6 +195,8 @@ def from_file(shape: tuple[int, ...], argument: str) -> Degradation:
 
 def _matrix(arrays: dict[str, np.ndarray]) -> Tensor:
     if "format" not in arrays:
+        if "H" not in arrays:
+            raise ValueError(f"it has {', '.join(arrays) or 'nothing'}")
         dense = arrays["H"]
         if dense.ndim != 2 or dense.dtype.kind not in "fiu" or dense.size > MOST_NUMBERS:
             raise ValueError(f"H is {dense.dtype} {dense.shape}")

@@ -171,7 +171,9 @@ def bench_for(subjects: Sequence[Model | ImageSet], names: Sequence[str], data: 
     for subject in subjects:
         domain = subject.domain if isinstance(subject, Model) else domain_of(subject)
         if not domain.features:
-            raise UsageError(f"there are no features for {domain.noun} yet")
+            raise UsageError(
+                f"there are no features for {domain.noun} here: undiffuse evaluate measures one such model"
+            )
     shapes = [subject.data.shape if isinstance(subject, Model) else subject.shape for subject in subjects]
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:

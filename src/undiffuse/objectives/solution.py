@@ -21,8 +21,6 @@ from undiffuse.sampling.steps import PURE_NOISE
 
 WIDEST, HALVINGS = 0.5, 7
 """The gap at first, as a share of the way from t to s in sigma / alpha; how often it is halved until the end."""
-TO_DATA = 0.5
-"""The share of jumps that end at the data."""
 
 
 def solution(
@@ -34,6 +32,7 @@ def solution(
     *,
     share: Callable[[], float],
     times: TimeSampler = log_normal,
+    to_data: float = 0.5,
 ) -> Tensor:
     """The pseudo-Huber distance of x_0 as the map needs it from t to s, from that which ends where the map from l to s
     does; for a quarter s = t, where the target is x_0 itself: (B,).
@@ -42,10 +41,11 @@ def solution(
 
     Args:
         share: how much of the training is done, in [0, 1].
+        to_data: the share of jumps that end at the data; 1 is consistency training, as ECT has it.
     """
     process = denoiser.process
     t = times(process.schedule, draw.fold(1).uniform(torch.empty(len(x0), 1))[:, 0])
-    t, s, between = ends(process, t, u, WIDEST * 0.5 ** (HALVINGS * share()))
+    t, s, between = ends(process, t, u, WIDEST * 0.5 ** (HALVINGS * share()), to_data)
     noise = draw.normal(x0)
     x_t, x_l = (process.marginal(x0, time).at(noise) for time in (t, between))
     target = x0.clone()
@@ -66,19 +66,19 @@ def aimed(
     return aim(process, there, x_t, t, s)
 
 
-def ends(process: GaussianProcess, t: Tensor, u: Tensor, gap: float) -> tuple[Tensor, Tensor, Tensor]:
+def ends(process: GaussianProcess, t: Tensor, u: Tensor, gap: float, to_data: float) -> tuple[Tensor, Tensor, Tensor]:
     """Where jumps from times t (B,) begin and end, and the time l between: float64 (B,) each.
 
-    u < PLAIN: s = l = t. Else s = 0 for a share of TO_DATA, and for the rest sigma / alpha there is a uniform share of
-    that at t; l lies `gap` of the way from t to s. From PURE_NOISE on, t is 1, where samplers begin.
+    u < PLAIN: s = l = t. Else s = 0 for a share of `to_data`, and for the rest sigma / alpha there is a uniform share
+    of that at t; l lies `gap` of the way from t to s. From PURE_NOISE on, t is 1, where samplers begin.
     """
     schedule = process.schedule
     ratio = (-0.5 * schedule.log_snr(t)).exp().clamp(max=PURE_NOISE)
     place = ((u - PLAIN) / (1 - PLAIN)).clamp(min=0)
-    to_data = place < TO_DATA
-    there = torch.where(to_data, 0.0, ratio * (place - TO_DATA) / (1 - TO_DATA))
+    last = place < to_data
+    there = torch.where(last, 0.0, ratio * (place - to_data) / max(1 - to_data, 1e-12))
     between = ratio + gap * (there - ratio)
-    s = torch.where(to_data, float64(0.0), schedule.time(-2 * there.clamp(min=1e-30).log()))
+    s = torch.where(last, float64(0.0), schedule.time(-2 * there.clamp(min=1e-30).log()))
     plain = u < PLAIN
     start = torch.where(ratio < PURE_NOISE, schedule.time(-2 * ratio.log()), 1.0)
     return start, torch.where(plain, start, s), torch.where(plain, start, schedule.time(-2 * between.log()))

@@ -13,11 +13,12 @@ from typing import Any
 
 from undiffuse.adapters import base_fingerprint
 from undiffuse.bases import base_config
-from undiffuse.card import DataFacts, checkpoints, read_card, read_run, recorded_source
+from undiffuse.card import DataFacts, checkpoints, find, read_card, read_run, recorded_source
 from undiffuse.config import MACHINE_KEYS, Config, make_config, read_config
 from undiffuse.data import ImageSet
 from undiffuse.data.entries import OPENERS
 from undiffuse.data.speech import SPEECH
+from undiffuse.domains import domain_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import read_json, write_json
 from undiffuse.model import Model, load
@@ -49,6 +50,8 @@ def configuration(values: dict[str, Any], run: Path, resume: bool) -> Config:
 
     Raises UsageError for a folder in use, for one with nothing to resume, and for invalid settings.
     """
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file, and a run is a folder: choose another --out")
     record = read_record(run)
     if record is None:
         if resume and not values:
@@ -106,6 +109,16 @@ def check_data(run: Path, config: Config, data: ImageSet) -> None:
             "a resumed run keeps its data. Choose another --out."
         )
     raise UndiffuseError(f"{data.name} has changed since {run} began: its content is not what the run was trained on")
+
+
+def check_base(run: Path, config: Config, data: ImageSet) -> None:
+    """Raises UsageError if a run begins with a base for another kind of data."""
+    if config.training.base is None or checkpoints(run):
+        return
+    theirs = read_card(find(config.training.base)).data
+    if theirs.domain != data.domain:
+        ours = f"{data.name} holds {domain_of(data).noun} ({data.domain})"
+        raise UsageError(f"{config.training.base} is a model of {domain_of(theirs).noun} ({theirs.domain}), and {ours}")
 
 
 def start(run: Path, config: Config) -> tuple[Model | None, Origin | None]:

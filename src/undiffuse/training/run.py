@@ -34,7 +34,7 @@ from undiffuse.training.folders import alone_in
 from undiffuse.training.listeners import Listeners
 from undiffuse.training.loop import TrainingStep, positions, training_steps
 from undiffuse.training.paths import paths_of
-from undiffuse.training.record import check_data, configuration, data_source, start, write_record
+from undiffuse.training.record import check_base, check_data, configuration, data_source, start, write_record
 from undiffuse.training.settings import DEFAULT_STEPS, clock_of, decided, decided_precision
 from undiffuse.training.signals import Caught, caught
 from undiffuse.training.state import Learner, make_learner
@@ -99,6 +99,7 @@ def train(
         with accelerator.main_process_first(), bar("reading the data") as tick:
             data = make_data(config.data.model_copy(update={"source": source}), progress=tick)
     check_data(run, config, data)
+    check_base(run, config, data)
     config = decided(config, data, precision)
     facts = data_facts(config, data)
     learner = make_learner(config, data, facts, accelerator, *start(run, config))
@@ -113,6 +114,8 @@ def train(
         if config.objective.loss in ON_PATHS:
             clock = clock_of(config)
             began = clock()
+            if accelerator.is_main_process:
+                report(f"drawing paths of {model.name}, or taking them from the cache")
             learner.paths, config = paths_of(model, config, data, precision)
             learner.progress.seconds = learner.progress.before = clock() - began
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
