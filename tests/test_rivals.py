@@ -47,7 +47,7 @@ def settings(name: str, data: str) -> dict[str, Any]:
 def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rivals")
     for name in RIVALS:
-        train(settings(name, data), folder / name, report=ignore)
+        train(settings(name, data) | {"training.learning_rate": 1e-3}, folder / name, report=ignore)
     return {name: folder / name for name in RIVALS}
 
 

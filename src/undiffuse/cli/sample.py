@@ -38,7 +38,7 @@ def sample(
     model: str = typer.Argument(
         ..., help="A run folder, a model folder or a built-in name.", autocompletion=complete.models
     ),
-    n: int = typer.Option(None, "-n", min=1, help="Number of samples [64; 10 in a .wav; 1 of a text]."),
+    n: int = typer.Option(None, "-n", min=1, help="Number of samples [64; 1 of a text, and in a .wav]."),
     sampler: str = SAMPLER,
     steps: int = typer.Option(
         20, min=1, help="Number of steps from noise to data [20; of a student, its own; of a text, one per token]."
@@ -112,7 +112,7 @@ def sample(
     check_effect(context, recipe.guidance)
     kind = domain_of(card.data).suffix
     out = out or output.fresh(Path(f"{name}-samples{kind}"))
-    n = n or (10 if out.suffix.lower() == ".wav" else 64)
+    n = n or (1 if out.suffix.lower() == ".wav" else 64)
     output.check(out, n, force, kind)
 
     from undiffuse.conditions import Labels, part_for, parts_of
