@@ -45,7 +45,7 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
 def stages(way: str, run: Path, options: argparse.Namespace) -> list[tuple[Path, float, dict[str, Any]]]:
     """The runs that a way takes, with their minutes and settings; what ways have in common, they share."""
     if way in ("solution", "ect"):
-        return [(run, options.minutes, preset("one-step") | {"objective.to_data": 1.0 if way == "ect" else 0.5})]
+        return [(run, options.minutes, preset("one-step") | ({"objective.to_data": 1.0} if way == "ect" else {}))]
     taught = {"training.base": options.teacher, "objective.guidance": options.guidance, "network.inpaint": False}
     if way == "flow-map":
         return [(run, options.minutes, preset("distill") | taught | OF_FLOW_MAP)]

@@ -125,8 +125,9 @@ def check_effect(context: typer.Context, guidance: "Guidance") -> None:
 
         if "guide" in idle and os.path.isfile(os.path.join(context.params["guide"], CARD)):
             return
-        options = {str(one.name): one.opts[0] for one in context.command.params}
-        raise UsageError(f"{options[idle[0]]} has no effect without guidance: give a scale too, such as --guidance 2")
+        raise UsageError(
+            f"{flags(context)[idle[0]]} has no effect without guidance: give a scale too, such as --guidance 2"
+        )
 
 
 def _floats(option: str, text: str | None, count: tuple[int, int], wanted: str) -> list[float]:
@@ -148,9 +149,14 @@ def given(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
+def flags(context: typer.Context) -> dict[str, str]:
+    """Name of a parameter -> how its option is written, such as "--out"."""
+    return {str(one.name): one.opts[0] for one in context.command.params if one.opts[0].startswith("-")}
+
+
 def check_options(context: typer.Context, taken: Sequence[str], kind: str) -> None:
     """Raises UsageError for options that were given and that `kind`, such as "models of texts", does not take."""
-    names = {str(one.name): one.opts[0] for one in context.command.params if one.opts[0].startswith("-")}
+    names = flags(context)
     if others := [name for name in given(context) if name not in taken]:
         possible = ", ".join(names[name] for name in taken if name in names)
         raise UsageError(f"{names[others[0]]} is not for {kind}, which take {possible}")

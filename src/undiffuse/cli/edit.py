@@ -25,6 +25,7 @@ from undiffuse.cli.console import (
     VOCODER,
     alone,
     check_effect,
+    flags,
     given,
     guidance_of,
     say,
@@ -290,14 +291,13 @@ def check_options(context: typer.Context, techniques: Mapping[str, Sequence[str]
 
     `techniques`: the options of each edit that is not SDEdit.
     """
-    flags = {option.name: option.opts[0] for option in context.command.params}
-    chosen = given(context)
+    written, chosen = flags(context), given(context)
     edits = [name for name in techniques if name in chosen]
     if len(edits) > 1:
-        raise UsageError(f"{' and '.join(flags[name] for name in edits)} are different edits: choose one")
+        raise UsageError(f"{' and '.join(written[name] for name in edits)} are different edits: choose one")
     used = {*ALWAYS, *(techniques[edits[0]] if edits else SDEDIT), *edits}
-    if unused := [flags[name] for name in chosen if name not in used]:
-        raise UsageError(f"{unused[0]} has no effect on {flags[edits[0]] if edits else 'this edit'}: leave it out")
+    if unused := [written[name] for name in chosen if name not in used]:
+        raise UsageError(f"{unused[0]} has no effect on {written[edits[0]] if edits else 'this edit'}: leave it out")
     masked = {"mask", "outpaint", "gap", *(edits if "resampling" in used else ())} & {*chosen}
     if {"mask", "outpaint"} <= masked:
         raise UsageError("--mask and --outpaint each say what to repaint: choose one")
@@ -306,14 +306,14 @@ def check_options(context: typer.Context, techniques: Mapping[str, Sequence[str]
     if context.params["resampling"] > 1 and not masked:
         raise UsageError("--resampling joins old and new: name a --mask or --outpaint, or a --gap of a sound")
     if context.params["n"] > 1 and (context.params["invert"] == "exact" or "to" in edits):
-        raise UsageError(f"{flags[edits[0]]} has one result for each image: leave -n out")
+        raise UsageError(f"{written[edits[0]]} has one result for each image: leave -n out")
     if "to" in edits and len(context.params["images"]) > 1:
         raise UsageError("--to leads from one image to another: name one")
     if "restoration" in edits and len(context.params["images"]) > 1:
         raise UsageError("--restore takes one file at a time")
     for name in ("class_name", "prompt"):
         if "restoration" in edits and len(context.params[name]) > 1:
-            raise UsageError(f"--restore takes one {flags[name]} at a time")
+            raise UsageError(f"--restore takes one {written[name]} at a time")
 
 
 def _restore(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import check_effect, check_options, given, guidance_of, say
+from undiffuse.cli.console import check_effect, check_options, flags, given, guidance_of, say
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
@@ -96,11 +96,13 @@ def _check(context: typer.Context, files: Sequence[Path]) -> None:
     from undiffuse.cli.edit import SDEDIT, TECHNIQUES
     from undiffuse.cli.edit import check_options as check_techniques
 
-    flags, chosen = {option.name: option.opts[0] for option in context.command.params}, given(context)
+    chosen = given(context)
     if not files:
         raise UsageError("name the sounds to edit")
     if names := [name for name in OF_PICTURES if name in chosen]:
-        raise UsageError(f"{flags[names[0]]} is not for sounds: --gap START,END says which seconds to make anew")
+        raise UsageError(
+            f"{flags(context)[names[0]]} is not for sounds: --gap START,END says which seconds to make anew"
+        )
     if "gap" in chosen and "restoration" in chosen:
         raise UsageError("--gap and --restore each say what to make anew: choose one")
     if "vocoder" in chosen and {"gap", "restoration"} & {*chosen}:

@@ -31,8 +31,8 @@ def solution(
     draw: Draw,
     *,
     share: Callable[[], float],
+    to_data: float,
     times: TimeSampler = log_normal,
-    to_data: float = 0.5,
 ) -> Tensor:
     """The pseudo-Huber distance of x_0 as the map needs it from t to s, from that which ends where the map from l to s
     does; for a quarter s = t, where the target is x_0 itself: (B,).
