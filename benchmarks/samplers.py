@@ -29,10 +29,11 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "euler": {"sampler": "euler"},
     "heun": {"sampler": "heun"},
     "dpm++2m": {"sampler": "dpm++2m"},
-    "dpm++2m karras": {"sampler": "dpm++2m", "grid": "karras"},
+    "dpm++2m log-snr": {"sampler": "dpm++2m", "grid": "log-snr"},
     "dpm++2m trailing": {"sampler": "dpm++2m", "grid": "trailing"},
     "dpm++3m": {"sampler": "dpm++3m"},
     "unipc": {"sampler": "unipc"},
+    "unipc log-snr": {"sampler": "unipc", "grid": "log-snr"},
     "unipc3": {"sampler": "unipc3"},
 }
 EVALUATIONS = "5,8,10,20,50"

@@ -95,7 +95,7 @@ def test_tune_writes_grids_that_sampling_uses(command: Command, whole: Path, tmp
     schedule = model.denoiser.process.schedule
     times = Recipe("dpm++2m", 3).times(model)
     assert schedule.log_snr(times[1:-1]).tolist() == pytest.approx(list(model.grids["dpm++2m:3"]), abs=1e-6)
-    assert torch.equal(Recipe("dpm++2m", 3, grid="log-snr").times(model), Recipe("dpm++2m", 3).times(before))
+    assert torch.equal(Recipe("dpm++2m", 3, grid="karras").times(model), Recipe("dpm++2m", 3).times(before))
     assert torch.equal(Recipe("dpm++2m", 4).times(model), Recipe("dpm++2m", 4).times(before))
     code, _, err = command("tune", run, "--sampler", "ddpm")
     assert code == 2 and "no grid is searched for ddpm" in err
@@ -134,9 +134,9 @@ def test_a_grid_does_not_go_to_a_process_without_its_noise(
     """Their log-SNRs at t = 1 are above the grid's first, -3.4: UsageError, which names the grid to ask for instead."""
     model = with_process(with_grid(whole, tmp_path / "run", [-3.4, -0.2, 3.9, 9.5]), **settings)
     assert model.denoiser.process.schedule.log_snr(1.0) > -3.4
-    with pytest.raises(UsageError, match=r"unipc:5, does not fit the process .*--grid log-snr"):
+    with pytest.raises(UsageError, match=r"unipc:5, does not fit the process .*--grid karras"):
         sample(model, 1, steps=5)
-    assert sample(model, 1, steps=5, grid="log-snr").shape == (1, 16, 16, 1)
+    assert sample(model, 1, steps=5, grid="karras").shape == (1, 16, 16, 1)
     assert sample(model, 1, steps=4).shape == (1, 16, 16, 1)
 
 

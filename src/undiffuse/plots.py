@@ -74,6 +74,10 @@ def _padded(images: np.ndarray, count: int) -> np.ndarray:
 Panel = tuple[str, str, Mapping[str, tuple[np.ndarray, ...]]]
 
 
+COLOURS = 10
+"""Those of matplotlib's cycle."""
+
+
 def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"] = "") -> None:
     """Line plots side by side: (title, x label, name -> (x, y)) each; `log` names the logarithmic axes.
 
@@ -82,8 +86,9 @@ def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"
     figure = Figure(figsize=(3.6 * len(panels), 3.0))
     all_axes = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, x_label, lines) in zip(all_axes[0], panels, strict=True):
-        for name, (x, y, *held_to) in lines.items():
-            (line,) = axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
+        for number, (name, (x, y, *held_to)) in enumerate(lines.items()):
+            style = ("-", "-.", ":")[number // COLOURS % 3]  # where colours come again
+            (line,) = axes.plot(x, y, style, label=name, linewidth=1.4, marker="." if len(x) <= 60 else None)
             for z in held_to:
                 axes.plot(x, z, linestyle="--", linewidth=1, color=line.get_color())
         axes.set_title(title, fontsize=10)
@@ -95,7 +100,7 @@ def curves(panels: Sequence[Panel], path: str | Path, log: Literal["", "x", "xy"
             ticks = sorted({float(place) for x, *_ in lines.values() for place in x})
             axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
             axes.minorticks_off()
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7 if len(lines) <= COLOURS else 5)
     save_figure(figure, path)
 
 

@@ -251,9 +251,9 @@ SAMPLERS: Registry[Sampler] = Registry(
         "euler": Sampler("undiffuse.sampling:ddim", "karras"),  # Euler in sigma / alpha is DDIM with eta = 0
         "jump": Sampler("undiffuse.sampling:ddim", "jumps", jumps=True),
         "heun": Sampler("undiffuse.sampling:heun", "karras", evaluations=2),
-        "dpm++2m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr"),
+        "dpm++2m": Sampler("undiffuse.sampling:dpm_solver_pp", "karras"),
         "dpm++3m": Sampler("undiffuse.sampling:dpm_solver_pp", "log-snr", options={"order": 3}),
-        "unipc": Sampler("undiffuse.sampling:unipc", "log-snr"),
+        "unipc": Sampler("undiffuse.sampling:unipc", "karras"),
         "unipc3": Sampler("undiffuse.sampling:unipc", "log-snr", options={"order": 3}),
     },
 )

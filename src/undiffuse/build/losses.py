@@ -20,6 +20,8 @@ OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 DISTILLING = ("paths", "adversarial", "flow-map", "matching")
 ON_PATHS = ("paths", "adversarial")
 OF_BOTH = ("bound", "continuous-bound")
+DEVIATIONS = 3.0
+"""How far above the mean of ln(sigma / alpha), in standard deviations, a network trained at normal ones is asked."""
 
 
 def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
@@ -43,7 +45,7 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
         SCORE_OF_STATE if config.denoiser.score_scale == "state" else config.denoiser.target or "edm",
         sigma_data,
         config.denoiser.learned_variance,
-        least_log_snr=_least_log_snr(network),
+        least_log_snr=_least_log_snr(network, config),
     )
     try:
         if config.denoiser.target != CATEGORICAL:
@@ -53,9 +55,14 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
     return denoiser
 
 
-def _least_log_snr(network: Callable[..., Any]) -> float:
+def _least_log_snr(network: Callable[..., Any], config: Config) -> float:
+    """The network's own limit, or that of its training: beyond DEVIATIONS lies one of 740 normal times, and samplers
+    begin at pure noise, ten deviations away on the cosine table."""
     network = getattr(network, "module", network)  # unwrap an engine or a distributed wrapper
-    return getattr(network, "least_log_snr", -LOG_SNR_LIMIT)
+    limit, times = -LOG_SNR_LIMIT, config.objective
+    if times.times == "log-normal" and times.loss not in OF_BOTH:
+        limit = max(limit, -2 * (times.mean + DEVIATIONS * times.std))
+    return getattr(network, "least_log_snr", limit)
 
 
 def sigma_data_of(config: Config) -> float:

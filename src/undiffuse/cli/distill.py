@@ -93,6 +93,7 @@ def distill(
             "training.conditional": theirs.training.conditional,
             "training.condition": theirs.training.condition,
             "training.minutes": 30.0,
+            **{f"objective.{key}": getattr(theirs.objective, key) for key in ("times", "mean", "std")},
             "objective.jumps": jumps,
             "objective.guidance": goal.guidance if goal else None,
         }

@@ -29,7 +29,7 @@ from undiffuse.sampling import make_grid
 from undiffuse.training.batches import condition_of
 from undiffuse.training.settings import DEFAULT_STEPS, clock_of
 
-FORMAT = 1
+FORMAT = 2
 STEPS = 8
 """Steps of a path, or as many as there are jumps."""
 BATCH, CHUNK = 64, 512
