@@ -30,6 +30,11 @@ def pictures(model: Model) -> torch.Tensor:
     return torch.from_numpy(values).float() / 127.5 - 1
 
 
+def golden(name: str) -> Path:
+    """The file of a model; of a student's that is in its teacher's folder, such as fashion-mnist-1-step.npz."""
+    return GOLDEN / f"{name.replace('/', '-')}.npz"
+
+
 def said_by(name: str) -> dict[str, np.ndarray]:
     """Final states, float32, by recipe, and bounds in nats per dimension, float64."""
     model = load(name, "cpu")
@@ -37,10 +42,12 @@ def said_by(name: str) -> dict[str, np.ndarray]:
         return said_of_text(model)
     kind = None if model.data.takes is None else model.data.takes.kind
     condition = Labels(LABELS, len(model.data.classes)) if kind == Labels.kind else model.condition(NUMBERS)
-    said = {}
-    for recipe in RECIPES:
+    said, student = {}, model.config.network.jumps
+    for recipe in [Recipe().for_model(model)] if student else RECIPES:
         *_, last = states(model, recipe, NUMBERS, condition)
         said[recipe.key] = last.x.numpy()
+    if student:
+        return said
     x0 = pictures(model)
     draws = keyed_draws(0, NUMBERS)
     for steps, variance in ((None, "small"), (10, "large")):
@@ -63,7 +70,7 @@ def said_of_text(model: Model) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", built_in())
 def test_built_in_models_say_what_they_said(name: str) -> None:
     """To what the arithmetic of another machine may change."""
-    expected, said = np.load(GOLDEN / f"{name}.npz"), said_by(name)
+    expected, said = np.load(golden(name)), said_by(name)
     assert said.keys() == set(expected)
     for key, value in said.items():
         np.testing.assert_allclose(value, expected[key], rtol=1e-3 if key.startswith("bound") else 0, atol=1e-3)
@@ -72,4 +79,4 @@ def test_built_in_models_say_what_they_said(name: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in built_in():
-        np.savez_compressed(GOLDEN / f"{name}.npz", **said_by(name))  # type: ignore[arg-type]
+        np.savez_compressed(golden(name), **said_by(name))  # type: ignore[arg-type]

@@ -164,11 +164,12 @@ def test_built_in_models_are_whole(name: str) -> None:
     model = load(name)
     assert model.data.licence and model.training["images"] > 0
     assert len(model.data.classes) == len(model.data.class_share)
-    assert {path.suffix for path in (BUILT_IN / name).iterdir()} == {".json", ".safetensors"}
+    files = [path for path in (BUILT_IN / name).iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
     if model.data.domain == "texts":
         texts = write(model, Writing("ancestral", 2), range(2), np.zeros(0, int), 16)
         assert texts.shape == (2, 16) and all(texts_only(model).decode(row).strip() for row in texts)
         return
-    images = sample(model, 2, steps=2)
+    images = sample(model, 2, steps=1 if model.config.network.jumps else 2)
     assert images.shape == (2, *model.data.shape)
     assert images.std() > 5
