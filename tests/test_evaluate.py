@@ -99,6 +99,9 @@ def test_samples_go_on_where_they_were(whole: Path) -> None:
     np.testing.assert_array_equal(many.gathered(), sample(model, 100, sampler="ddim", steps=2))
     other = sample_into_cache(model, Recipe("ddim", 2, seed=1), 64)
     assert other is not None and other.folder != few.folder
+    tuned = dataclasses.replace(model, grids={"ddim:2": (-1.0,)})
+    made, named = (sample_into_cache(tuned, Recipe("ddim", 2, grid=grid), 64) for grid in (None, "trailing"))
+    assert made is not None and named is not None and made.folder != named.folder
 
 
 def test_a_damaged_shard_is_named(whole: Path) -> None:

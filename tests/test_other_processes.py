@@ -213,19 +213,20 @@ def test_a_network_is_asked_of_no_more_noise_than_it_was_trained_at() -> None:
         heard.append(log_snr[0].item())
         return x
 
-    for more in ({}, {"objective.times": "uniform"}, {"objective.loss": "continuous-bound"}):
+    unlimited = ({"objective.times": "uniform"}, {"objective.loss": "continuous-bound"}, {"objective.loss": "hybrid"})
+    for more in ({}, *unlimited):
         denoiser = make_denoiser(make_config(settings | more), network)
         for t in (0.5, 1.0):
             denoiser(torch.zeros(1, 1, 8, 8), t)
     middle, last = cosine(1000).log_snr(0.5).item(), cosine(1000).log_snr(1.0).item()
     assert last < -19
-    assert heard == pytest.approx([middle, -2.0, middle, last, middle, last], rel=1e-6)
+    assert heard == pytest.approx([middle, -2.0, *3 * [middle, last]], rel=1e-6)
 
 
 def test_make_denoiser_asks_the_network_how_far_its_table_goes() -> None:
-    """A unet2d's own table, whatever process it is put on; 20 for the others."""
+    """A unet2d's own table, whatever process it is put on; 20 for the others, trained at uniform times."""
     settings = {"process.schedule": "linear", "network.kind": "unet2d", "network.patch": 1, "network.attention": ()}
-    settings["objective.times"] = "uniform"
+    settings |= {"objective.times": "uniform"}
     config = make_config({**settings, "network.channels": (32,), "denoiser.sigma_data": 0.5, "denoiser.target": "eps"})
 
     class FromOutside(torch.nn.Module):

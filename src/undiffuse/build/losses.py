@@ -57,10 +57,11 @@ def make_denoiser(config: Config, network: Callable[..., Any]) -> Denoiser:
 
 def _least_log_snr(network: Callable[..., Any], config: Config) -> float:
     """The network's own limit, or that of its training: beyond DEVIATIONS lies one of 740 normal times, and samplers
-    begin at pure noise, ten deviations away on the cosine table."""
+    begin at pure noise, nine deviations away on the cosine table."""
     network = getattr(network, "module", network)  # unwrap an engine or a distributed wrapper
     limit, times = -LOG_SNR_LIMIT, config.objective
-    if times.times == "log-normal" and times.loss not in OF_BOTH:
+    drawn = times.loss in DISTILLING or "times" in inspect.signature(LOSSES.find(times.loss)).parameters
+    if drawn and times.times == "log-normal":  # bounds draw their own; a student is told what its teacher was
         limit = max(limit, -2 * (times.mean + DEVIATIONS * times.std))
     return getattr(network, "least_log_snr", limit)
 

@@ -24,7 +24,6 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.guidance import Guidance
 from undiffuse.metrics.features.extractor import Extracted, Extractor
 from undiffuse.model import Model
-from undiffuse.registry import SAMPLERS
 
 FORMAT, DRAWN = 2, 3
 """Of features, and of samples: another number when the same recipe draws something else."""
@@ -117,10 +116,11 @@ def sample_into_cache(model: Model, recipe: Recipe, n: int, tick: Tick | None = 
     """
     state = PartialState(cpu=shares_a_cpu())
     # Engines differ in the last digits, which can change a pixel's rounding: the cache key includes the engine.
-    settings = dataclasses.asdict(recipe) | {"grid": recipe.grid or SAMPLERS[recipe.sampler].grid}
+    settings = dataclasses.asdict(recipe)
     if recipe.guidance == Guidance():  # the same key as before guidance existed, so that older caches stay valid
         del settings["guidance"]
-    identity = [DRAWN, model.fingerprint, settings, model.engine]
+    times = None if model.rival is not None else recipe.for_model(model).times(model).tolist()
+    identity = [DRAWN, model.fingerprint, settings, times, model.engine]
     samples = Samples(folder_for("samples", identity), n)
     for path, numbers in samples.shards[state.process_index :: state.num_processes]:
         if path.exists():
