@@ -1,7 +1,9 @@
 """undiffuse distill: a student begins as its teacher, is trained and resumed, and draws in the steps that it learnt."""
 
+import functools
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from undiffuse.errors import UsageError
 from undiffuse.generate import Recipe, generate, sample
 from undiffuse.guidance import Guidance
 from undiffuse.model import load
+from undiffuse.registry import LOSSES
 from undiffuse.training import train
 
+flow_map = import_module("undiffuse.objectives.flow_map")  # its function has the same name in the package
 SHORT = {"training.steps": 6, "training.checkpoint_every": 3, "training.precision": "fp32", "training.batch_size": 16}
 
 
@@ -60,6 +64,22 @@ def test_a_student_has_learnt_where_to_jump(student: Path) -> None:
     near, far = (model.denoiser.jump(x, 1.0, s, condition).x0 for s in (0.9, 0.0))
     assert (near - far).abs().max() > 1e-5
     assert torch.equal(model.denoiser.jump(x, 0.5, 0.5, condition).x0, model.denoiser(x, 0.5, condition).x0)
+
+
+def test_losses_see_jumps_in_the_range_of_pictures(
+    whole: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    @functools.wraps(flow_map.flow_map)
+    def watched(denoiser: Any, x0: torch.Tensor, condition: Any, *rest: Any, **options: Any) -> torch.Tensor:
+        far = denoiser.jump(1e3 * torch.ones_like(x0), 0.5, 0.0, condition).x0
+        seen.append(far.abs().max().item())
+        return flow_map.flow_map(denoiser, x0, condition, *rest, **options)
+
+    monkeypatch.setattr(LOSSES, "find", lambda name: watched)
+    train({**settings(whole, data), "training.steps": 2}, tmp_path / "run", report=ignore)
+    assert seen == [1.0, 1.0]
 
 
 def test_a_run_resumes_as_if_nothing_had_happened(student: Path, tmp_path: Path) -> None:

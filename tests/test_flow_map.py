@@ -11,7 +11,8 @@ from torch import Tensor
 
 from undiffuse.build import make_schedule
 from undiffuse.config import ProcessConfig
-from undiffuse.objectives.flow_map import LEVELS, PLAIN, aim, flow_map, heun_step, levels, step
+from undiffuse.denoiser import Denoiser
+from undiffuse.objectives.flow_map import LEVELS, PLAIN, Student, aim, flow_map, heun_step, levels, step
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand
 from undiffuse.randomness import Given
 
@@ -169,3 +170,26 @@ def test_gradients_reach_the_student_alone() -> None:
         weight -= small
         less = loss(lambda condition: exact(process))
     assert gradient.item() == pytest.approx(((more - less) / small).item(), rel=1e-3, abs=1e-6)
+
+
+def test_a_student_is_judged_in_the_range_of_its_data() -> None:
+    """As samplers keep it, and of the same denoiser; what is cut off has the gradient that it would have inside."""
+
+    def network(x: Tensor, log_snr: Tensor, condition: object) -> Tensor:
+        return weight * x
+
+    weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    plain = Denoiser(network, process_of("cosine"), target="x0", least_log_snr=-5.6)
+    plain.coefficients(1.0)  # and what is kept of it
+    student = Student.of(plain)
+    x = torch.tensor([[-3.0, 0.4, 2.0]], dtype=torch.float64)
+    scale = plain.c_in(0.9)
+    found = student.jump(x, 0.9, 0.0)
+    assert torch.equal(found.x0, plain.jump(x, 0.9, 0.0).x0.clamp(-1, 1)) and found.x0.abs().max() == 1
+    level = plain.process.noise_level(0.9)
+    torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x, rtol=1e-12, atol=0)
+    goal = torch.tensor([[-1.0, 0.1, 0.5]], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((0.5 * (found.x0 - goal).square()).sum(), weight)
+    expected = ((found.x0 - goal) * scale * x).sum()
+    assert found.x0[0, 0] == goal[0, 0], "so the first has none"
+    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-12, atol=0)

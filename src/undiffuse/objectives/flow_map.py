@@ -6,13 +6,14 @@ from t to s does. The map is DDIM's step with an x_0 of its own, `Denoiser.jump`
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from undiffuse.conditions import Condition
 from undiffuse.denoiser import Denoiser
-from undiffuse.process import Denoise, GaussianProcess, expand
+from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand
 from undiffuse.randomness import Draw
 from undiffuse.sampling.grids import LEVELS, make_grid
 from undiffuse.sampling.steps import PURE_NOISE
@@ -23,6 +24,26 @@ SOFT = 0.03
 """The error, per square root of an element, below which the loss is quadratic."""
 
 Teach = Callable[[Condition | None], Denoise]
+
+
+@dataclass(frozen=True)
+class Student(Denoiser):
+    """A flow map of data in [-1, 1] in training: its losses see the x_0 of a jump as samplers keep it, in that range.
+
+    So black need not be met exactly, and a critic judges what will be shown. Gradients pass as if nothing were cut off,
+    so that what lies outside and should not comes back.
+    """
+
+    @classmethod
+    def of(cls, denoiser: Denoiser) -> "Student":
+        """The same denoiser, as a student."""
+        return cls(**{field.name: getattr(denoiser, field.name) for field in fields(denoiser)})
+
+    def jump(self, x_t: Tensor, t: Time, s: Time, condition: Condition | None = None) -> Prediction:
+        prediction = super().jump(x_t, t, s, condition)
+        x0 = prediction.x0
+        kept = x0.detach().clamp(-1, 1) + (x0 - x0.detach())
+        return prediction.with_x0(kept, x_t, self.process.noise_level(t))
 
 
 def flow_map(

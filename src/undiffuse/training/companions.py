@@ -26,7 +26,7 @@ from undiffuse.randomness import KeyedDraw
 from undiffuse.rivals.gan import frozen
 from undiffuse.training.muon import make_optimizer
 
-LEVELS = -0.5, 1.0
+LEVELS = -1.2, 1.2
 """Mean and deviation of ln(sigma / alpha) of the noise through which the critic sees."""
 RATE = 2e-3
 """Its learning rate, where the student's is at its peak."""

@@ -16,7 +16,9 @@ from undiffuse.build import make_denoiser, make_objective
 from undiffuse.config import Config, TrainingConfig
 from undiffuse.data import ImageSet
 from undiffuse.denoiser import Denoiser
+from undiffuse.domains import domain_of
 from undiffuse.errors import UsageError
+from undiffuse.objectives.flow_map import Student
 from undiffuse.randomness import Purpose, torch_generator
 from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.training.batches import batches
@@ -67,6 +69,8 @@ def training_steps(
     wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
     assert isinstance(wrapped, nn.Module)
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
+    if config.network.jumps and domain_of(data).bounded:
+        denoiser = Student.of(denoiser)
     companions = learner.companions
     beside = {"teach": learner.teach, "companions": companions, "paths": learner.paths}
     if given := {name: part for name, part in beside.items() if part is not None}:
