@@ -112,8 +112,11 @@ def test_the_critics_loss_of_a_linear_critic_has_both_penalties() -> None:
 @pytest.mark.parametrize("phase", R3GAN.phases)
 def test_the_gradients_of_the_losses_in_the_weights_are_finite_differences(phase: str) -> None:
     """With the penalties, of the whole networks. Kinks are far enough from these weights for a step of 1e-6, whose
-    error is about 1e-10 / 1e-6 of rounding divided by the step."""
+    error is about 1e-10 / 1e-6 of rounding divided by the step. Pictures stay inside the range at which they would be
+    cut off."""
     model, x = small(), pictures()
+    with torch.no_grad():
+        model.generator.out.weight /= 20
 
     def loss() -> Tensor:
         return model.losses(phase, x, LABELS, DRAWS(0)).mean()
@@ -202,6 +205,17 @@ def test_the_first_update_of_a_network_does_not_grow_with_its_depth() -> None:
     """
     assert changed_by_one_update(32, 32) == pytest.approx(changed_by_one_update(2, 2), rel=0.2)
     assert changed_by_one_update(32, 1) == pytest.approx(16 * changed_by_one_update(2, 1), rel=0.2)
+
+
+def test_the_critic_judges_pictures_as_they_are_shown() -> None:
+    """In their range, with the gradient of the generator's output."""
+    model = small()
+    with torch.no_grad():
+        model.generator.out.weight *= 20
+    x = model.generator(torch.randn(4, model.latent, dtype=torch.float64), LABELS[:4])
+    assert x.abs().max() == 1 and (x.abs() == 1).double().mean() > 0.5
+    x.square().sum().backward()
+    assert model.generator.out.weight.grad.abs().max() > 0  # type: ignore[union-attr]
 
 
 def test_the_features_inside_a_block_have_the_variance_of_its_depth() -> None:

@@ -17,6 +17,7 @@ from undiffuse.process import Denoise, GaussianProcess, Prediction, Time, expand
 from undiffuse.randomness import Draw
 from undiffuse.sampling.grids import LEVELS, make_grid
 from undiffuse.sampling.steps import PURE_NOISE
+from undiffuse.straight_through import within
 
 PLAIN = 0.25
 """The share of samples on which the student learns to be the teacher's denoiser, s = t."""
@@ -28,11 +29,7 @@ Teach = Callable[[Condition | None], Denoise]
 
 @dataclass(frozen=True)
 class Student(Denoiser):
-    """A flow map of data in [-1, 1] in training: its losses see the x_0 of a jump as samplers keep it, in that range.
-
-    So black need not be met exactly, and a critic judges what will be shown. Gradients pass as if nothing were cut off,
-    so that what lies outside and should not comes back.
-    """
+    """A flow map of data in [-1, 1] in training: losses see the x_0 of its jumps `within` that, as samplers do."""
 
     @classmethod
     def of(cls, denoiser: Denoiser) -> "Student":
@@ -41,9 +38,7 @@ class Student(Denoiser):
 
     def jump(self, x_t: Tensor, t: Time, s: Time, condition: Condition | None = None) -> Prediction:
         prediction = super().jump(x_t, t, s, condition)
-        x0 = prediction.x0
-        kept = x0.detach().clamp(-1, 1) + (x0 - x0.detach())
-        return prediction.with_x0(kept, x_t, self.process.noise_level(t))
+        return prediction.with_x0(within(prediction.x0), x_t, self.process.noise_level(t))
 
 
 def flow_map(

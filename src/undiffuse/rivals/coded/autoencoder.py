@@ -7,6 +7,7 @@ from undiffuse.errors import UsageError
 from undiffuse.networks.embedding import zero_
 from undiffuse.networks.unet import norm
 from undiffuse.rivals.coded.quantiser import Quantiser
+from undiffuse.straight_through import within
 
 FOLD = 4  # pixels of a picture's side for each token of it
 
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
         self.to_picture = nn.Sequential(nn.Conv2d(fine, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, x0: Tensor) -> Tensor:
-        """The reconstruction, float32 (B, C, H, W), around [-1, 1]."""
+        """The reconstruction, float32 (B, C, H, W), `within` [-1, 1]."""
         return self.decode(self.encode(x0))
 
     def encode(self, x0: Tensor) -> Tensor:
@@ -91,11 +92,10 @@ class Autoencoder(nn.Module):
         return values
 
     def decode(self, values: Tensor) -> Tensor:
-        """Quantised values -> pictures float32 (B, C, H, W), around [-1, 1]."""
+        """Quantised values -> pictures float32 (B, C, H, W), `within` [-1, 1]."""
         h = self.decoder(values.movedim(-1, 1))
         with torch.autocast(values.device.type, enabled=False):
-            x0: Tensor = self.to_picture(h.to(values.dtype))
-        return x0
+            return within(self.to_picture(h.to(values.dtype)))
 
     @torch.no_grad()
     def codes(self, x0: Tensor) -> Tensor:

@@ -87,4 +87,4 @@ class Coded(Rival):
         """
         with torch.autocast(self.prior.position.device.type, enabled=False):
             codes = self.prior.generate(labels, draw, count).unflatten(1, self.size)
-            return self.code.decode(self.code.quantiser.values(codes)).clamp(-1, 1)
+            return self.code.decode(self.code.quantiser.values(codes))

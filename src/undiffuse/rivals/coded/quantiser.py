@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from undiffuse.straight_through import straight_through
+
 SLACK = 1e-3
 """Bounds stay this share inside the half levels, so that nothing is rounded beyond the last level."""
 
@@ -40,7 +42,7 @@ class Quantiser(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """The values (..., D) in [-1, 1] nearest the bounded numbers; gradients pass the rounding unchanged."""
         bounded = self.bounded(z)
-        return (bounded + (bounded.round() - bounded).detach()) / self.middle
+        return straight_through(bounded.round(), bounded) / self.middle
 
     def digits(self, numbers: Tensor) -> Tensor:
         """Codes int64 (...) in 0 .. codes - 1 -> the level of each number, int64 (..., D) in 0 .. levels - 1."""

@@ -122,7 +122,8 @@ class R3GAN(Rival):
         Raises UsageError for labels that are missing or unexpected.
         """
         z = draw.normal(next(self.parameters()).new_empty(count, self.latent))
-        return self.generator(z, self._checked(labels)).clamp(-1, 1)
+        made: Tensor = self.generator(z, self._checked(labels))
+        return made
 
     def _checked(self, labels: Tensor | None) -> Tensor | None:
         if (labels is None) == bool(self.classes):

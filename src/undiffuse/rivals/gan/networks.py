@@ -12,6 +12,7 @@ from torch.nn import functional
 from undiffuse.networks.embedding import zero_
 from undiffuse.networks.unet import parts
 from undiffuse.rivals.gan.grouped import Mix
+from undiffuse.straight_through import within
 
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))
@@ -94,7 +95,7 @@ class Resample(nn.Module):
 
 
 class Generator(nn.Module):
-    """z (B, latent), labels (B,) -> pictures (B, C, H, W).
+    """z (B, latent), labels (B,) -> pictures (B, C, H, W) `within` [-1, 1].
 
     A learnt constant times a linear function of z and the class, then blocks from the lowest resolution up.
     """
@@ -119,7 +120,7 @@ class Generator(nn.Module):
             h = self.basis * self.linear(z)[:, None, None]
         h = self.layers(h)
         with torch.autocast(z.device.type, enabled=False):
-            return self.out(h.to(z.dtype)).permute(0, 3, 1, 2).contiguous()
+            return within(self.out(h.to(z.dtype)).permute(0, 3, 1, 2).contiguous())
 
 
 class Critic(nn.Module):
