@@ -173,7 +173,10 @@ def test_a_budget_is_shared_by_paths_and_steps() -> None:
     position = Position(seconds=12.0, before=12.0)
     assert position.share(1) == 0
     position.seconds = 36.0
-    assert position.share(1) == 0.5
+    assert position.share(1) == 0.5 and position.remaining(1) == 24
+    position.step, position.total = 20, 80
+    assert position.share(1) == 0.25 and position.remaining(1) == 72
+    position.total = None
     position.seconds = 61.0
     assert position.share(1) == 1
     position.before = 90.0  # more than there was

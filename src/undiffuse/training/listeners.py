@@ -83,18 +83,13 @@ class Listeners:
         for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
             if self._board and (value := row[name]) is not None:
                 self._board.add_scalar(name, value, step.number)
-        share, left = self._remaining()
-        text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} {self._noun}/s  {_clock(left)} left"
-        self._bar.update(self._task, completed=share, text=text)
+        minutes = self.config.training.minutes
+        left = _clock(progress.remaining(minutes))
+        text = f"step {step.number}  loss {row['loss']:.4f}  {rate:.0f} {self._noun}/s  {left} left"
+        self._bar.update(self._task, completed=progress.share(minutes), text=text)
         if self._report and progress.seconds - self._reported > REPORT_EVERY:
             self._reported = progress.seconds
             self._report(text)
-
-    def _remaining(self) -> tuple[float, float]:
-        """How much of the run is done, in [0, 1], and the seconds left."""
-        progress = self.learner.progress
-        share = progress.share(self.config.training.minutes)
-        return share, progress.seconds * (1 / max(share, 1e-9) - 1)
 
     def preview(self, step: int) -> None:
         """Writes previews/step-N.png: samples 0 to 15 of the averaged weights, always with the same noise.

@@ -58,6 +58,10 @@ class Position:
         left = max(60 * (minutes or 1) - self.before, 1e-9)
         return min(1.0, (self.seconds - self.before) / left)
 
+    def remaining(self, minutes: float | None) -> float:
+        """The seconds that the other steps will take, at the pace of those so far."""
+        return (self.seconds - self.before) * (1 / max(self.share(minutes), 1e-9) - 1)
+
 
 @dataclass
 class Learner:
