@@ -1,5 +1,8 @@
 """Values whose gradient is that of something else (the straight-through estimator of Bengio et al. 2013)."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -8,10 +11,23 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
     return value.detach() + (x - x.detach())
 
 
-def within(x: Tensor) -> Tensor:
-    """x cut off at [-1, 1], as pictures are when they are shown, with the gradient of x itself.
+class _Within(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
 
-    So black need not be met exactly, a critic judges what will be shown, and what lies outside and should not comes
-    back, which without a gradient it could not.
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient.masked_fill((x.abs() > 1) & (gradient * x < 0), 0.0)
+
+
+def within(x: Tensor) -> Tensor:
+    """x cut off at [-1, 1], as pictures are when they are shown: black need not be met exactly.
+
+    What lies outside has the gradient of x where a step against it leads back inside, and none where it leads further
+    out, as in projected descent.
     """
-    return straight_through(x.clamp(-1, 1), x)
+    found: Tensor = _Within.apply(x)
+    return found
