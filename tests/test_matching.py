@@ -147,6 +147,11 @@ def test_the_command(runs: tuple[Path, Path], whole: Path, command: Command) -> 
     arguments = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
     code, _, err = command("distill", whole, "--from", runs[0], "--out", "sharp", *arguments)
     assert code == 0, err
+    paths = [load(run).config.objective.paths for run in (runs[0], Path("sharp"))]
+    assert paths[0] == paths[1] is not None, "none is drawn again"
+    matched = ("--set", "objective.loss=matching", "--out", "matched")
+    code, _, err = command("distill", whole, "--from", runs[0], *matched, *arguments)
+    assert code == 0, err
     code, out, err = command("sample", "sharp", "-n", 2, "--out", "two.npz")
     assert code == 0 and "1 evaluation of the network each" in out, err
 

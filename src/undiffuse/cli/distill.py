@@ -48,6 +48,7 @@ def distill(
     import sys
     from contextlib import nullcontext
 
+    from undiffuse.build.losses import ON_PATHS
     from undiffuse.card import find, read_card, recorded_source
     from undiffuse.config import DataConfig, over, parse_settings, preset
     from undiffuse.output import name_of
@@ -83,6 +84,7 @@ def distill(
         source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
         theirs, defaults = card.config, DataConfig()
         read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
+        on_paths = values.get("objective.loss", "adversarial") in ON_PATHS
         own = {
             **{f"data.{key}": value for key, value in read.items()},
             "data.source": source or theirs.data.source,
@@ -96,6 +98,7 @@ def distill(
             **{f"objective.{key}": getattr(theirs.objective, key) for key in ("times", "mean", "std")},
             "objective.jumps": jumps,
             "objective.guidance": goal.guidance if goal else None,
+            "objective.paths": goal.paths if goal and on_paths else None,  # those that it knows are drawn
         }
         plain = preset("adversarial" if student else "distill")
         values = over(plain | {key: value for key, value in own.items() if value is not None}, values)
