@@ -39,7 +39,7 @@ BLOCK, GREYS = 4, 5
 
 def strokes(rows: np.ndarray) -> np.ndarray:
     """Blocks of BLOCK pixels in GREYS greys, uint8 like `rows`."""
-    x = torch.from_numpy(rows).permute(0, 3, 1, 2).float()
+    x = torch.tensor(rows).permute(0, 3, 1, 2).float()
     flat = functional.avg_pool2d(x, BLOCK)
     flat = (flat / 255 * (GREYS - 1)).round() / (GREYS - 1) * 255
     found: np.ndarray = (
