@@ -40,8 +40,8 @@ from undiffuse.model import Model, load
 from undiffuse.plots import save_figure, strips
 from undiffuse.rivals.gan import R3GAN
 
-PRIORS = (0.0, 1e-3, 1e-2, 1e-1)
-SEARCH, STARTS, RATE, BATCH = 200, 4, 0.05, 64
+PRIORS = (0.0, 1e-2, 1e-1)
+SEARCH, STARTS, RATE, BATCH = 200, 2, 0.05, 64
 
 Way = Callable[[], np.ndarray]
 
