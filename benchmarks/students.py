@@ -6,9 +6,8 @@
 "paths" and "flow-map" learn from the teacher for all of the time. "sharp" and "matched" spend half of it on paths, and
 half on the critic, or on matching. "solution" and "ect" (the same loss with every jump to the data) begin without the
 teacher, whose training is on top for the others. Drawing paths counts where they are not in the cache yet: to be fair,
-name an empty one, UNDIFFUSE_CACHE=FOLDER. One thread each. Then n samples in one
-evaluation, measured as `undiffuse evaluate` does, beside the teacher in 1, 5 and 20 steps. Writes OUT/WAY-SEED.json;
-what is there is kept.
+name an empty one, UNDIFFUSE_CACHE=FOLDER. One thread each. Then n samples in one evaluation, measured as `undiffuse
+evaluate` does, beside the teacher in 1, 5 and 20 steps. Writes OUT/WAY-SEED.json; what is there is kept.
 """
 
 import argparse
