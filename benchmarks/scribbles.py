@@ -134,15 +134,12 @@ def ways(model: Model, of_gan: Model, painted: np.ndarray, labels: Tensor, minut
     gan, wanted = generator_of(of_gan), block_means(painted)
     condition = Labels(labels, gan.classes)
 
-    def decoded(x: Tensor) -> np.ndarray:
-        return of_gan.domain.decode(x.clamp(-1, 1))
-
     def by_search(prior: float) -> np.ndarray:
         parts = zip(wanted.split(BATCH), labels.split(BATCH), strict=True)
-        return decoded(torch.cat([optimised(gan, *part, prior) for part in parts]))
+        return of_gan.domain.decode(torch.cat([optimised(gan, *part, prior) for part in parts]))
 
     def by_encoder() -> np.ndarray:
-        return decoded(gan.generator(encoder(wanted, labels), labels))
+        return of_gan.domain.decode(gan.generator(encoder(wanted, labels), labels))
 
     def by_sdedit(strength: float) -> np.ndarray:
         return edit(model, painted, Recipe(), condition, strength=strength)

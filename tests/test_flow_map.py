@@ -173,7 +173,7 @@ def test_gradients_reach_the_student_alone() -> None:
 
 
 def test_a_student_is_judged_in_the_range_of_its_data() -> None:
-    """As samplers keep it, and of the same denoiser; what is cut off has the gradient that it would have inside."""
+    """As samplers keep it, and of the same denoiser; what is cut off has a gradient where that leads back inside."""
 
     def network(x: Tensor, log_snr: Tensor, condition: object) -> Tensor:
         return weight * x

@@ -208,7 +208,7 @@ def test_the_first_update_of_a_network_does_not_grow_with_its_depth() -> None:
 
 
 def test_the_critic_judges_pictures_as_they_are_shown() -> None:
-    """In their range, with the gradient of the generator's output."""
+    """In their range, and the generator still learns."""
     model = small()
     with torch.no_grad():
         model.generator.out.weight *= 20

@@ -84,7 +84,8 @@ def distill(
         source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
         theirs, defaults = card.config, DataConfig()
         read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
-        on_paths = values.get("objective.loss", "adversarial") in ON_PATHS
+        plain = preset("adversarial" if student else "distill")
+        on_paths = values.get("objective.loss", plain["objective.loss"]) in ON_PATHS
         own = {
             **{f"data.{key}": value for key, value in read.items()},
             "data.source": source or theirs.data.source,
@@ -100,7 +101,6 @@ def distill(
             "objective.guidance": goal.guidance if goal else None,
             "objective.paths": goal.paths if goal and on_paths else None,  # those that it knows are drawn
         }
-        plain = preset("adversarial" if student else "distill")
         values = over(plain | {key: value for key, value in own.items() if value is not None}, values)
     with nullcontext(usual) if out or resume else new_folder(usual) as place:
         outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
