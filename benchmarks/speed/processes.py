@@ -101,7 +101,7 @@ def processes(amount: Amount) -> Figures:
             }
         n = amount.process_samples
         out = folder / "samples.npz"
-        draws = {way: partial(call, way, "sample", "fashion-mnist", "-n", n, "-o", out) for way in ways}
+        draws = {way: partial(call, way, "sample", "fashion-mnist", "-n", n, "-o", out, "--force") for way in ways}
         for way, took in alternate(draws, amount.process_repeats, warm=0).items():
             result[way]["sample command"] = summary(took, "s", images=n, evaluations=20)
     return result
