@@ -12,6 +12,7 @@ import pytest
 from conftest import Command, ignore
 from scipy.stats import binomtest
 
+from undiffuse.config import preset
 from undiffuse.data import ImageSet, load
 from undiffuse.data.avatar_captions import caption, choices, claims
 from undiffuse.data.avatars import VALUES
@@ -220,6 +221,19 @@ def test_the_command(prompted: Path, command: Command, monkeypatch: pytest.Monke
     assert kinds == ["training compositions", "held-out compositions", "held-out phrasings"]
     assert found["ceiling"].keys() == VALUES.keys() and found["conditions"]["recipe"]["guidance"]["scale"] == 2
     assert {row["n"] for row in found["rows"][-1:]} == {3} and found["rows"][-1]["shuffled"]["value"] == 0.5
+
+
+def test_a_flow_map_has_its_own_guidance(
+    tiny: dict[str, Any], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It jumps as it has learnt to, without the guidance of prompts; to ask for one is an error."""
+    monkeypatch.setattr(attributes, "STEPS", 1)
+    values = preset("one-step") | tiny | {"data.source": "avatars", "training.steps": 1}
+    train_model(values, "map", report=ignore)
+    code, out, err = command("evaluate", "map", "--metrics", "text", "-n", 3)
+    assert code == 0 and "jump, 1 step, guidance 1" in out, err
+    code, _, err = command("evaluate", "map", "--metrics", "text", "-n", 3, "--guidance", 2)
+    assert code == 2 and "a flow map has learnt its guidance" in err
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ from undiffuse.sampling import (
 )
 from undiffuse.vocoder import rows_of, with_vocoder
 
+LEARNT_GUIDANCE = "a flow map has learnt its guidance: leave --guidance out, and give one class or prompt"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -162,12 +164,14 @@ class Recipe:
         return recipe
 
     def check(self, model: Model) -> None:
-        """Raises UsageError for a sampler that the model cannot have, and for a model of texts."""
+        """Raises UsageError for a sampler or guidance that the model cannot have, and for a model of texts."""
         pictures_only(model, "this way of sampling")
         if self.sampler == "ddpm-learned" and not model.denoiser.learned_variance:
             raise UsageError(f"the model {model.name} has not learnt its variance: use ddpm or ddpm-large")
         if SAMPLERS[self.sampler].jumps and not model.config.network.jumps:
             raise UsageError(f"the sampler {self.sampler} is for flow maps, which undiffuse distill makes of a model")
+        if SAMPLERS[self.sampler].jumps and self.guidance.scale != 1:
+            raise UsageError(LEARNT_GUIDANCE)
         if model.config.objective.loss in DISTILLING:
             jumps = model.config.objective.jumps
             divides = model.config.objective.loss == "flow-map" and jumps % self.steps == 0
@@ -193,8 +197,8 @@ class Recipe:
     def _jumps(self, model: Model, condition: Request | None) -> Denoise:
         times = self.times(model).tolist()
         ends = dict(pairwise(times))
-        if self.guidance.scale != 1 or isinstance(condition, Composition):
-            raise UsageError("a flow map has learnt its guidance: leave --guidance out, and give one class or prompt")
+        if isinstance(condition, Composition):
+            raise UsageError(LEARNT_GUIDANCE)
 
         def jump(x_t: Tensor, t: Time) -> Prediction:
             if (s := ends.get(float(t))) is None:

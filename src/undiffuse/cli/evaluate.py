@@ -230,9 +230,10 @@ def _text(given: dict[str, Any]) -> None:
     steps = numbers("--steps", given["steps"])
     if len(steps) > 1:
         raise UsageError(f"--steps {given['steps']}: --metrics {TEXT} takes one number of steps")
-    guidance = guidance_of(given.get("guidance"), given.get("guidance_interval"), prompted=True)
-    recipe = Recipe(given["sampler"], steps[0], given["eta"], seed=given["seed"], guidance=guidance)
     model = load(given["subject"], given.get("device"))
+    prompted = not model.config.network.jumps  # a flow map has learnt its guidance
+    guidance = guidance_of(given.get("guidance"), given.get("guidance_interval"), prompted=prompted)
+    recipe = Recipe(given["sampler"], steps[0], given["eta"], seed=given["seed"], guidance=guidance)
     if "guide" in given:
         model = with_guide(model, given["guide"])
     options = {name: given[name] for name in ("data", "n", "engine") if name in given}

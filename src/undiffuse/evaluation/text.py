@@ -98,13 +98,12 @@ def faithfulness(
         data: avatars with attributes; None: the model's own.
         recipe: None: 20 steps, with the guidance of prompts; of a flow map, its own.
 
-    Raises UsageError for a model without prompts and for data without the attributes of avatars.
+    Raises UsageError for a model without prompts, for a recipe that it cannot have, and for data without the attributes
+    of avatars.
     """
     model.of_prompt("hair", 1)  # raises for a model without captions
-    recipe = recipe or Recipe(guidance=Guidance(PROMPTED))
-    if model.config.network.jumps and recipe.guidance == Guidance(PROMPTED):  # a flow map has learnt its own
-        recipe = Recipe(seed=recipe.seed)
-    recipe = recipe.for_model(model)
+    recipe = (recipe or Recipe(guidance=Guidance(1.0 if model.config.network.jumps else PROMPTED))).for_model(model)
+    recipe.check(model)
     train, test = (_images(model, data, split, bar) for split in ("train", "test"))
     n = min(n, len(test), len(train) // HALVES)
     model = with_engine(model, engine, 4 * n * recipe.evaluations, bar)

@@ -25,9 +25,10 @@ def rows(found: Faithfulness) -> list[tuple[str, ...]]:
 def sentence(found: Faithfulness) -> str:
     """What was measured."""
     facts, recipe = found.conditions, found.conditions["recipe"]
+    steps = f"{recipe['steps']} step{'s' * (recipe['steps'] > 1)}"
     return (
         f"{found.name}: {facts['n']} prompts of each kind about pictures of {facts['data']['name']}; "
-        f"{recipe['sampler']}, {recipe['steps']} steps, guidance {recipe['guidance']['scale']:g}"
+        f"{recipe['sampler']}, {steps}, guidance {recipe['guidance']['scale']:g}"
     )
 
 
