@@ -28,6 +28,7 @@ from undiffuse.training.state import Learner, Position
 
 FINGERPRINTS = {
     "avatars": "fa7058372198d6298f18910a874e04063afb1114656f876c15671c2cf7f84efc",
+    "avatars/1-step": "844be3f2896ee1abe543532dc86456703eb1abb29afc3de114d4736615460333",
     "emoji": "7ca7d74799d2ddb4005e5e189af902e30c1ddafae73b84fa4d69b4db9869a087",
     "fashion-mnist": "1d38f7fae502c54925c208aebd66ca4e0289b718ddcd7a2175f75ef6e599a20d",
     "fashion-mnist/1-step": "12ee21adef162b1f689da7f89c3ff5c3abd5b70b52017857fd4542ca78afc8f1",
