@@ -266,13 +266,18 @@ def find(name: str | os.PathLike[str]) -> Path:
     raise UsageError(f"no model {shown(str(name))}: not a folder here, and not built in; {hint}")
 
 
+def student_name(steps: int) -> str:
+    """1-step, 2-steps: what a student of so many evaluations is called, after its teacher."""
+    return f"{steps}-step{'s' * (steps > 1)}"
+
+
 def student_of(name: str | os.PathLike[str], steps: int) -> str | None:
     """The name of the student of `steps` evaluations that comes with a model, in its folder; None if there is none.
 
     Raises UsageError as `find`.
     """
     find(name)
-    student = f"{os.fspath(name)}/{steps}-step{'s' * (steps > 1)}"
+    student = f"{os.fspath(name)}/{student_name(steps)}"
     try:
         find(student)
     except UsageError:

@@ -24,6 +24,7 @@ from undiffuse.errors import UsageError
 from undiffuse.guidance import Guidance, Overshoot, inside_interval
 from undiffuse.guide import guided_denoiser, with_guide
 from undiffuse.model import Model, load, pictures_only
+from undiffuse.names import counted
 from undiffuse.process import Prediction, Time
 from undiffuse.randomness import Draw, keyed_draws
 from undiffuse.registry import GRIDS, SAMPLERS, THRESHOLDS
@@ -177,7 +178,7 @@ class Recipe:
             divides = model.config.objective.loss == "flow-map" and jumps % self.steps == 0
             if not SAMPLERS[self.sampler].jumps or self.grid or not (divides or self.steps == jumps):
                 raise UsageError(
-                    f"{model.name} is a flow map of {jumps} jump{'s' * (jumps > 1)}, and nothing else: leave the "
+                    f"{model.name} is a flow map of {counted(jumps, 'jump')}, and nothing else: leave the "
                     "sampler, the steps and the grid out, or use its teacher"
                 )
 

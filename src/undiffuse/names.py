@@ -33,6 +33,11 @@ def shown(value: Any) -> str:
         return f"a number of {value.bit_length()} bits"
 
 
+def counted(count: int, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def listed(names: Iterable[str]) -> str:
     """The first of `names`, and how many there are if these are not all."""
     names = list(names)

@@ -23,7 +23,7 @@ from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file, explained, fsync, fsynced_at_the_end
 from undiffuse.memory import total_memory
-from undiffuse.names import format_shape
+from undiffuse.names import counted, format_shape
 from undiffuse.provenance import inscribe
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def write(
     else:
         place = put(out, file, force)
     size = f"{domain.seconds:g} s" if isinstance(domain, Sounds) else format_shape(rows.shape[1:3])
-    return f"{len(rows)} sample{'s' * (len(rows) != 1)} of {size}: {place}"
+    return f"{counted(len(rows), 'sample')} of {size}: {place}"
 
 
 def _page(path: Path, domain: Sounds, rows: np.ndarray, called: Sequence[str], origin: "Provenance | None") -> None:

@@ -12,7 +12,6 @@ import typer
 from undiffuse.cli import complete
 from undiffuse.errors import UsageError
 from undiffuse.registry import ENGINES, GRIDS, SAMPLERS, THRESHOLDS, TOKEN_SAMPLERS
-from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
     from undiffuse.guidance import Guidance
@@ -103,14 +102,15 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def guidance_of(
-    scale: float | None, interval: str | None, rescale: float = 0.0, apg: str | None = None, prompted: bool = False
+    scale: float | None, interval: str | None, rescale: float = 0.0, apg: str | None = None, usual: float = 1.0
 ) -> "Guidance":
-    """The settings of guidance, from options as typed. Raises UsageError for invalid ones."""
+    """The settings of guidance, from options as typed, `usual` being the scale if none was. Raises UsageError for
+    invalid ones."""
     from undiffuse.guidance import Guidance
 
     levels = _floats("--guidance-interval", interval, (2, 2), "two noise levels, such as .19,1.61")
     projection = _floats("--apg", apg, (1, 3), "ETA[,NORM[,MOMENTUM]], such as 0,.5,-.5")
-    scale = (PROMPTED if prompted else 1.0) if scale is None else scale
+    scale = usual if scale is None else scale
     return Guidance(scale, (levels[0], levels[1]) if levels else None, rescale, *projection)
 
 

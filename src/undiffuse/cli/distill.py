@@ -49,7 +49,7 @@ def distill(
     from contextlib import nullcontext
 
     from undiffuse.build.losses import ON_PATHS
-    from undiffuse.card import find, read_card, recorded_source
+    from undiffuse.card import find, read_card, recorded_source, student_name
     from undiffuse.config import DataConfig, over, parse_settings, preset
     from undiffuse.output import name_of
     from undiffuse.training import train
@@ -67,7 +67,7 @@ def distill(
         )
     goal = _goal(student) if student else None
     jumps = steps or (goal.jumps if goal else 1)
-    usual = out or RUNS / f"{name_of(model)}-{jumps}-step{'s' * (jumps > 1)}{'-sharp' * bool(student)}"
+    usual = out or RUNS / f"{name_of(model)}-{student_name(jumps)}{'-sharp' * bool(student)}"
     asked: dict[str, float | str | None] = {
         "training.minutes": minutes,
         "training.seed": seed,
@@ -115,7 +115,7 @@ def distill(
 
 
 def _goal(student: str) -> "ObjectiveConfig":
-    """What a student was made for. Raises UsageError for a model that is none."""
+    """The objective that a student was made for. Raises UsageError for a model that is none."""
     from undiffuse.card import find, read_card
 
     config = read_card(find(student)).config

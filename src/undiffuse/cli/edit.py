@@ -35,6 +35,7 @@ from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.names import cut
 from undiffuse.progress import bar
 from undiffuse.registry import RESTORERS
+from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +168,7 @@ def edit(
     if gap is not None:
         raise UsageError("--gap is for models of sounds: of a picture, a --mask says what to repaint")
     check_options(context, TECHNIQUES)
-    settings = guidance_of(guidance, guidance_interval, rescale, apg, bool(prompt))
+    settings = guidance_of(guidance, guidance_interval, rescale, apg, PROMPTED if prompt else 1.0)
     check_effect(context, settings)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     count = frames if to is not None else n * len(images)

@@ -10,6 +10,7 @@ from undiffuse.cli.console import check_effect, check_options, flags, given, gui
 from undiffuse.cli.recorded import recorded
 from undiffuse.errors import UsageError
 from undiffuse.progress import bar
+from undiffuse.text import PROMPTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +30,8 @@ def edit(context: typer.Context, model: str, files: Sequence[Path], out: Path | 
 
     options = context.params
     _check(context, files)
-    settings = guidance_of(
-        options["guidance"], options["guidance_interval"], options["rescale"], options["apg"], bool(options["prompt"])
-    )
+    usual = PROMPTED if options["prompt"] else 1.0
+    settings = guidance_of(options["guidance"], options["guidance_interval"], options["rescale"], options["apg"], usual)
     check_effect(context, settings)
     gap, spec, to, n = options["gap"], options["restoration"], options["to"], options["n"]
     count = options["frames"] if to is not None else n * len(files)

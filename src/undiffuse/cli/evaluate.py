@@ -225,14 +225,15 @@ def _text(given: dict[str, Any]) -> None:
     from undiffuse.generate import Recipe
     from undiffuse.guide import with_guide
     from undiffuse.model import load
+    from undiffuse.text import prompted_scale
 
     alone(f"evaluate --metrics {TEXT}")
     steps = numbers("--steps", given["steps"])
     if len(steps) > 1:
         raise UsageError(f"--steps {given['steps']}: --metrics {TEXT} takes one number of steps")
     model = load(given["subject"], given.get("device"))
-    prompted = not model.config.network.jumps  # a flow map has learnt its guidance
-    guidance = guidance_of(given.get("guidance"), given.get("guidance_interval"), prompted=prompted)
+    usual = prompted_scale(model.config)
+    guidance = guidance_of(given.get("guidance"), given.get("guidance_interval"), usual=usual)
     recipe = Recipe(given["sampler"], steps[0], given["eta"], seed=given["seed"], guidance=guidance)
     if "guide" in given:
         model = with_guide(model, given["guide"])

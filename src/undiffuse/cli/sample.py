@@ -95,6 +95,8 @@ def sample(
     from undiffuse.cli import texts
     from undiffuse.domains import domain_of
     from undiffuse.generate import Recipe
+    from undiffuse.names import counted
+    from undiffuse.text import prompted_scale
 
     if texts.is_text(model):
         texts.sample(context, model, prompt, length, out, force)
@@ -102,13 +104,14 @@ def sample(
     if length is not None:
         raise UsageError("--length is for models of texts")
     name = output.name_of(model)
-    settings = guidance_of(guidance, guidance_interval, rescale, apg, False)
+    settings = guidance_of(guidance, guidance_interval, rescale, apg)
     recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
     if not (guide or negative or len(class_name) + len(prompt) > 1):
         model = str(recipe.drawn_by(model))
     card = read_card(find(model))
-    if prompt and not card.config.network.jumps:  # a flow map has learnt its guidance
-        recipe = replace(recipe, guidance=guidance_of(guidance, guidance_interval, rescale, apg, True))
+    if prompt:
+        usual = prompted_scale(card.config)
+        recipe = replace(recipe, guidance=guidance_of(guidance, guidance_interval, rescale, apg, usual))
     check_effect(context, recipe.guidance)
     kind = domain_of(card.data).suffix
     out = out or output.fresh(Path(f"{name}-samples{kind}"))
@@ -146,6 +149,6 @@ def sample(
         written = output.write(out, loaded.domain, images, labels, loaded.data.classes, force, origin, called)
         cost = recipe.cost(loaded, condition)
         by = f"{model}, " if model != context.params["model"] else ""
-        say(f"{written} ({cost} evaluation{'s' * (cost > 1)} of the network each, by {by}{loaded.engine})")
+        say(f"{written} ({counted(cost, 'evaluation')} of the network each, by {by}{loaded.engine})")
         if recipe.guidance.scale != 1:
             say(f"{overshoot.share:.1%} of the predicted values were out of range (--threshold {threshold})")

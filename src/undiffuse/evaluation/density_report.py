@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from undiffuse.evaluation.density import RAW, Density
 from undiffuse.evaluation.page import Page, write_page
 from undiffuse.evaluation.report import OTHER_DATA
+from undiffuse.names import counted
 from undiffuse.plots import save_figure, strips
 
 SHOWN = 12
@@ -51,11 +52,6 @@ def sentence(density: Density) -> str:
         f"An ideal coder would need {coded:,.0f} net bytes per image, instead of {raw:,.0f} uncompressed (bits back; "
         "no coder is run here)."
     )
-
-
-def counted(count: int, what: str) -> str:
-    """1 step, 2 steps."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def write_report(density: Density, path: Path) -> None:

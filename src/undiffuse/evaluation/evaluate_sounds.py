@@ -25,6 +25,7 @@ from undiffuse.guide import with_guide
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.sounds.spectrogram import FACTS
 from undiffuse.model import Model, load
+from undiffuse.names import counted
 from undiffuse.progress import Bar, no_bar
 from undiffuse.vocoder import no_vocoder, with_vocoder
 
@@ -146,7 +147,7 @@ def _speed(model: Model, recipe: Recipe, bar: Bar) -> Row:
             tick(1)
     again = taken[1:]
     threads = torch.get_num_threads() if model.device.type == "cpu" else 0
-    where = f"{threads} thread{'s' * (threads > 1)} of a CPU" if threads else str(model.device)
+    where = f"{counted(threads, 'thread')} of a CPU" if threads else str(model.device)
     value = Measure(statistics.median(again), min(again), max(again))
     return Row("real-time factor", value, None, f"seconds for one of sound, {TIMED} at once, on {where}; three times")
 

@@ -25,7 +25,7 @@ from undiffuse.metrics.intervals import Measure, proportion
 from undiffuse.model import Model
 from undiffuse.progress import Bar, no_bar
 from undiffuse.randomness import Purpose, stream
-from undiffuse.text import PROMPTED
+from undiffuse.text import prompted_scale
 
 DEFAULT_N = 500
 CANDIDATES = 100
@@ -102,7 +102,7 @@ def faithfulness(
     of avatars.
     """
     model.of_prompt("hair", 1)  # raises for a model without captions
-    recipe = (recipe or Recipe(guidance=Guidance(1.0 if model.config.network.jumps else PROMPTED))).for_model(model)
+    recipe = (recipe or Recipe(guidance=Guidance(prompted_scale(model.config)))).for_model(model)
     recipe.check(model)
     train, test = (_images(model, data, split, bar) for split in ("train", "test"))
     n = min(n, len(test), len(train) // HALVES)

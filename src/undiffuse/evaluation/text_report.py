@@ -2,6 +2,7 @@
 
 from undiffuse.evaluation.report import interval, number
 from undiffuse.evaluation.text import Faithfulness
+from undiffuse.names import counted
 
 HEADINGS = ("prompts", "pictures", "generated", "95% interval", "real", "shuffled", "what is right")
 
@@ -23,12 +24,11 @@ def rows(found: Faithfulness) -> list[tuple[str, ...]]:
 
 
 def sentence(found: Faithfulness) -> str:
-    """What was measured."""
+    """The line that says what was measured."""
     facts, recipe = found.conditions, found.conditions["recipe"]
-    steps = f"{recipe['steps']} step{'s' * (recipe['steps'] > 1)}"
     return (
         f"{found.name}: {facts['n']} prompts of each kind about pictures of {facts['data']['name']}; "
-        f"{recipe['sampler']}, {steps}, guidance {recipe['guidance']['scale']:g}"
+        f"{recipe['sampler']}, {counted(recipe['steps'], 'step')}, guidance {recipe['guidance']['scale']:g}"
     )
 
 

@@ -15,6 +15,7 @@ from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.kernel import measure_kernel
 from undiffuse.metrics.manifold import measure_copying, measure_manifold, nearest
 from undiffuse.metrics.scores import class_entropy, inception_score, recognised
+from undiffuse.names import counted
 
 Better = Literal["lower", "higher", None]
 FEWEST = 2  # samples; metrics that need more are left out
@@ -157,7 +158,7 @@ def parse_groups(text: str) -> list[str]:
 def too_few(groups: Sequence[str], samples: int, reference: int) -> dict[str, str]:
     """The metrics of `groups` that need more samples or reference images than these: key -> what it needs."""
     return {
-        key: f"needs {metric.samples} samples and {metric.reference} reference image{'s' * (metric.reference > 1)}"
+        key: f"needs {metric.samples} samples and {counted(metric.reference, 'reference image')}"
         for key, metric in METRICS.items()
         if metric.group in groups and (samples < metric.samples or reference < metric.reference)
     }

@@ -1,9 +1,18 @@
 """Sentences as numbers: the words a data set knows, and a frozen sentence encoder."""
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from undiffuse.config import Config
 
 PROMPTED = 2.0
 """The scale of guidance with a prompt, unless one is given."""
+
+
+def prompted_scale(config: "Config") -> float:
+    """PROMPTED, but 1 for a flow map, which has learnt its guidance."""
+    return 1.0 if config.network.jumps else PROMPTED
 
 
 def reader() -> dict[str, str | int]:
