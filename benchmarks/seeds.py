@@ -8,13 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from undiffuse import load
 from undiffuse.devices import conditions
 from undiffuse.errors import UndiffuseError
 from undiffuse.files import read_json, write_json
+from undiffuse.generate import Recipe, generate
 
 Rows = dict[str, dict[str, Any]]
+SHOWN = 12
+"""Samples of each system in a figure."""
 ASKED = ("data", "teacher", "guidance", "minutes", "n")
 KINDS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -127,3 +132,8 @@ def report(out: Path, to: Path, keys: Sequence[str]) -> Rows:
     }
     write_json(to, {"command": " ".join(["python", *sys.argv]), **conditions(), "rows": rows, "runs": runs})
     return rows
+
+
+def first_samples(run: Path, recipe: Recipe) -> np.ndarray:
+    """The first SHOWN samples of a model, rows of pictures."""
+    return np.concatenate(list(generate(load(run), recipe, range(SHOWN))))
