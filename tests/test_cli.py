@@ -15,7 +15,7 @@ from undiffuse.config import keys
 from undiffuse.model import built_in
 
 COMMANDS = ["train", "sample", "evaluate", "compare", "explain", "data list", "data show", "models", "tune", "import"]
-COMMANDS += ["export", "demo", "train-classifier"]
+COMMANDS += ["export", "demo", "train-classifier", "distill", "edit", "show", "redo"]
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

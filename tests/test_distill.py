@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,13 @@ def test_a_flow_map_jumps_unless_told_otherwise(student: Path) -> None:
     model = load(student)
     asked = Recipe().for_model(model)
     assert (asked.sampler, asked.steps) == ("jump", 2) and asked.cost(model) == 2
-    for other in (Recipe("unipc", 2), Recipe(steps=4), Recipe("jump", 3)):
+    for other in (Recipe("unipc", 2), Recipe(steps=4), Recipe(steps=20), Recipe("jump", 3)):
         with pytest.raises(UsageError, match="is a flow map of 2 jumps, and nothing else"):
             next(generate(model, other, range(1), model.condition(range(1))))
     assert Recipe(steps=1).for_model(model).denoise(model, model.condition(range(1)))
+    assert replace(Recipe(), seed=3).for_model(model) == Recipe("jump", 2, seed=3)
+    assert replace(Recipe(steps=20), steps=5).sampler == Recipe(steps=5).sampler != Recipe(steps=20).sampler
+    assert replace(Recipe(), sampler="ddim").for_model(model).sampler == "ddim"
     condition = model.condition(range(4))
     images = next(generate(model, Recipe(steps=2), range(4), condition))
     alone = next(generate(model, Recipe("jump", 2), [2], model.condition([2])))
@@ -238,3 +242,12 @@ def test_a_model_that_comes_with_a_student(whole: Path, student: Path, tmp_path:
     assert code == 0 and "4 evaluations of the network each, by torch" in out
     code, out, _ = command("redo", "a.npz", "--out", "c.npz")
     assert code == 0 and np.array_equal(np.load("a.npz")["images"], np.load("c.npz")["images"])
+
+
+@pytest.mark.parametrize("arguments", ["avatars --steps 1", "avatars/1-step", "avatars/1-step --guidance 1"])
+def test_a_student_is_prompted(arguments: str, command: Command) -> None:
+    """In one evaluation, with the guidance that it has learnt."""
+    code, out, err = command("sample", *arguments.split(), "-n", 2, "--prompt", "a man with red hair", "--out", "a.npz")
+    assert code == 0 and "1 evaluation of the network each" in out, err
+    code, _, err = command("sample", "avatars/1-step", "-n", 1, "--prompt", "a man", "--guidance", 2, "--out", "b.npz")
+    assert code == 2 and "a flow map has learnt its guidance" in err

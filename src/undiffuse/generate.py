@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,13 +43,21 @@ from undiffuse.vocoder import rows_of, with_vocoder
 LEARNT_GUIDANCE = "a flow map has learnt its guidance: leave --guidance out, and give one class or prompt"
 
 
+class _Open(str):
+    """The name of a sampler that nobody asked for, so that `Recipe.for_model` may take another."""
+
+
+class _OpenSteps(int):
+    """The same of a number of steps."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to sample.
 
     Attributes:
         sampler: a name in SAMPLERS; "auto": ddim if eta > 0, else `default_sampler(steps)`, or as `for_model` decides.
-        steps: N; see `evaluations` for their cost.
+        steps: N; see `evaluations` for their cost. Left out, `for_model` may decide them too.
         eta: DDIM's, from 0 (deterministic) to 1 (DDPM); only for sampler="ddim".
         grid: a name in GRIDS; None: the one made for the model (`undiffuse tune`), else the sampler's default.
         threshold: "clip" keeps predicted data in its range, if it has one (`Domain.bounded`), "dynamic" scales by a
@@ -60,18 +67,16 @@ class Recipe:
     """
 
     sampler: str = "auto"
-    steps: int = 20
+    steps: int = _OpenSteps(20)
     eta: float = 0.0
     grid: str | None = None
     threshold: str = "clip"
     seed: int = 0
     guidance: Guidance = field(default_factory=Guidance)
-    _open: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_open", self.sampler == "auto" and not self.eta)
-        if self.sampler == "auto":
-            object.__setattr__(self, "sampler", "ddim" if self.eta else default_sampler(self.steps))
+        if self.sampler == "auto" or self._open:  # once more, as `replace` may have changed the rest
+            object.__setattr__(self, "sampler", "ddim" if self.eta else _Open(default_sampler(self.steps)))
         for name, registry in (
             (self.sampler, SAMPLERS),
             (self.grid or "trailing", GRIDS),
@@ -84,6 +89,10 @@ class Recipe:
             raise UsageError(f"eta is for the sampler ddim, not for {self.sampler}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed = {self.seed} must lie in 0 .. 2^32 - 1")
+
+    @property
+    def _open(self) -> bool:
+        return isinstance(self.sampler, _Open)
 
     @property
     def evaluations(self) -> int:
@@ -147,8 +156,7 @@ class Recipe:
         return (student_of(name, self.steps) if plain else None) or name
 
     def for_model(self, model: Model) -> "Recipe":
-        """This recipe, with a sampler that was left open decided for the model: a flow map jumps, as often as it has
-        learnt unless other steps than the default are asked for.
+        """This recipe, with what was left open decided for the model: a flow map jumps, as often as it has learnt.
 
         Raises UsageError as `times`, and for a rival, which has one way to draw, if there is more than a seed.
         """
@@ -159,7 +167,7 @@ class Recipe:
             return self
         recipe = self
         if self._open and model.config.network.jumps:
-            steps = model.config.objective.jumps if self.steps == Recipe.steps else self.steps
+            steps = model.config.objective.jumps if isinstance(self.steps, _OpenSteps) else self.steps
             recipe = replace(self, sampler="jump", steps=steps)
         recipe.times(model)
         return recipe

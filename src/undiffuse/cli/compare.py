@@ -26,7 +26,7 @@ def compare(
     n: int = typer.Option(None, "-n", min=2, help="Number of samples of each [2000, or what the smallest file holds]."),
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
     sampler: str = typer.Option("auto", help="For models without @sampler.", autocompletion=complete.samplers),
-    steps: int = typer.Option(20, min=1, help="For models without @sampler:steps."),
+    steps: int = typer.Option(None, min=1, help="For models without @sampler:steps [20; of a student, its own]."),
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
     seed: int = typer.Option(0, help="Seed of the samples."),
@@ -61,7 +61,7 @@ def compare(
     output.claim({"--json": json_file, "--figure": figure}, force, {"--json": [".json"], "--figure": [".png"]})
     settings = guidance_of(guidance, guidance_interval)
     check_effect(context, settings)
-    recipe = Recipe(sampler, steps, seed=seed, guidance=settings)
+    recipe = Recipe(sampler, steps or Recipe.steps, seed=seed, guidance=settings)
     contenders = measured(
         subjects,
         data,

@@ -101,6 +101,13 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def step_counts(text: str | None) -> list[int]:
+    """The numbers of steps that --steps names; if it was not given, the usual one alone, which a student may change."""
+    from undiffuse.generate import Recipe
+
+    return [Recipe.steps] if text is None else numbers("--steps", text)
+
+
 def guidance_of(
     scale: float | None, interval: str | None, rescale: float = 0.0, apg: str | None = None, usual: float = 1.0
 ) -> "Guidance":

@@ -21,8 +21,8 @@ from undiffuse.cli.console import (
     check_effect,
     given,
     guidance_of,
-    numbers,
     say,
+    step_counts,
     table,
 )
 from undiffuse.progress import bar
@@ -69,7 +69,9 @@ def evaluate(
     metrics: str = typer.Option("all", help=METRICS_HELP, autocompletion=complete.metrics),
     features: str = typer.Option("auto", help=FEATURES_HELP, autocompletion=complete.features),
     sampler: str = typer.Option("auto", help="As for `undiffuse sample`.", autocompletion=complete.samplers),
-    steps: str = typer.Option("20", help="Steps, or several as 5,10,20: a curve in the report."),
+    steps: str = typer.Option(
+        None, help="Steps, or several as 5,10,20: a curve in the report [20; of a student, its own]."
+    ),
     eta: float = typer.Option(0.0, help="For ddim: 0 is deterministic, 1 is DDPM."),
     guidance: float = GUIDANCE,
     guidance_interval: str = INTERVAL,
@@ -141,7 +143,7 @@ def evaluate(
     _refuse(context, metrics)
     settings = guidance_of(guidance, guidance_interval)
     check_effect(context, settings)
-    recipes = [Recipe(sampler, count, eta, seed=seed, guidance=settings) for count in numbers("--steps", steps)]
+    recipes = [Recipe(sampler, count, eta, seed=seed, guidance=settings) for count in step_counts(steps)]
     done = []
     for evaluation in measured(
         subject,
@@ -228,7 +230,7 @@ def _text(given: dict[str, Any]) -> None:
     from undiffuse.text import prompted_scale
 
     alone(f"evaluate --metrics {TEXT}")
-    steps = numbers("--steps", given["steps"])
+    steps = step_counts(given.get("steps"))
     if len(steps) > 1:
         raise UsageError(f"--steps {given['steps']}: --metrics {TEXT} takes one number of steps")
     model = load(given["subject"], given.get("device"))

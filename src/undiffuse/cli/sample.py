@@ -41,7 +41,7 @@ def sample(
     n: int = typer.Option(None, "-n", min=1, help="Number of samples [64; 1 of a text, and in a .wav]."),
     sampler: str = SAMPLER,
     steps: int = typer.Option(
-        20, min=1, help="Number of steps from noise to data [20; of a student, its own; of a text, one per token]."
+        None, min=1, help="Number of steps from noise to data [20; of a student, its own; of a text, one per token]."
     ),
     eta: float = ETA,
     grid: str = GRID,
@@ -105,7 +105,7 @@ def sample(
         raise UsageError("--length is for models of texts")
     name = output.name_of(model)
     settings = guidance_of(guidance, guidance_interval, rescale, apg)
-    recipe = Recipe(sampler, steps, eta, grid, threshold, seed, settings)
+    recipe = Recipe(sampler, steps or Recipe.steps, eta, grid, threshold, seed, settings)
     if not (guide or negative or len(class_name) + len(prompt) > 1):
         model = str(recipe.drawn_by(model))
     card = read_card(find(model))
@@ -137,7 +137,7 @@ def sample(
     condition, overshoot = request(loaded, n, loaded.condition(range(n)), class_name, negative, prompt), Overshoot()
     origin = recorded(context, loaded, seed)
     mine = math.ceil(n / int(os.environ.get("WORLD_SIZE", "1")))  # what this process of a torchrun draws
-    with bar("sampling", mine * steps) as tick:
+    with bar("sampling", mine * recipe.steps) as tick:
         images = generate_shared(loaded, recipe, n, condition, batch_size=batch_size, tick=tick, overshoot=overshoot)
     if images is not None:
         first, *others = parts_of(condition)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import alone, check_effect, check_options, guidance_of, numbers, say, table
+from undiffuse.cli.console import alone, check_effect, check_options, guidance_of, say, step_counts, table
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.progress import bar
 
@@ -81,7 +81,7 @@ def _of_model(context: typer.Context, subject: str, metrics: list[str] | None) -
     from undiffuse.generate import Recipe
 
     options = context.params
-    steps, *others = numbers("--steps", options["steps"])
+    steps, *others = step_counts(options["steps"])
     if others:
         raise UsageError(f"--steps {options['steps']}: one number for a model of sounds")
     guidance = guidance_of(options["guidance"], options["guidance_interval"])
