@@ -21,8 +21,8 @@ from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
 from undiffuse.networks.critic import watched
 from undiffuse.networks.unet import unfold
-from undiffuse.objectives.adversarial import ADVERSARY, adversarial
-from undiffuse.objectives.matching import difference, drawn
+from undiffuse.objectives.adversarial import ADVERSARY, Ends, adversarial
+from undiffuse.objectives.matching import MATCH, difference, divergence, matching
 from undiffuse.process import EDM, VP, Denoise, GaussianProcess, Prediction, Time, expand
 from undiffuse.randomness import KeyedDraw, keyed_draws
 from undiffuse.training import train
@@ -82,6 +82,46 @@ def test_nothing_moves_where_the_laws_agree() -> None:
     assert not away.any()
 
 
+def test_descent_finds_the_law_of_the_data() -> None:
+    """x = m + s z, each step with the exact denoiser of what the student draws: where nothing is left to gain, the two
+    denoisers are one, so the last error is that of the descent."""
+    process = GaussianProcess(EDM())
+    law = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in OWN]
+    z = torch.from_numpy(np.random.default_rng(0).standard_normal((256, 1)))
+    optimizer = torch.optim.SGD(law, lr=0.1)
+    for number in range(400):
+        own = denoiser_of(process, (law[0].item(), law[1].item()))
+        ends = Ends(law[0] + law[1] * z, None, z, None, keyed_draws(0, range(256))(number))
+        optimizer.zero_grad()
+        divergence(process, ends, own, denoiser_of(process, DATA)).mean().backward()
+        optimizer.step()
+    assert [value.item() for value in law] == pytest.approx(DATA, abs=1e-6)
+
+
+def test_the_gradient_is_scaled_by_how_far_the_teacher_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, sample by sample: (own - theirs) / mean |x - theirs|, over the number of elements."""
+    process, size = GaussianProcess(VP()), 3
+    x = torch.randn(4, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draw = keyed_draws(0, range(4))(0)
+    seen = []
+
+    def own(condition: object) -> Denoise:
+        def denoise(x_t: Tensor, t: Time) -> Prediction:
+            seen.append((x_t, t))
+            return denoiser_of(process, OWN)(condition)(x_t, t)
+
+        return denoise
+
+    theirs = denoiser_of(process, DATA)
+    divergence(process, Ends(x, None, x, None, draw), own, theirs).sum().backward()
+    ((x_t, t),) = seen
+    assert len(set(t.tolist())) > 1, "each has a level of its own"
+    real, other = theirs(None)(x_t, t).x0, denoiser_of(process, OWN)(None)(x_t, t).x0
+    scale = (x.detach() - real).abs().mean(1, keepdim=True)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (other - real) / scale / size, rtol=1e-12, atol=1e-12)
+
+
 SHORT = {
     "training.steps": 4,
     "training.checkpoint_every": 2,
@@ -132,15 +172,6 @@ def test_another_teacher_is_refused(runs: tuple[Path, Path], tmp_path: Path, mon
         monkeypatch.setattr("undiffuse.training.teacher.base_fingerprint", lambda model: "another")
         with pytest.raises(UsageError, match=r"is another model than .* began with"):
             train({}, tmp_path / str(number), resume=True, report=ignore)
-
-
-def test_samples_to_train_on_are_those_that_are_drawn(runs: tuple[Path, Path]) -> None:
-    """By the sampler, but for its threshold."""
-    model = load(runs[0])
-    condition = model.condition(range(3))
-    x = drawn(model.denoiser, condition, keyed_draws(0, range(3))(0), torch.empty(3, 1, 16, 16), 1)
-    images = next(generate(model, Recipe("jump", 1, threshold="none"), range(3), condition))
-    assert abs(model.domain.decode(x.clamp(-1, 1)).astype(int) - images).max() <= 1
 
 
 def test_the_command(runs: tuple[Path, Path], whole: Path, command: Command) -> None:
@@ -198,6 +229,26 @@ def test_the_critic_learns_to_tell_and_its_gradient_reaches_samples(whole: Path,
     assert all(p.grad is None for p in companions.facts.network.parameters())
 
 
+def test_what_follows_the_student_learns_to_denoise_its_samples(whole: Path, student: Path) -> None:
+    """White pictures, of which the teacher has seen none: the error of x_0 falls by a factor of three."""
+    companions = companions_of(whole, student, "matching")
+    x, condition = torch.full((16, 1, 16, 16), 0.9), companions.facts.condition(range(16))
+    t = torch.full((16,), 0.5, dtype=torch.float64)
+    x_t = companions.denoiser.process.marginal(x, t).at(keyed_draws(1, range(16))(0).normal(x))
+
+    def error() -> float:
+        with torch.no_grad():
+            return (companions.imitate(condition)(x_t, t).x0 - x).square().mean().item()
+
+    before, theirs = error(), companions.facts.network.state_dict()
+    kept = {name: tensor.clone() for name, tensor in theirs.items()}
+    for step in range(40):
+        companions.scores(x, condition, x, condition, keyed_draws(0, range(16))(step))
+        companions.update(companions.peak)
+    assert error() < before / 3
+    assert all(torch.equal(theirs[name], kept[name]) for name in kept), "the teacher stays as it is"
+
+
 def test_jumps_that_do_not_end_in_data_are_not_judged(whole: Path, student: Path) -> None:
     """Of two jumps only the second is; the first is held to the path."""
     seen = []
@@ -221,6 +272,19 @@ def test_jumps_that_do_not_end_in_data_are_not_judged(whole: Path, student: Path
     assert numbers.keys == draw.keys[1::2]
     torch.testing.assert_close(losses[::2], torch.zeros(2).double(), rtol=0, atol=1e-9)
     torch.testing.assert_close(losses[1::2], -ADVERSARY * judged.mean(1), rtol=1e-9, atol=1e-9)
+
+    class Following(Watching):
+        def imitate(self, condition: Any) -> Denoise:
+            return theirs(condition, OWN)
+
+    def theirs(condition: Any, law: tuple[float, float] = DATA) -> Denoise:
+        return denoiser_of(process, law)(condition)  # type: ignore[no-any-return]
+
+    both = matching(exact, x, None, torch.zeros(4).double(), draw, paths=drawn, teach=theirs, companions=Following())
+    ends = Ends(judged, None, x[1::2], None, draw[s == 0])
+    further = MATCH * divergence(process, ends, lambda c: theirs(c, OWN), theirs)
+    torch.testing.assert_close(both[::2], losses[::2], rtol=0, atol=0)
+    torch.testing.assert_close(both[1::2], losses[1::2] + further, rtol=1e-12, atol=1e-12)
 
 
 def test_a_student_of_two_jumps_is_sharpened(whole: Path, data: str, tmp_path: Path) -> None:

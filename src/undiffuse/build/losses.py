@@ -18,7 +18,7 @@ from undiffuse.token_denoiser import TokenDenoiser
 
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 DISTILLING = ("paths", "adversarial", "flow-map", "matching")
-ON_PATHS = ("paths", "adversarial")
+ON_PATHS = ("paths", "adversarial", "matching")
 OF_BOTH = ("bound", "continuous-bound")
 DEVIATIONS = 3.0
 """How far above the mean of ln(sigma / alpha), in standard deviations, a network trained at normal ones is asked."""
@@ -105,9 +105,7 @@ def make_objective(config: Config) -> Objective:
     if objective.loss in ON_PATHS and objective.draw != "independent":
         raise UsageError(f"objective.loss={objective.loss} draws paths at random: set objective.draw=independent")
     if objective.paths is not None and objective.loss not in ON_PATHS:
-        raise UsageError(f"objective.paths is for objective.loss={' and '.join(ON_PATHS)}: leave it out")
-    if objective.loss == "matching" and config.training.conditional and config.training.label_dropout:
-        raise UsageError("objective.loss=matching draws of classes only: set training.label_dropout=0")
+        raise UsageError(f"objective.paths is for objective.loss={', '.join(ON_PATHS)}: leave it out")
     if rival and objective.importance:
         raise UsageError("objective.importance chooses times, which a rival has not: leave it out")
     if distilling and config.training.base is None:

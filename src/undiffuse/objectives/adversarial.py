@@ -5,7 +5,8 @@ noise and sample guard the recall (as in DMD, Yin et al. 2024, section 4.2), and
 of noisy data (LADD, Sauer et al. 2024), adds what the regression lacks. Nothing pretrained on other data is used.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -29,6 +30,16 @@ class Judge(Protocol):
         (B, ...) of the data with its own condition."""
 
 
+class Ends(NamedTuple):
+    """A student's samples x (B, ...) of their conditions, and as many rows x_0 of the data with theirs."""
+
+    x: Tensor
+    condition: Condition | None
+    x0: Tensor
+    given: Condition | None
+    draw: KeyedDraw
+
+
 def adversarial(
     denoiser: Denoiser,
     x0: Tensor,
@@ -41,11 +52,24 @@ def adversarial(
 ) -> Tensor:
     """The distance from the teacher's path, as in `undiffuse.objectives.paths`, less what the critic says of the jumps
     that end in data: (B,)."""
+    return guarded(denoiser, x0, condition, u, draw, paths, lambda ends: -ADVERSARY * companions.scores(*ends))
+
+
+def guarded(
+    denoiser: Denoiser,
+    x0: Tensor,
+    condition: Condition | None,
+    u: Tensor,
+    draw: KeyedDraw,
+    paths: Paths,
+    loss_of: Callable[[Ends], Tensor],
+) -> Tensor:
+    """The loss of jumps that end in data, and GUARD times the distance of all from the teacher's paths: (B,)."""
     x_t, t, x_s, s, given = paths.leaps(u)
     found = denoiser.jump(x_t, t, s, given).x0
     loss = GUARD * pseudo_huber(found - aim(denoiser.process, x_s, x_t, t, s))
     last = s == 0
     if last.any():
-        seen = found[last], rows_of(given, last), x0[last], rows_of(condition, last), draw[last]
-        loss[last] = loss[last] - ADVERSARY * companions.scores(*seen)
+        ends = Ends(found[last], rows_of(given, last), x0[last], rows_of(condition, last), draw[last])
+        loss[last] = loss[last] + loss_of(ends)
     return loss
