@@ -5,6 +5,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +96,23 @@ def test_a_step_of_the_teacher_is_of_second_order(schedule: str) -> None:
             x = heun_step(process, exact(process), x, t.expand(4), s.expand(4))
         errors.append((x - mapped(process, first, start.expand(4), end.expand(4))).abs().max().item())
     assert 3.5 < errors[0] / errors[1] < 4.6 and 3.5 < errors[1] / errors[2] < 4.6
+
+
+def test_the_average_velocity_is_that_of_the_map() -> None:
+    """(x - X_{t -> s}) / (t - s) is the mean of v = eps - x_0 along the path (MeanFlow, Geng et al. 2025, eq. 3), for
+    the straight process, where v is dx/dt."""
+    process, t, s = process_of("flow"), 0.9, 0.2
+    start, end = (torch.full((4,), time, dtype=torch.float64) for time in (t, s))
+    x = samples(process, start)
+    student: Any = Exact(process)
+    reached = step(process, student.jump(x, start, end).x0, x, start, end)
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    mean = torch.zeros_like(x)
+    for node, weight in zip(nodes, weights / 2, strict=True):
+        time = torch.full((4,), s + (t - s) * (node + 1) / 2, dtype=torch.float64)
+        found = exact(process)(mapped(process, x, start, time), time)
+        mean += weight * (found.eps - found.x0)
+    torch.testing.assert_close((x - reached) / (t - s), mean, rtol=1e-10, atol=1e-10)
 
 
 def loss_of(process: GaussianProcess, wrong: float = 1.0, jumps: int = 1, count: int = 4000) -> Tensor:

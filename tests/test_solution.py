@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ignore
-from test_flow_map import MEAN, STD, exact, process_of
+from test_flow_map import MEAN, STD, Exact, exact, mapped, process_of
 from test_matching import nodes
 from torch import Tensor
 
 from undiffuse.config import preset
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
-from undiffuse.objectives.flow_map import PLAIN, aim, step
-from undiffuse.objectives.solution import aimed, ends
+from undiffuse.objectives.flow_map import PLAIN, aim, pseudo_huber, step
+from undiffuse.objectives.solution import HALVINGS, WIDEST, aimed, ends, solution
+from undiffuse.objectives.times import log_normal
 from undiffuse.process import GaussianProcess, Prediction
+from undiffuse.randomness import keyed_draws
 from undiffuse.training import train
 
 
@@ -85,6 +87,38 @@ def test_pure_noise_begins_where_samplers_do() -> None:
         process_of("cosine"), torch.tensor([1.0, 0.9999], dtype=torch.float64), torch.full((2,), 0.9), 0.1, 0.5
     )
     assert t[0] == 1 and (between < t).all()
+
+
+@pytest.mark.parametrize("done", [0.0, 0.6, 1.0])
+def test_the_loss_row_by_row(done: float) -> None:
+    """Of a map that is a little wrong: its distance from where it ends from x_l, and for a quarter from the data; the
+    target is held, so only the jump from x_t has a gradient."""
+    process, count, to_data = process_of("edm"), 40, 0.4
+    wrong = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    student: Any = Exact(process, wrong)  # type: ignore[arg-type]
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    x0 = MEAN + STD * torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draw = keyed_draws(0, range(count))(0)
+    losses = solution(student, x0, None, u, draw, share=lambda: done, to_data=to_data)
+
+    noise, drawn = draw.normal(x0), log_normal(process.schedule, draw.fold(1).uniform(u[:, None])[:, 0])
+    t, s, between = ends(process, drawn, u, WIDEST / 2 ** (HALVINGS * done), to_data)
+    assert (s == t).sum() == count * PLAIN and (s[s < t] > 0).any() and (s == 0).any()
+    by_hand = []
+    for row in range(count):
+        now, end, middle = t[row : row + 1], s[row : row + 1], between[row : row + 1]
+        x_t, x_l = (process.marginal(x0[row : row + 1], time).at(noise[row : row + 1]) for time in (now, middle))
+        if end == now:
+            goal, found = x0[row : row + 1], exact(process)(x_t, now).x0
+        else:
+            off = aim(process, mapped(process, x_l, middle, end), x_l, middle, end) * wrong.item()
+            goal = aim(process, step(process, off, x_l, l, end), x_t, now, end)
+            found = aim(process, mapped(process, x_t, now, end), x_t, now, end)
+        by_hand.append(pseudo_huber(wrong * found - goal))
+    expected = torch.cat(by_hand)
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(loss.sum(), wrong)[0].item() for loss in (losses, expected)]
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-9)
 
 
 def test_it_trains_from_data_and_draws_in_one_evaluation(data: str, tmp_path: Path) -> None:
