@@ -112,7 +112,7 @@ def test_the_loss_row_by_row(done: float) -> None:
             goal, found = x0[row : row + 1], exact(process)(x_t, now).x0
         else:
             off = aim(process, mapped(process, x_l, middle, end), x_l, middle, end) * wrong.item()
-            goal = aim(process, step(process, off, x_l, l, end), x_t, now, end)
+            goal = aim(process, step(process, off, x_l, middle, end), x_t, now, end)
             found = aim(process, mapped(process, x_t, now, end), x_t, now, end)
         by_hand.append(pseudo_huber(wrong * found - goal))
     expected = torch.cat(by_hand)
