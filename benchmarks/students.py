@@ -5,13 +5,16 @@
 
 "paths" and "flow-map" learn from the teacher for all of the time. "sharp" and "matched" spend half of it on paths, and
 half on the critic, or on matching. "solution" and "ect" (the same loss with every jump to the data) begin without the
-teacher, whose training is on top for the others. Drawing paths counts where they are not in the cache yet: to be fair,
-name an empty one, UNDIFFUSE_CACHE=FOLDER. One thread each. Then n samples in one evaluation, measured as `undiffuse
-evaluate` does, beside the teacher in 1, 5 and 20 steps. Writes OUT/WAY-SEED.json; what is there is kept.
+teacher, whose training is on top for the others. Each draws its own paths, which counts; "sharp" and "matched" share
+their first half. One thread each. Then n samples in one evaluation, measured as `undiffuse evaluate` does, beside the
+teacher in 1, 5 and 20 steps. Writes OUT/WAY-SEED.json; what is there is kept.
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,16 @@ from equal_time import QUIET, finish
 from seeds import measure, missing, options_of, report
 
 from undiffuse import load
+from undiffuse.cache import cache_dir
 from undiffuse.config import preset
+from undiffuse.distilling import student_settings
 from undiffuse.evaluation import evaluate
 from undiffuse.generate import Recipe
 
 WAYS = ("teacher", "paths", "flow-map", "sharp", "matched", "solution", "ect")
+BOTH = ("sharp", "matched")
 OF_FLOW_MAP = {"objective.loss": "flow-map", "objective.draw": "low-discrepancy"}
+CACHE = "UNDIFFUSE_CACHE"
 TEACHER = tuple(Recipe(steps=steps) for steps in (1, 5, 20))
 METRICS = "frechet,manifold,classes,copying"
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
@@ -34,28 +41,41 @@ SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
 
 def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
     """The run of one way, trained now or before."""
-    teacher, run = load(options.teacher), options.out / f"{way}-{seed}-run"
-    assert teacher.learnt is not None
-    for path, minutes, values in stages(way, run, options):
-        shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
-        finish(values | shared, path, minutes)
+    run, half = (options.out / f"{name}-{seed}-run" for name in (way, "half"))
+    source = load(options.teacher).config.data.source
+    shared = {"data.source": source, "training.seed": seed, **QUIET}
+    guided = {"objective.guidance": options.guidance}
+    if way in BOTH:
+        with own_paths(half):
+            finish(student_settings(options.teacher) | guided | shared, half, options.minutes / 2)
+            loss = {"objective.loss": "matching"} if way == "matched" else {}
+            settings = student_settings(options.teacher, half, loss) | loss
+            finish(settings | guided | shared, run, options.minutes / 2)
+        return run
+    settings = preset("one-step") | ({"objective.to_data": 1.0} if way == "ect" else {})
+    if way in ("paths", "flow-map"):
+        loss = OF_FLOW_MAP if way == "flow-map" else {}
+        settings = student_settings(options.teacher, asked=loss) | loss | guided
+    with own_paths(run):
+        finish(settings | shared, run, options.minutes)
     return run
 
 
-def stages(way: str, run: Path, options: argparse.Namespace) -> list[tuple[Path, float, dict[str, Any]]]:
-    """The runs that a way takes, with their minutes and settings; what ways have in common, they share."""
-    if way in ("solution", "ect"):
-        return [(run, options.minutes, preset("one-step") | ({"objective.to_data": 1.0} if way == "ect" else {}))]
-    taught = {"training.base": options.teacher, "objective.guidance": options.guidance, "network.inpaint": False}
-    if way == "flow-map":
-        return [(run, options.minutes, preset("distill") | taught | OF_FLOW_MAP)]
-    if way == "paths":
-        return [(run, options.minutes, preset("distill") | taught)]
-    half = run.with_name(run.name.replace(way, "half"))
-    second = {"training.base": str(half), "training.teacher": options.teacher}
-    loss = {"objective.loss": "matching"} if way == "matched" else {}
-    first = (half, options.minutes / 2, preset("distill") | taught)
-    return [first, (run, options.minutes / 2, preset("adversarial") | taught | second | loss)]
+@contextmanager
+def own_paths(run: Path) -> Iterator[None]:
+    """The cache without the paths that others have drawn: a folder beside the run."""
+    own, usual, asked = run.with_name(f"{run.name}-cache"), cache_dir(), os.environ.get(CACHE)
+    own.mkdir(exist_ok=True)
+    for folder in usual.iterdir():
+        if folder.name != "paths" and not (own / folder.name).exists():
+            (own / folder.name).symlink_to(folder.resolve())
+    os.environ[CACHE] = str(own)
+    try:
+        yield
+    finally:
+        os.environ.pop(CACHE)
+        if asked is not None:
+            os.environ[CACHE] = asked
 
 
 def measured(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

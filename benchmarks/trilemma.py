@@ -27,6 +27,7 @@ from seeds import Rows, measure, missing, options_of, report
 from undiffuse import load
 from undiffuse.config import preset, preset_for
 from undiffuse.data import load as load_data
+from undiffuse.distilling import student_settings
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.density import density
 from undiffuse.files import atomic_folder
@@ -83,9 +84,8 @@ def trained(system: str, seed: int, options: argparse.Namespace) -> Path:
     teacher, student = (options.out / f"{part}-{seed}-run" for part in ("teacher", "student"))
     finish(settings("diffusion", options, seed, minutes / 2), teacher, minutes / 2)
     of_all = shared(options, seed)
-    finish(preset("distill") | of_all | {"training.base": str(teacher)}, student, minutes / 4)
-    taught = {"training.base": str(student), "training.teacher": str(teacher)}
-    finish(preset("adversarial") | of_all | taught, run, minutes / 4)
+    finish(student_settings(teacher) | of_all, student, minutes / 4)
+    finish(student_settings(teacher, student) | of_all, run, minutes / 4)
     return run
 
 

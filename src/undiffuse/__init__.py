@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from undiffuse.classifier import Classifier, load_classifier
+    from undiffuse.distilling import distill
     from undiffuse.errors import UndiffuseError, UsageError
     from undiffuse.generate import Recipe, generate, sample, states
     from undiffuse.model import Model, load
@@ -28,6 +29,7 @@ _HOME = {
     "Recipe": "undiffuse.generate",
     "UndiffuseError": "undiffuse.errors",
     "UsageError": "undiffuse.errors",
+    "distill": "undiffuse.distilling",
     "generate": "undiffuse.generate",
     "load": "undiffuse.model",
     "load_classifier": "undiffuse.classifier",
@@ -42,6 +44,7 @@ __all__ = [
     "Recipe",
     "UndiffuseError",
     "UsageError",
+    "distill",
     "generate",
     "load",
     "load_classifier",

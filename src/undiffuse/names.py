@@ -3,8 +3,10 @@
 import difflib
 import re
 import reprlib
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.errors import UsageError
@@ -31,6 +33,15 @@ def shown(value: Any) -> str:
         return cut(_repr.repr(value))
     except ValueError:  # an int of more digits than Python writes
         return f"a number of {value.bit_length()} bits"
+
+
+def command(*words: str | Path) -> str:
+    """A command to suggest, ready to be pasted into a shell: `words` are those after "undiffuse", quoted as needed.
+
+    A `Path` that begins with a dash is written with ./ before it, so that it is not taken for an option.
+    """
+    ready = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(["undiffuse", *ready])
 
 
 def counted(count: int, what: str) -> str:

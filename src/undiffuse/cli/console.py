@@ -1,10 +1,8 @@
 """Output, errors and options that the commands share."""
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -69,15 +67,6 @@ FORCE: bool = typer.Option(False, "--force", help="Overwrite existing output.")
 def say(message: str) -> None:
     """A line for the person, on standard output."""
     typer.echo(message)
-
-
-def command(*words: str | Path) -> str:
-    """A command to suggest, ready to be pasted into a shell: `words` are those after "undiffuse", quoted as needed.
-
-    A `Path` that begins with a dash is written with ./ before it, so that it is not taken for an option.
-    """
-    ready = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
-    return shlex.join(["undiffuse", *ready])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from undiffuse.cli.console import FORCE, command, say
+from undiffuse.cli.console import FORCE, say
+from undiffuse.names import command
 from undiffuse.progress import bar
 from undiffuse.text import PROMPTED
 

@@ -1,19 +1,12 @@
 """`undiffuse distill`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from undiffuse.cli import complete
-from undiffuse.cli.console import command, say
-from undiffuse.errors import UsageError
-
-if TYPE_CHECKING:
-    from undiffuse.config import ObjectiveConfig
-
-APART = 0.1
-"""How often a student of a model that takes several conditions is given one alone, or none, as its teacher was."""
+from undiffuse.cli.console import say
+from undiffuse.names import command
 
 
 def distill(
@@ -48,25 +41,15 @@ def distill(
     import sys
     from contextlib import nullcontext
 
-    from undiffuse.build.losses import ON_PATHS
-    from undiffuse.card import find, read_card, recorded_source, student_name
-    from undiffuse.config import DataConfig, over, parse_settings, preset
+    from undiffuse.card import student_name
+    from undiffuse.config import parse_settings
+    from undiffuse.distilling import check_teacher, goal_of
+    from undiffuse.distilling import distill as train_student
     from undiffuse.output import name_of
-    from undiffuse.training import train
     from undiffuse.training.folders import RUNS, new_folder
 
-    folder = find(model)
-    card = read_card(folder)
-    if card.config.network.kind != "unet":
-        kind = card.config.network.kind
-        raise UsageError(f"{model} has a {kind}, and a student is made of a U-Net: distil another model")
-    network = card.config.network
-    if network.head or network.fourier or network.kernel or network.values or card.config.denoiser.learned_variance:
-        raise UsageError(
-            f"{model} has a head for densities or a learnt variance, which a student cannot have: distil another model"
-        )
-    goal = _goal(student) if student else None
-    jumps = steps or (goal.jumps if goal else 1)
+    check_teacher(model)
+    jumps = steps or (goal_of(student).jumps if student else 1)
     usual = out or RUNS / f"{name_of(model)}-{student_name(jumps)}{'-sharp' * bool(student)}"
     asked: dict[str, float | str | None] = {
         "training.minutes": minutes,
@@ -76,34 +59,16 @@ def distill(
         "data.source": data,
     }
     values = parse_settings(settings) | {key: value for key, value in asked.items() if value is not None}
-    if resume and (usual / "run.json").exists():
-        _check_names(usual, model, student)
-    else:
-        if "imported" in card.training and data is None:
-            raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
-        source = recorded_source(folder.parent.parent) if folder.parent.name == "checkpoints" else ""
-        theirs, defaults = card.config, DataConfig()
-        read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
-        plain = preset("adversarial" if student else "distill")
-        on_paths = values.get("objective.loss", plain["objective.loss"]) in ON_PATHS
-        own = {
-            **{f"data.{key}": value for key, value in read.items()},
-            "data.source": source or theirs.data.source,
-            "training.base": student or model,
-            "network.inpaint": False,
-            "training.label_dropout": APART if card.data.takes and card.data.takes.kind == "several" else None,
-            "training.teacher": model if student else None,
-            "training.conditional": theirs.training.conditional,
-            "training.condition": theirs.training.condition,
-            "training.minutes": 30.0,
-            **{f"objective.{key}": getattr(theirs.objective, key) for key in ("times", "mean", "std")},
-            "objective.jumps": jumps,
-            "objective.guidance": goal.guidance if goal else None,
-            "objective.paths": goal.paths if goal and on_paths else None,  # those that it knows are drawn
-        }
-        values = over(plain | {key: value for key, value in own.items() if value is not None}, values)
     with nullcontext(usual) if out or resume else new_folder(usual) as place:
-        outcome = train(values, place, resume=resume, report=say, progress_bar=sys.stderr.isatty())
+        outcome = train_student(
+            model,
+            place,
+            student=student,
+            settings=values,
+            resume=resume,
+            report=say,
+            progress_bar=sys.stderr.isatty(),
+        )
     if outcome.main and outcome.finished:
         say(f"trained {outcome.step} steps: {outcome.checkpoint}")
         say(f"next: {command('sample', outcome.run)}")
@@ -112,25 +77,3 @@ def distill(
         say(f"next: {command('distill', model, *going_on, '--out', outcome.run, '--resume')}")
     if outcome.signal:
         raise typer.Exit(outcome.exit_code)
-
-
-def _goal(student: str) -> "ObjectiveConfig":
-    """The objective that a student was made for. Raises UsageError for a model that is none."""
-    from undiffuse.card import find, read_card
-
-    config = read_card(find(student)).config
-    if not config.network.jumps:
-        raise UsageError(f"--from {student}: that is no student, as undiffuse distill makes them of a model")
-    return config.objective
-
-
-def _check_names(run: Path, model: str, student: str | None) -> None:
-    """Raises UsageError for a teacher or a student other than those that the run began with."""
-    from undiffuse.card import read_run
-
-    began = read_run(run).training
-    teacher, base = (began.teacher, began.base) if began.teacher else (began.base, None)
-    if model != teacher or student not in (None, base):
-        going_on = ("--from", base) if base else ()
-        right = command("distill", str(teacher), *going_on, "--out", run, "--resume")
-        raise UsageError(f"{run} was begun with other models: go on with {right}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import FORCE, command, say
+from undiffuse.cli.console import FORCE, say
+from undiffuse.names import command
 
 PARTS = re.compile(r"(model|grids)\.json|weights\.safetensors")
 

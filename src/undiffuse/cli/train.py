@@ -4,9 +4,10 @@ from pathlib import Path
 
 import typer
 
-from undiffuse.cli.console import command, say
+from undiffuse.cli.console import say
 from undiffuse.cli.early import check_source
 from undiffuse.errors import UsageError
+from undiffuse.names import command
 from undiffuse.registry import PRESETS, RIVALS
 
 RECIPES = [name for name in PRESETS if name not in RIVALS]
