@@ -92,10 +92,15 @@ def processor() -> str:
     return " ".join([*known.get("model name", ["?"]), *kinds])
 
 
+def _measured(out: Path) -> list[Path]:
+    """The files OUT/NAME-SEED.json."""
+    return sorted(one for one in out.glob("*-*.json") if one.stem.rpartition("-")[2].isdigit())
+
+
 def joined(out: Path) -> Rows:
     """Row -> figure -> its mean, least and most over the seeds, and their number; without figures that are None."""
     seen: dict[str, dict[str, list[float]]] = {}
-    for path in sorted(out.glob("*-[0-9].json")):
+    for path in _measured(out):
         for row, figures in read_json(path)["rows"].items():
             for key, value in figures.items():
                 if value is not None:
@@ -127,9 +132,7 @@ def report(out: Path, to: Path, keys: Sequence[str]) -> Rows:
     """Prints the table of a benchmark's folder, and writes the figures to `to`, with the facts of each run."""
     rows = joined(out)
     print("\n".join(table(rows, keys)))
-    runs = {
-        one.stem: {k: v for k, v in read_json(one).items() if k != "rows"} for one in sorted(out.glob("*-[0-9].json"))
-    }
+    runs = {one.stem: {k: v for k, v in read_json(one).items() if k != "rows"} for one in _measured(out)}
     write_json(to, {"command": " ".join(["python", *sys.argv]), **conditions(), "rows": rows, "runs": runs})
     return rows
 

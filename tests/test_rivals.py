@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from conftest import Command, ignore, run_state
 from torch import Tensor
 
+from undiffuse.build import make_network
 from undiffuse.config import make_config, preset
 from undiffuse.data import load as load_data
 from undiffuse.errors import UsageError
@@ -56,7 +57,7 @@ def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     [
         ("vae", {"temperatur": 0.8}, "vae has no such option; did you mean temperature"),
         ("vae", {"centres": 1}, "network.options.centres = 1: it is like False"),
-        ("ar-fast", {"width": 8}, "ar-fast has no such option"),
+        ("ar-fast", {"wide": 8}, "ar-fast has no such option"),
         ("gan", {"blocks": 1.5}, "network.options.blocks = 1.5: it is like 1"),
     ],
 )
@@ -71,9 +72,19 @@ def test_options_reach_a_rival_and_are_kept(data: str, tmp_path: Path) -> None:
     model = load(tmp_path / "run")
     assert model.network.temperature == 0 and model.config.network.options == {
         "temperature": 0.0,
-        "height": 16,
-        "width": 16,
+        "rows": 16,
+        "columns": 16,
     }
+
+
+def test_the_width_of_a_rival_is_an_option(data: str) -> None:
+    sizes = []
+    for width in (32, 64):
+        config = decided(
+            make_config(settings("flow", data) | {"network.options.width": width}), load_data(data), "fp32"
+        )
+        sizes.append(sum(weight.numel() for weight in make_network(config, 1).parameters()))
+    assert 3 < sizes[1] / sizes[0] < 4.1, "its matrices have four times as many numbers"
 
 
 def test_every_rival_has_a_preset_of_its_name() -> None:

@@ -85,7 +85,7 @@ def _default_rival(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfi
         if name not in free and getattr(config, name) != getattr(usual, name)
     ]:
         raise UsageError(f"network.{others[0]} is not for network.kind={config.kind}: leave it out")
-    sides = {"height": size[0], "width": size[1]}
+    sides = {"rows": size[0], "columns": size[1]}  # a rival is made for one size: they are kept with its options
     given = {name: value for name, value in config.options.items() if sides.get(name) != value}
     _check_rival(config.kind, given)
     return config.model_copy(update={"patch": 1, "channels": (1,), "attention": (), "options": {**given, **sides}})
@@ -94,7 +94,7 @@ def _default_rival(config: NetworkConfig, size: tuple[int, ...]) -> NetworkConfi
 def _check_rival(kind: str, options: dict[str, Any]) -> None:
     """Raises UsageError for an option that a rival's constructor has not, or not as one number or truth value."""
     parameters = inspect.signature(RIVALS[kind]).parameters.values()
-    usual = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "width"}
+    usual = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
     usual = {name: default for name, default in usual.items() if isinstance(default, int | float)}
     for name, value in options.items():
         if name not in usual:

@@ -118,8 +118,8 @@ def make_rival(config: Config, inputs: int, outputs: int, takes: ConditionFacts 
             f"network.kind={kind} takes only classes, not {cut(takes.kind)}: set training.condition=labels"
         )
     classes = len(takes.facts["share"]) if takes else 0
-    rest = {name: value for name, value in options.items() if name not in ("height", "width")}
-    made: nn.Module = RIVALS[kind]((inputs, options["height"], options["width"]), classes, **rest)
+    rest = {name: value for name, value in options.items() if name not in ("rows", "columns")}
+    made: nn.Module = RIVALS[kind]((inputs, options["rows"], options["columns"]), classes, **rest)
     return made
 
 

@@ -20,10 +20,10 @@ from undiffuse.generate import Recipe
 from undiffuse.model import Model
 from undiffuse.networks import UNet
 from undiffuse.networks.critic import Critic, watched
+from undiffuse.networks.frozen import frozen
 from undiffuse.objectives.times import log_normal
 from undiffuse.process import Denoise
 from undiffuse.randomness import KeyedDraw
-from undiffuse.rivals.gan import frozen
 from undiffuse.training.muon import make_optimizer
 
 LEVELS = -1.2, 1.2

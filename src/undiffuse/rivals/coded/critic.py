@@ -7,8 +7,9 @@ with both zero-centred gradient penalties (Huang et al. 2024, R3GAN, eq. 2 and s
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import softplus
+
+from undiffuse.networks.frozen import frozen
 
 PENALTY = 0.1  # of the squared gradient of a patch's number
 
@@ -44,6 +45,6 @@ class Critic(nn.Module):
 
     def doubts(self, real: Tensor, made: Tensor) -> Tensor:
         """What reconstructions learn: the mean over patches of softplus(D(real) - D(made)), (B,), the critic fixed."""
-        fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        of_real, of_made = (functional_call(self, fixed, (x,)) for x in (real, made))
+        with frozen(self):
+            of_real, of_made = self(real), self(made)
         return softplus(of_real - of_made).mean(1)

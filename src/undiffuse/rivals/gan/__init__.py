@@ -5,14 +5,13 @@ laptops: a few channels at full resolution, where a critic that saw folded pixel
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from undiffuse.errors import UsageError
+from undiffuse.networks.frozen import frozen
 from undiffuse.randomness import Draw
 from undiffuse.rivals.gan.networks import Critic, Generator, Sizes
 from undiffuse.rivals.rival import Rival
@@ -30,19 +29,6 @@ def penalty(scores: Tensor, x: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed meanwhile has no gradient in the parameters of `module`, only in its input."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_()
 
 
 class R3GAN(Rival):
