@@ -120,8 +120,7 @@ def between(alpha_bar: Tensor, first: float, last: float) -> Tensor:
 def schedules(steps: int, first: float, last: float) -> dict[str, Tensor]:
     """Name -> the log-SNRs of T steps between the two ends."""
     index = torch.arange(1, steps + 1, dtype=torch.float64)
-    old = (1 - 1 / (steps - index[:-1] + 2)).cumprod(0) if steps > 1 else torch.ones(1)
-    of_2015 = torch.cat([old, old[-1:] / 2])
+    of_2015 = (1 - 1 / (steps - index + 2)).cumprod(0)  # of T + 1 steps without the last, which leaves no signal
     tables = {"cosine": cosine(steps), "linear": linear(steps)}
     found = {name: between(table.noise_level(index / steps).alpha ** 2, first, last) for name, table in tables.items()}
     found["1 / (T - t + 1)"] = between(of_2015, first, last)
