@@ -52,6 +52,30 @@ def test_onnx_runtime_says_what_pytorch_says(model: Model, fast: Model, batch: i
 
 
 @needs_onnx
+@pytest.mark.parametrize("name", ["avatars/1-step", "emoji"])
+def test_captions_are_inputs_of_the_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a student, and beside classes: with a sentence, with one that says something else, and without."""
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    model = load(name)
+    fast = with_engine(model, "onnxruntime")
+    first, other = (model.condition(range(start, start + 4)) for start in (0, 4))
+    assert first is not None and other is not None
+    noise, images = torch.randn(4, *model.domain.shape), []
+    for condition in (first, other, first.dropped(), first.dropped(torch.tensor([True, False, True, False]))):
+        ends = []
+        for one in (model, fast):
+            with torch.no_grad():
+                jumps = one.config.network.jumps
+                made = one.denoiser.jump(noise, 1.0, 0.0, condition) if jumps else one.denoiser(noise, 0.7, condition)
+            ends.append(made.x0)
+        torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
+        images.append(ends[1])
+    assert all(not torch.allclose(images[0], image, atol=1e-2) for image in images[1:]), "the condition is heard"
+    metadata = onnx.open_session(next(tmp_path.rglob("*.onnx")), 1).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["takes"])["kind"] == model.data.takes.kind  # type: ignore[union-attr]
+
+
+@needs_onnx
 def test_a_network_of_values_is_the_same_elsewhere(
     likelihood: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

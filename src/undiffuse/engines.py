@@ -18,7 +18,7 @@ from undiffuse.names import one_of
 from undiffuse.progress import Bar, no_bar
 from undiffuse.registry import ENGINES
 
-FORMAT = 1
+FORMAT = 2
 WORTH = 30_000
 """The evaluations of the network after which exporting it to ONNX pays off (once per model, some seconds)."""
 

@@ -1,11 +1,13 @@
 """A network as an ONNX file, for other engines, languages and browsers.
 
 The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32, for a flow map `goal`
-(B,) float32, the log-SNR to reach, and for a model with classes `labels` (B,) int64 (one past the last: any class) in,
-`output` (B, C', H, W) out, for any B. How x follows from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the
-file's metadata hold the configuration for it.
+(B,) float32, the log-SNR to reach, for a model with classes `labels` (B,) int64 (one past the last: any class) and for
+one with captions `tokens` and `present` (`undiffuse.conditions.Sentences`) in, `output` (B, C', H, W) out, for any B.
+How x follows from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the file's metadata hold the configuration
+for it, and what the condition is, such as the vocabulary.
 """
 
+import dataclasses
 import json
 import logging
 import warnings
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.conditions import Condition, Labels, check_given, jumping, without_jump
+from undiffuse.conditions import Condition, Labels, Sentences, Several, check_given, jumping, without_jump
 from undiffuse.conditions.labels import index_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
@@ -41,20 +43,41 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
         made["log_snr"] = model.network.log_snr.cpu()[steps]
     if model.config.network.jumps:
         made["goal"] = made["log_snr"] + torch.rand(batch, generator=generator)
-    if model.data.classes:
-        made["labels"] = torch.arange(batch) % (len(model.data.classes) + 1)
+    condition = model.condition(range(batch))
+    if condition is not None:
+        made |= flat(condition.dropped(torch.arange(batch) % 3 == 1))
     return made
 
 
+def flat(condition: Condition) -> dict[str, Tensor]:
+    """A condition as inputs of the file, by name."""
+    if isinstance(condition, Several):
+        return {name: made for part in condition.parts.values() for name, made in flat(part).items()}
+    if isinstance(condition, Sentences):
+        return {"tokens": condition.tokens, "present": condition.present}
+    assert isinstance(condition, Labels), "onnx_takes no others"
+    return {"labels": condition.index}
+
+
+def filled(like: Condition, made: dict[str, Tensor]) -> Condition:
+    """The condition whose `flat` inputs these are, of the kind of `like`."""
+    if isinstance(like, Several):
+        return Several({name: filled(part, made) for name, part in like.parts.items()})
+    if isinstance(like, Sentences):
+        return dataclasses.replace(like, tokens=made["tokens"], present=made["present"])
+    assert isinstance(like, Labels), "onnx_takes no others"
+    return dataclasses.replace(like, index=made["labels"])
+
+
 def onnx_takes(model: Model) -> bool:
-    """Whether the model's inputs can be those of the file: no tokens, and a condition of labels or nothing."""
+    """Whether the model's inputs can be those of the file: no tokens of a text to write, and as a condition labels,
+    sentences, both or nothing."""
     takes = model.data.takes
-    return (
-        model.data.tokens is None
-        and model.rival is None
-        and (takes is None or takes.kind == Labels.kind)
-        and not model.config.network.inpaint
-    )
+    kinds = set() if takes is None else {takes.kind}
+    if takes is not None and takes.kind == Several.kind:
+        kinds = {part["kind"] for part in takes.facts.values()}
+    plain = kinds <= {Labels.kind, Sentences.kind} and not model.config.network.inpaint
+    return model.data.tokens is None and model.rival is None and plain
 
 
 class Plain(nn.Module):
@@ -62,11 +85,13 @@ class Plain(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.network, self.classes, self.jumps = model.network, len(model.data.classes), model.config.network.jumps
+        self.network, self.jumps, self.like = model.network, model.config.network.jumps, model.condition(range(1))
 
     def forward(self, x: Tensor, log_snr: Tensor, *more: Tensor) -> Tensor:
-        condition: Condition | None = Labels(more[-1], self.classes) if self.classes else None
-        return self.network(x, log_snr, jumping(condition, more[0]) if self.jumps else condition)
+        goal, made = (more[0], more[1:]) if self.jumps else (None, more)
+        like = self.like
+        condition = None if like is None else filled(like, dict(zip(flat(like), made, strict=True)))
+        return self.network(x, log_snr, condition if goal is None else jumping(condition, goal))
 
 
 def _shapes(inputs: int, shape: dict[int, Any]) -> tuple[Any, ...]:
@@ -82,7 +107,9 @@ def write_onnx(model: Model, path: Path) -> None:
     except ImportError:
         raise UsageError(f"the ONNX format {MISSING}") from None
     if not onnx_takes(model):
-        raise UsageError(f"an ONNX file takes only labels: the condition of {model.name} is of another kind")
+        raise UsageError(
+            f"an ONNX file takes labels and sentences, and no pixels to keep: {model.name} takes something else"
+        )
     made = inputs(model, 2)
     level = (log := logging.getLogger("torch.onnx")).level
     log.setLevel(logging.ERROR)  # it warns about libraries that it does not need
@@ -107,6 +134,8 @@ def write_onnx(model: Model, path: Path) -> None:
         "classes": json.dumps(model.data.classes),
         "licence": model.data.licence,
     }
+    if model.data.takes is not None:
+        metadata["takes"] = json.dumps({"kind": model.data.takes.kind, "facts": model.data.takes.facts})
     proto = program.model_proto
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
@@ -163,15 +192,17 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, model: Model, session: Any):
         super().__init__()
-        self.module, self.session, self.classes = model.network, session, len(model.data.classes)
+        self.module, self.session, self.like = model.network, session, model.condition(range(1))
         self.jumps = model.config.network.jumps
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         condition, goal = without_jump(condition)
-        check_given(condition, bool(self.classes))
+        check_given(condition, self.like is not None)
         feed = {"x": x.float().numpy(), "log_snr": log_snr.numpy()}
         if self.jumps:
             feed["goal"] = (log_snr if goal is None else goal).numpy()
         if condition is not None:
-            feed["labels"] = index_of(condition, self.classes).numpy()
+            if isinstance(self.like, Labels):
+                index_of(condition, self.like.classes)
+            feed |= {name: made.numpy() for name, made in flat(condition).items()}
         return torch.from_numpy(self.session.run(None, feed)[0])

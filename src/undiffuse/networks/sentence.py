@@ -70,7 +70,7 @@ class SentenceEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, anything)  # a softmax over nothing is NaN
         x = self.norm(x)
-        tokens = torch.cat([self.nothing.to(x).expand(len(x), 1, -1), x], 1)
+        tokens = torch.cat([self.nothing.to(x).expand(x.shape[0], 1, -1), x], 1)
         present = torch.cat([first, present], 1)
         weight = present.to(x)[..., None]
         return self.out((tokens * weight).sum(1) / weight.sum(1)), Context(tokens, present)
