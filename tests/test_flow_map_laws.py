@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from gaussian_maps import process_of
 from torch import Tensor
 
-from undiffuse.build import make_schedule
-from undiffuse.config import ProcessConfig
 from undiffuse.objectives.flow_map import aim, flow_map, heun_step
 from undiffuse.process import Denoise, GaussianProcess, Prediction, Time
 from undiffuse.randomness import Given
@@ -98,10 +97,6 @@ TURN = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Ge
 NORMAL = Normal(f64(0.3, -0.2, 0.1), f64(0.6, 0.3, 0.1), TURN)
 LAWS = pytest.mark.parametrize("law", [Mixture(), NORMAL], ids=["mixture", "normal"])
 SCHEDULES = pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
-
-
-def process_of(schedule: str) -> GaussianProcess:
-    return GaussianProcess(make_schedule(ProcessConfig(schedule=schedule)))
 
 
 def exact(law: Law, process: GaussianProcess) -> Denoise:

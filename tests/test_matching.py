@@ -1,6 +1,5 @@
 """What is trained beside a student: the gradient of matching is a divergence's; critics; runs, and resumed ones."""
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import Command, ignore, run_state
-from test_flow_map import Exact
-from test_paths import ExactPaths
+from gaussian_maps import Exact, ExactPaths, nodes
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,12 +44,6 @@ def denoiser_of(process: GaussianProcess, law: tuple[float, float]) -> Any:
         return denoise
 
     return bound
-
-
-def nodes(count: int = 8) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite nodes and weights of the standard normal law: exact for polynomials of degree 15."""
-    points, weights = np.polynomial.hermite_e.hermegauss(count)
-    return torch.from_numpy(points), torch.from_numpy(weights / math.sqrt(2 * math.pi))
 
 
 @pytest.mark.parametrize("process", [GaussianProcess(EDM()), GaussianProcess(VP())])

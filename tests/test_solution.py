@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ignore
-from test_flow_map import MEAN, STD, Exact, exact, mapped, process_of
-from test_matching import nodes
+from gaussian_maps import MEAN, STD, Exact, exact, mapped, nodes, process_of
 from torch import Tensor
 
 from undiffuse.config import preset
