@@ -249,5 +249,7 @@ def test_a_student_is_prompted(arguments: str, command: Command) -> None:
     """In one evaluation, with the guidance that it has learnt."""
     code, out, err = command("sample", *arguments.split(), "-n", 2, "--prompt", "a man with red hair", "--out", "a.npz")
     assert code == 0 and "1 evaluation of the network each" in out, err
+    code, out, _ = command("sample", "avatars/1-step", "-n", 1)
+    assert "avatars-1-step-samples.png" in out
     code, _, err = command("sample", "avatars/1-step", "-n", 1, "--prompt", "a man", "--guidance", 2, "--out", "b.npz")
     assert code == 2 and "a flow map has learnt its guidance" in err

@@ -43,9 +43,12 @@ def suffix_of(path: Path) -> str:
 
 
 def name_of(source: str | os.PathLike[str]) -> str:
-    """The base name for files made from `source`, a path or a name: its last part, also for "." and ".."."""
+    """The base name for files made from `source`, a path or a name: its last part, also for "." and "..", and of the
+    student in the folder of a model its last two."""
     path = Path(source)
     name = path.name if path.name not in ("", "..") else path.resolve().name
+    if re.fullmatch(r"\d+-steps?", name):
+        name = f"{path.absolute().parent.name}-{name}"
     return name.lstrip("-") or "undiffuse"  # a leading dash would read as an option
 
 
