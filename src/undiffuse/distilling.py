@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.build.losses import ON_PATHS
+from undiffuse.build import takes
 from undiffuse.card import find, read_card, read_run, recorded_source
 from undiffuse.config import DataConfig, ObjectiveConfig, over, preset
 from undiffuse.errors import UsageError
@@ -67,7 +67,7 @@ def student_settings(
     theirs, defaults = card.config, DataConfig()
     read = {key: value for key, value in theirs.data if value != getattr(defaults, key)}
     plain = preset("adversarial" if student else "distill")
-    on_paths = asked.get("objective.loss", plain["objective.loss"]) in ON_PATHS
+    on_paths = takes(asked.get("objective.loss", plain["objective.loss"]), "paths")
     own = {
         **{f"data.{key}": value for key, value in read.items()},
         "data.source": source or theirs.data.source,

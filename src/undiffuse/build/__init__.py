@@ -2,7 +2,7 @@
 
 from undiffuse.build.data import make_data, make_data_of
 from undiffuse.build.defaults import default_network, make_options
-from undiffuse.build.losses import DISTILLING, ON_PATHS, make_denoiser, make_objective, make_times, sigma_data_of
+from undiffuse.build.losses import DISTILLING, make_denoiser, make_objective, make_times, sigma_data_of, takes
 from undiffuse.build.networks import (
     make_encoders,
     make_mlp,
@@ -18,7 +18,6 @@ from undiffuse.build.processes import make_process, make_schedule, make_token_pr
 
 __all__ = [
     "DISTILLING",
-    "ON_PATHS",
     "default_network",
     "make_data",
     "make_data_of",
@@ -40,4 +39,5 @@ __all__ = [
     "network_shapes",
     "sigma_data_of",
     "step_log_snrs",
+    "takes",
 ]

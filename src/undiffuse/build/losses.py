@@ -18,7 +18,6 @@ from undiffuse.token_denoiser import TokenDenoiser
 
 OF_TOKENS = ("count", "spans", "next-token", "cross-entropy-hybrid")
 DISTILLING = ("paths", "adversarial", "flow-map", "matching")
-ON_PATHS = ("paths", "adversarial", "matching")
 OF_BOTH = ("bound", "continuous-bound")
 DEVIATIONS = 3.0
 """How far above the mean of ln(sigma / alpha), in standard deviations, a network trained at normal ones is asked."""
@@ -60,7 +59,7 @@ def _least_log_snr(network: Callable[..., Any], config: Config) -> float:
     begin at pure noise, nine deviations away on the cosine table."""
     network = getattr(network, "module", network)  # unwrap an engine or a distributed wrapper
     limit, times = -LOG_SNR_LIMIT, config.objective
-    drawn = times.loss in DISTILLING or "times" in inspect.signature(LOSSES.find(times.loss)).parameters
+    drawn = times.loss in DISTILLING or takes(times.loss, "times")
     if drawn and times.times == "log-normal":  # bounds draw their own; a student is told what its teacher was
         limit = max(limit, -2 * (times.mean + DEVIATIONS * times.std))
     return getattr(network, "least_log_snr", limit)
@@ -71,6 +70,11 @@ def sigma_data_of(config: Config) -> float:
     if config.denoiser.sigma_data is None:
         raise UndiffuseError("the configuration leaves denoiser.sigma_data undecided: it is not from a run or a model")
     return config.denoiser.sigma_data
+
+
+def takes(loss: str, name: str) -> bool:
+    """Whether a loss has a parameter of this name, such as `paths`: then a run provides it."""
+    return name in inspect.signature(LOSSES.find(loss)).parameters
 
 
 def make_times(config: ObjectiveConfig) -> TimeSampler:
@@ -102,10 +106,12 @@ def make_objective(config: Config) -> Objective:
         )
     if distilling and LEVELS % objective.jumps:
         raise UsageError(f"objective.jumps = {objective.jumps}: a student makes 1, 2, 4, 8 or 16 jumps")
-    if objective.loss in ON_PATHS and objective.draw != "independent":
+    on_paths = takes(objective.loss, "paths")
+    if on_paths and objective.draw != "independent":
         raise UsageError(f"objective.loss={objective.loss} draws paths at random: set objective.draw=independent")
-    if objective.paths is not None and objective.loss not in ON_PATHS:
-        raise UsageError(f"objective.paths is for objective.loss={', '.join(ON_PATHS)}: leave it out")
+    if objective.paths is not None and not on_paths:
+        losses = ", ".join(loss for loss in DISTILLING if takes(loss, "paths"))
+        raise UsageError(f"objective.paths is for objective.loss={losses}: leave it out")
     if rival and objective.importance:
         raise UsageError("objective.importance chooses times, which a rival has not: leave it out")
     if distilling and config.training.base is None:

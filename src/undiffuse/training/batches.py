@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.build import takes
 from undiffuse.conditions import Captions, Condition, Labels, Several, Spectra, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
@@ -143,7 +144,8 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
         condition = known_pixels(condition, x0, torch.from_numpy(hidden))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     keys = tuple((seed, int(Purpose.NOISE), step, place) for place in range(size)[positions])
-    if config.network.kind in RIVALS or config.objective.loss in ("adversarial", "matching", "solution"):
+    loss = config.objective.loss
+    if config.network.kind in RIVALS or takes(loss, "companions") or takes(loss, "share"):  # they draw more than once
         return Batch(x0, condition, u, KeyedDraw(keys))
     of_tokens = not x0.is_floating_point()
     return Batch(x0, condition, u, Given((uniform if of_tokens else normal)(keys, x0.shape[1:]), of_tokens))

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from undiffuse.build import make_denoiser, make_objective
+from undiffuse.build import make_denoiser, make_objective, takes
 from undiffuse.config import Config, TrainingConfig
 from undiffuse.data import ImageSet
 from undiffuse.denoiser import Denoiser
@@ -75,7 +75,7 @@ def training_steps(
     beside = {"teach": learner.teach, "companions": companions, "paths": learner.paths}
     if given := {name: part for name, part in beside.items() if part is not None}:
         objective = partial(cast(Any, objective), **given)
-    if config.objective.loss == "solution":
+    if takes(config.objective.loss, "share"):
         objective = partial(cast(Any, objective), share=lambda: learner.progress.share(config.training.minutes))
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather, reduce
 
 from undiffuse.adapters import base_fingerprint
-from undiffuse.build import DISTILLING, ON_PATHS, make_data, make_denoiser, make_objective, make_schedule
+from undiffuse.build import DISTILLING, make_data, make_denoiser, make_objective, make_schedule, takes
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
 from undiffuse.devices import conditions, shares_a_cpu
@@ -107,11 +107,11 @@ def train(
     if config.objective.loss in DISTILLING:
         model, teach = teacher(config, facts, run, accelerator)
         learner.taught_by = base_fingerprint(model)
-        if config.objective.loss in ("flow-map", "matching"):
+        if takes(config.objective.loss, "teach"):
             learner.teach = teach
-        if config.objective.loss in ("adversarial", "matching"):
+        if takes(config.objective.loss, "companions"):
             learner.companions = Companions(config, model, accelerator)
-        if config.objective.loss in ON_PATHS:
+        if takes(config.objective.loss, "paths"):
             clock = clock_of(config)
             began = clock()
             if accelerator.is_main_process:
