@@ -33,7 +33,7 @@ from undiffuse.evaluation.density import density
 from undiffuse.files import atomic_folder
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model, write_model
-from undiffuse.plots import save_figure
+from undiffuse.plots import name_points, save_figure
 from undiffuse.registry import RIVALS
 
 SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS, "flow-exact")
@@ -140,29 +140,27 @@ def measured(system: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
 
 def draw(systems: Rows, path: Path) -> None:
-    """Quality against speed, with diversity as colour: the mean over seeds, and the range; numbered from the best."""
+    """Quality against speed, with diversity as colour: the mean over seeds, and the range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 4.4))
     axes = figure.subplots()
-    ranked = sorted((one["frechet"]["mean"], name) for name, one in systems.items() if name != REAL)
-    shown = [systems[name] for _, name in ranked]
-    x, y, colours = ([one[key]["mean"] for one in shown] for key in ("ms at 64", "frechet", "recall"))
-    points = axes.scatter(x, y, c=colours, s=150, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
-    for number, (one, place) in enumerate(zip(shown, zip(x, y, strict=True), strict=True), 1):
-        axes.plot([place[0]] * 2, [one["frechet"]["least"], one["frechet"]["most"]], color="gray", zorder=2)
-        colour = "white" if one["recall"]["mean"] < 0.6 else "black"
-        axes.annotate(str(number), place, ha="center", va="center", fontsize=7, color=colour, zorder=4)
+    shown = {name: one for name, one in systems.items() if name != REAL}
+    x, y, colours = ([one[key]["mean"] for one in shown.values()] for key in ("ms at 64", "frechet", "recall"))
+    points = axes.scatter(x, y, c=colours, s=80, cmap="viridis", vmin=0, vmax=1, edgecolors="black", zorder=3)
+    for place, one in zip(x, shown.values(), strict=True):
+        axes.plot([place] * 2, [one["frechet"]["least"], one["frechet"]["most"]], color="gray", lw=4, alpha=0.5)
     axes.axhline(systems[REAL]["frechet"]["mean"], linestyle="--", color="gray", label="as many real images")
     axes.loglog()
     axes.margins(0.1)
     axes.set_xlabel("ms per sample, in batches of 64")
     axes.set_ylabel("Frechet distance")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.colorbar(points, label="recall (diversity)")
-    names = "\n".join(f"{number}  {name}" for number, (_, name) in enumerate(ranked, 1))
-    figure.text(0.88, 0.5, names, fontsize=8, va="center", linespacing=1.6)
+    name_points(axes, list(zip(x, y, strict=True)), list(shown))
     save_figure(figure, path)
 
 

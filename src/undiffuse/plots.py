@@ -7,7 +7,10 @@ from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from undiffuse.files import atomic_file
@@ -128,6 +131,40 @@ def sounds(amplitudes: np.ndarray, spectrograms: np.ndarray, rate: int, path: st
         above.set(xlim=(0, len(wave) / rate), ylim=(-1, 1))
         below.imshow(spectrogram, aspect="auto")
     save_figure(figure, path)
+
+
+AROUND = [(side * far, up) for far in (8, 16, 30, 46) for up in (0, 11, -11, 22, -22, 33, -33) for side in (1, -1)]
+"""Where a name may be, in points from what it names, the best first."""
+
+
+def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Writes a name beside each point, where it covers no point and no other name, with a thin line to the point.
+
+    Scales and limits must be set. Where no place is free, the name stands at the first.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in axes.transData.transform(np.array(points))]
+    for point, name in zip(points, names, strict=True):
+
+        def write(place: tuple[float, float], point: tuple[float, float] = point, name: str = name) -> Annotation:
+            side: Literal["left", "right"] = "left" if place[0] > 0 else "right"
+            line = {"arrowstyle": "-", "lw": 0.5, "color": "gray"}
+            return axes.annotate(
+                name, point, place, textcoords="offset points", ha=side, va="center", fontsize=8, arrowprops=line
+            )
+
+        for place in AROUND:
+            text = write(place)
+            text.get_window_extent()  # puts it into its place
+            box = Text.get_window_extent(text).padded(1)  # of the words alone, without the line
+            if axes.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
+                break
+            text.remove()
+        else:
+            box = Text.get_window_extent(write(AROUND[0]))
+        taken.append(box)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

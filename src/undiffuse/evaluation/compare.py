@@ -28,7 +28,7 @@ from undiffuse.evaluation.evaluate import (
 from undiffuse.evaluation.report import number
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model
-from undiffuse.plots import save_figure
+from undiffuse.plots import name_points, save_figure
 from undiffuse.progress import Bar, no_bar
 
 BATCH, REPEATS = 64, 3
@@ -217,7 +217,6 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
     x = [edge if one.seconds is None else one.seconds for one in contenders]
-    middle = math.sqrt(min(x) * max(x))
     y = [one.evaluation.values["frechet"].value for one in contenders]
     recalls = [one.evaluation.values.get("recall") for one in contenders]  # none for very few samples
     colours = [math.nan if recall is None else recall.value for recall in recalls]
@@ -228,10 +227,6 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
         measure = one.evaluation.values["frechet"]
         if measure.low is not None and measure.high is not None:
             axes.plot([place_x] * 2, [max(measure.low, place_y / 4), measure.high], color="gray", zorder=2)
-        label = one.label + (" (speed unknown)" if one.seconds is None else "")
-        right = place_x > middle  # there the label goes to the left, where there is room for it
-        beside, side = ((-8, 4), "right") if right else ((8, 4), "left")
-        axes.annotate(label, (place_x, place_y), xytext=beside, textcoords="offset points", ha=side, fontsize=8)
     floor = contenders[0].evaluation.floor.get("frechet")
     if floor is not None and floor.value > 0:
         axes.axhline(floor.value, linestyle="--", color="gray", label="as many real images")
@@ -246,4 +241,6 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
         axis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     figure.colorbar(points, label="recall (diversity)")
+    labels = [one.label + (" (speed unknown)" if one.seconds is None else "") for one in contenders]
+    name_points(axes, list(zip(x, y, strict=True)), labels)
     save_figure(figure, path)
