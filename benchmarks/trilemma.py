@@ -33,7 +33,7 @@ from undiffuse.evaluation.density import density
 from undiffuse.files import atomic_folder
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model, write_model
-from undiffuse.plots import name_points, save_figure
+from undiffuse.plots import name_points, plain_logs, save_figure
 from undiffuse.registry import RIVALS
 
 SYSTEMS = ("diffusion", "one-step", "from-data", *RIVALS, "flow-exact")
@@ -151,12 +151,10 @@ def draw(systems: Rows, path: Path) -> None:
     for place, one in zip(x, shown.values(), strict=True):
         axes.plot([place] * 2, [one["frechet"]["least"], one["frechet"]["most"]], color="gray", lw=4, alpha=0.5)
     axes.axhline(systems[REAL]["frechet"]["mean"], linestyle="--", color="gray", label="as many real images")
-    axes.loglog()
+    plain_logs(axes)
     axes.margins(0.1)
     axes.set_xlabel("ms per sample, in batches of 64")
     axes.set_ylabel("Frechet distance")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.colorbar(points, label="recall (diversity)")

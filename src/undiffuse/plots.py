@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -137,6 +138,15 @@ AROUND = [(side * far, up) for far in (8, 16, 30, 46) for up in (0, 11, -11, 22,
 """Where a name may be, in points from what it names, the best first."""
 
 
+def plain_logs(axes: Axes) -> None:
+    """Logarithmic axes with ticks at 1, 2 and 5, written without powers."""
+    axes.loglog()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
 def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
     """Writes a name beside each point, where it covers no point and no other name, with a thin line to the point.
 
@@ -150,7 +160,7 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
 
         def write(place: tuple[float, float], point: tuple[float, float] = point, name: str = name) -> Annotation:
             side: Literal["left", "right"] = "left" if place[0] > 0 else "right"
-            line = {"arrowstyle": "-", "lw": 0.5, "color": "gray"}
+            line = None if place in AROUND[:2] else {"arrowstyle": "-", "lw": 0.5, "color": "gray"}
             return axes.annotate(
                 name, point, place, textcoords="offset points", ha=side, va="center", fontsize=8, arrowprops=line
             )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from undiffuse.engines import with_engine
 from undiffuse.errors import UsageError
@@ -28,7 +27,7 @@ from undiffuse.evaluation.evaluate import (
 from undiffuse.evaluation.report import number
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import Model
-from undiffuse.plots import name_points, save_figure
+from undiffuse.plots import name_points, plain_logs, save_figure
 from undiffuse.progress import Bar, no_bar
 
 BATCH, REPEATS = 64, 3
@@ -231,14 +230,10 @@ def draw_trilemma(contenders: Sequence[Contender], path: Path) -> None:
     if floor is not None and floor.value > 0:
         axes.axhline(floor.value, linestyle="--", color="gray", label="as many real images")
         axes.legend(fontsize=8)
-    axes.loglog()
+    plain_logs(axes)
     axes.set_xlabel("seconds per sample")
     axes.set_ylabel(contenders[0].evaluation.titles["frechet"])
     axes.margins(0.35)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     figure.colorbar(points, label="recall (diversity)")
     labels = [one.label + (" (speed unknown)" if one.seconds is None else "") for one in contenders]
