@@ -42,8 +42,9 @@ SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
 def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
     """The run of one way, trained now or before."""
     run, half = (options.out / f"{name}-{seed}-run" for name in (way, "half"))
-    source = load(options.teacher).config.data.source
-    shared = {"data.source": source, "training.seed": seed, **QUIET}
+    teacher = load(options.teacher)
+    assert teacher.learnt is not None
+    shared = {"data.source": teacher.learnt.source, "training.seed": seed, **QUIET}
     guided = {"objective.guidance": options.guidance}
     if way in BOTH:
         with own_paths(half):
@@ -65,7 +66,8 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
 def own_paths(run: Path) -> Iterator[None]:
     """The cache without the paths that others have drawn: a folder beside the run."""
     own, usual, asked = run.with_name(f"{run.name}-cache"), cache_dir(), os.environ.get(CACHE)
-    own.mkdir(exist_ok=True)
+    for folder in (own, usual):
+        folder.mkdir(parents=True, exist_ok=True)
     for folder in usual.iterdir():
         if folder.name != "paths" and not (own / folder.name).exists():
             (own / folder.name).symlink_to(folder.resolve())

@@ -13,7 +13,7 @@ from conftest import Command
 from torch import nn
 
 from undiffuse import engines
-from undiffuse.conditions import Labels
+from undiffuse.conditions import Labels, Several
 from undiffuse.devices import placed
 from undiffuse.engines import available, with_engine
 from undiffuse.errors import UndiffuseError, UsageError
@@ -60,6 +60,10 @@ def test_captions_are_inputs_of_the_file(name: str, monkeypatch: pytest.MonkeyPa
     fast = with_engine(model, "onnxruntime")
     first, other = (model.condition(range(start, start + 4)) for start in (0, 4))
     assert first is not None and other is not None
+    if isinstance(first, Several):  # of a class too
+        first = Several({**first.parts, "label": Labels(torch.tensor([0, 3, 5, 8]), 9)})
+        with pytest.raises(ValueError, match="takes a Several, not a Labels"):
+            fast.denoiser(torch.zeros(4, *model.domain.shape), 0.7, first.parts["label"])
     noise, images = torch.randn(4, *model.domain.shape), []
     for condition in (first, other, first.dropped(), first.dropped(torch.tensor([True, False, True, False]))):
         ends = []

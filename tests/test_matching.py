@@ -90,7 +90,7 @@ def test_descent_finds_the_law_of_the_data() -> None:
     assert [value.item() for value in law] == pytest.approx(DATA, abs=1e-6)
 
 
-def test_the_gradient_is_scaled_by_how_far_the_teacher_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_is_scaled_by_how_far_the_teacher_moves() -> None:
     """By hand, sample by sample: (own - theirs) / mean |x - theirs|, over the number of elements."""
     process, size = GaussianProcess(VP()), 3
     x = torch.randn(4, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

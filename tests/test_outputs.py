@@ -14,8 +14,8 @@ from conftest import Command
 from PIL import Image
 
 import undiffuse
-from undiffuse import output
-from undiffuse.cli import complete, console
+from undiffuse import names, output
+from undiffuse.cli import complete
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import write_json
 from undiffuse.plots import save_image
@@ -233,11 +233,11 @@ def test_suggested_commands_can_be_pasted() -> None:
     import subprocess
 
     name = 'it\'s a "run" $HOME/é *'
-    suggested = console.command("sample", Path(name), "--class", "Animals & Nature")
+    suggested = names.command("sample", Path(name), "--class", "Animals & Nature")
     said = subprocess.run(["sh", "-c", f"printf '%s\\n' {suggested}"], capture_output=True, text=True, check=True)
     assert said.stdout.splitlines() == ["undiffuse", "sample", name, "--class", "Animals & Nature"]
-    assert console.command("sample", "runs/emoji") == "undiffuse sample runs/emoji"
-    assert console.command("sample", Path("-x")) == "undiffuse sample ./-x"
+    assert names.command("sample", "runs/emoji") == "undiffuse sample runs/emoji"
+    assert names.command("sample", Path("-x")) == "undiffuse sample ./-x"
 
 
 def test_completions_are_the_names_there_are() -> None:

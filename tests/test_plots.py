@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Route
 from matplotlib.text import Annotation, Text
 
 from undiffuse.plots import name_points
@@ -27,3 +28,7 @@ def test_names_cover_neither_points_nor_each_other() -> None:
     places = axes.transData.transform(np.array(points))
     assert not any(box.count_contains(places) for box in boxes)
     assert all(axes.bbox.count_contains(box.corners()) == 4 for box in boxes)
+    for number, (text, box) in enumerate(zip(texts, boxes, strict=True)):
+        end = (box.x0 if text.get_ha() == "left" else box.x1, (box.y0 + box.y1) / 2)
+        line = Route([places[number], end])
+        assert not any(line.intersects_bbox(other) for place, other in enumerate(boxes) if place != number)

@@ -13,6 +13,7 @@ from conftest import Command, ignore, run_state
 from torch import Tensor
 
 from undiffuse.build import make_network
+from undiffuse.card import find
 from undiffuse.config import make_config, preset
 from undiffuse.data import load as load_data
 from undiffuse.errors import UsageError
@@ -264,3 +265,21 @@ def test_two_recipes_at_once_are_refused(command: Command) -> None:
     code, _, err = command("train", "emoji", "--model", "gan", "--preset", "fast")
     assert code == 2 and "--model gan has a recipe of its own: leave --preset out" in err
     assert make_config({"network.kind": "gan"}).network.kind == "gan"
+
+
+def test_a_rival_saved_with_the_older_names_of_its_size(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(find(runs["gan"]), folder)
+    card = folder / "model.json"
+    text = card.read_text().replace('"rows":', '"height":').replace('"columns":', '"width":')
+    assert '"height"' in text
+    card.write_text(text)
+    assert load(folder).config.network.options == load(runs["gan"]).config.network.options
+
+
+def test_steps_of_a_rival_are_refused_whatever_they_are(runs: dict[str, Path]) -> None:
+    model = load(runs["gan"])
+    for recipe in (Recipe(steps=20), Recipe(steps=10), Recipe("dpm++2m")):
+        with pytest.raises(UsageError, match="draws in one way"):
+            recipe.for_model(model)
+    assert Recipe(seed=3).for_model(model) == Recipe(seed=3)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.build import takes
-from undiffuse.card import find, read_card, read_run, recorded_source
+from undiffuse.card import Card, find, read_card, read_run, recorded_source
 from undiffuse.config import DataConfig, ObjectiveConfig, over, preset
 from undiffuse.errors import UsageError
 from undiffuse.names import command
@@ -57,9 +57,7 @@ def student_settings(
 
     Raises UsageError for a model that cannot have a student, and for a student that is none.
     """
-    folder, asked = find(model), asked or {}
-    card = read_card(folder)
-    check_teacher(str(model))
+    folder, card, asked = find(model), check_teacher(str(model)), asked or {}
     if "imported" in card.training and asked.get("data.source") is None:
         raise UsageError(f"{model} was imported without data: name what it was trained on with --data")
     goal = goal_of(student) if student else None
@@ -86,16 +84,17 @@ def student_settings(
     return plain | {key: value for key, value in own.items() if value is not None}
 
 
-def check_teacher(model: str) -> None:
-    """Raises UsageError for a model that cannot have a student."""
-    config = read_card(find(model)).config
-    network = config.network
+def check_teacher(model: str) -> Card:
+    """The card of a model that can have a student. Raises UsageError for another."""
+    card = read_card(find(model))
+    network = card.config.network
     if network.kind != "unet":
         raise UsageError(f"{model} has a {network.kind}, and a student is made of a U-Net: distil another model")
-    if network.head or network.fourier or network.kernel or network.values or config.denoiser.learned_variance:
+    if network.head or network.fourier or network.kernel or network.values or card.config.denoiser.learned_variance:
         raise UsageError(
             f"{model} has a head for densities or a learnt variance, which a student cannot have: distil another model"
         )
+    return card
 
 
 def goal_of(student: str | os.PathLike[str]) -> ObjectiveConfig:

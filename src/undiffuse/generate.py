@@ -161,7 +161,8 @@ class Recipe:
         Raises UsageError as `times`, and for a rival, which has one way to draw, if there is more than a seed.
         """
         if model.rival is not None:
-            if replace(self, seed=0) != Recipe():
+            asked = not self._open or not isinstance(self.steps, _OpenSteps)
+            if asked or replace(self, seed=0) != Recipe():
                 name = model.config.network.kind
                 raise UsageError(f"{model.name} is a {name}, which draws in one way: give only a seed")
             return self

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from undiffuse.card import find
 from undiffuse.domains import Domain
 from undiffuse.domains.sounds import Sounds
 from undiffuse.errors import UndiffuseError, UsageError
@@ -48,7 +49,9 @@ def name_of(source: str | os.PathLike[str]) -> str:
     path = Path(source)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     if re.fullmatch(r"\d+-steps?", name):
-        name = f"{path.absolute().parent.name}-{name}"
+        with contextlib.suppress(UsageError):
+            find(path.parent)
+            name = f"{path.absolute().parent.name}-{name}"
     return name.lstrip("-") or "undiffuse"  # a leading dash would read as an option
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Route
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
@@ -135,7 +136,7 @@ def sounds(amplitudes: np.ndarray, spectrograms: np.ndarray, rate: int, path: st
 
 
 AROUND = [(side * far, up) for far in (8, 16, 30, 46) for up in (0, 11, -11, 22, -22, 33, -33) for side in (1, -1)]
-"""Where a name may be, in points from what it names, the best first."""
+"""Where a name may be, in points from what it names, the best first; the first two need no line."""
 
 
 def plain_logs(axes: Axes) -> None:
@@ -148,33 +149,44 @@ def plain_logs(axes: Axes) -> None:
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
-    """Writes a name beside each point, where it covers no point and no other name, with a thin line to the point.
+    """Writes a name beside each point, where it covers no point, and neither it nor a thin line to the point crosses
+    another name.
 
     Scales and limits must be set. Where no place is free, the name stands at the first.
     """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
+    assert isinstance(figure, Figure), "not of a part of a figure"
     figure.draw_without_rendering()
-    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in axes.transData.transform(np.array(points))]
-    for point, name in zip(points, names, strict=True):
+    places = axes.transData.transform(np.array(points))
+    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    written: list[Bbox] = []
+    lines: list[Route] = []
+    for point, start, name in zip(points, places, names, strict=True):
 
-        def write(place: tuple[float, float], point: tuple[float, float] = point, name: str = name) -> Annotation:
-            side: Literal["left", "right"] = "left" if place[0] > 0 else "right"
-            line = None if place in AROUND[:2] else {"arrowstyle": "-", "lw": 0.5, "color": "gray"}
+        def write(beside: tuple[float, float], point: tuple[float, float] = point, name: str = name) -> Annotation:
+            side: Literal["left", "right"] = "left" if beside[0] > 0 else "right"
+            from_edge = {"relpos": (float(beside[0] < 0), 0.5), "shrinkA": 0}
+            line = None if beside in AROUND[:2] else {"arrowstyle": "-", "lw": 0.5, "color": "gray", **from_edge}
             return axes.annotate(
-                name, point, place, textcoords="offset points", ha=side, va="center", fontsize=8, arrowprops=line
+                name, point, beside, textcoords="offset points", ha=side, va="center", fontsize=8, arrowprops=line
             )
 
-        for place in AROUND:
-            text = write(place)
+        for beside in AROUND:
+            text = write(beside)
             text.get_window_extent()  # puts it into its place
             box = Text.get_window_extent(text).padded(1)  # of the words alone, without the line
-            if axes.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
+            end = box.x0 if beside[0] > 0 else box.x1, (box.y0 + box.y1) / 2
+            line = Route(np.array([*start, *end]).reshape(2, 2))
+            crossed = any(map(line.intersects_bbox, written)) or any(one.intersects_bbox(box) for one in lines)
+            inside = axes.bbox.count_contains(box.corners()) == 4
+            if inside and not crossed and not box.count_overlaps([*taken, *written]):
                 break
             text.remove()
         else:
             box = Text.get_window_extent(write(AROUND[0]))
-        taken.append(box)
+            line = Route(box.corners()[:1])
+        written.append(box)
+        lines.append(line)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -23,6 +23,7 @@ from undiffuse.registry import (
     FIRST_CATEGORICAL,
     LOSSES,
     NETWORKS,
+    RIVALS,
     SCHEDULES,
     TARGETS,
     TEXTS,
@@ -270,6 +271,15 @@ class NetworkConfig(_Section):
     options: dict[OptionName, Option] = Field(
         {}, max_length=64, description="for kind=unet2d, by diffusers' names; bands, that a vocoder found in its data"
     )
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _sides_of_today(cls, options: dict[str, Any], about: ValidationInfo) -> dict[str, Any]:
+        """Saved rivals may hold the size of their pictures by older names, of which one is an option now."""
+        if about.data.get("kind") not in RIVALS or "height" not in options:
+            return options
+        new = {"height": "rows", "width": "columns"}
+        return {new.get(name, name): value for name, value in options.items()}
 
     _added: ClassVar[tuple[str, ...]] = ("inpaint", "jumps", "span", "text", "tokens")
 

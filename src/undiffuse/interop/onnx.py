@@ -45,18 +45,25 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
         made["goal"] = made["log_snr"] + torch.rand(batch, generator=generator)
     condition = model.condition(range(batch))
     if condition is not None:
-        made |= flat(condition.dropped(torch.arange(batch) % 3 == 1))
+        made |= flat(condition.dropped(torch.arange(batch) % 3 == 1), condition)
+    if "labels" in made:  # beside a sentence, no class is asked for by itself
+        made["labels"] = torch.arange(batch) % (len(model.data.classes) + 1)
     return made
 
 
-def flat(condition: Condition) -> dict[str, Tensor]:
-    """A condition as inputs of the file, by name."""
-    if isinstance(condition, Several):
-        return {name: made for part in condition.parts.values() for name, made in flat(part).items()}
-    if isinstance(condition, Sentences):
-        return {"tokens": condition.tokens, "present": condition.present}
-    assert isinstance(condition, Labels), "onnx_takes no others"
-    return {"labels": condition.index}
+def flat(condition: Condition, like: Condition) -> dict[str, Tensor]:
+    """A condition as inputs of the file, by name. Raises ValueError for one of another kind than `like`."""
+    if isinstance(like, Labels):
+        return {"labels": index_of(condition, like.classes)}
+    if isinstance(like, Several) and isinstance(condition, Several) and condition.parts.keys() == like.parts.keys():
+        parts = [flat(condition.parts[name], part) for name, part in like.parts.items()]
+        return {name: made for part in parts for name, made in part.items()}
+    if not isinstance(like, Sentences) or not isinstance(condition, Sentences):
+        raise ValueError(f"the network takes a {type(like).__name__}, not a {type(condition).__name__}")
+    tokens, theirs = condition.tokens, like.tokens
+    if (tokens.shape[1:], tokens.dtype) != (theirs.shape[1:], theirs.dtype):
+        raise ValueError(f"the network takes {theirs.shape[1]} tokens of {like.text.name}")
+    return {"tokens": tokens, "present": condition.present}
 
 
 def filled(like: Condition, made: dict[str, Tensor]) -> Condition:
@@ -90,7 +97,7 @@ class Plain(nn.Module):
     def forward(self, x: Tensor, log_snr: Tensor, *more: Tensor) -> Tensor:
         goal, made = (more[0], more[1:]) if self.jumps else (None, more)
         like = self.like
-        condition = None if like is None else filled(like, dict(zip(flat(like), made, strict=True)))
+        condition = None if like is None else filled(like, dict(zip(flat(like, like), made, strict=True)))
         return self.network(x, log_snr, condition if goal is None else jumping(condition, goal))
 
 
@@ -202,7 +209,6 @@ class OnnxNetwork(nn.Module):
         if self.jumps:
             feed["goal"] = (log_snr if goal is None else goal).numpy()
         if condition is not None:
-            if isinstance(self.like, Labels):
-                index_of(condition, self.like.classes)
-            feed |= {name: made.numpy() for name, made in flat(condition).items()}
+            assert self.like is not None
+            feed |= {name: made.numpy() for name, made in flat(condition, self.like).items()}
         return torch.from_numpy(self.session.run(None, feed)[0])

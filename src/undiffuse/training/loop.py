@@ -72,11 +72,14 @@ def training_steps(
     if config.network.jumps and domain_of(data).bounded:
         denoiser = Student.of(denoiser)
     companions = learner.companions
-    beside = {"teach": learner.teach, "companions": companions, "paths": learner.paths}
-    if given := {name: part for name, part in beside.items() if part is not None}:
+    beside = {
+        "teach": learner.teach,
+        "companions": companions,
+        "paths": learner.paths,
+        "share": lambda: learner.progress.share(config.training.minutes),
+    }
+    if given := {name: part for name, part in beside.items() if takes(config.objective.loss, name)}:
         objective = partial(cast(Any, objective), **given)
-    if takes(config.objective.loss, "share"):
-        objective = partial(cast(Any, objective), share=lambda: learner.progress.share(config.training.minutes))
     shares = positions(config.training, accelerator)
     parameters = [parameter for _, parameter in learner.named]
     progress, device, importance = learner.progress, accelerator.device, learner.importance
