@@ -18,6 +18,7 @@ from undiffuse.config import make_config, preset
 from undiffuse.data import load as load_data
 from undiffuse.errors import UsageError
 from undiffuse.evaluation.density import density
+from undiffuse.files import read_json
 from undiffuse.generate import Recipe, generate
 from undiffuse.model import load
 from undiffuse.randomness import Draw, KeyedDraw
@@ -283,3 +284,14 @@ def test_steps_of_a_rival_are_refused_whatever_they_are(runs: dict[str, Path]) -
         with pytest.raises(UsageError, match="draws in one way"):
             recipe.for_model(model)
     assert Recipe(seed=3).for_model(model) == Recipe(seed=3)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_the_command_that_measures_a_rival(runs: dict[str, Path], name: str, command: Command) -> None:
+    """As any model: a table, the JSON and a page."""
+    words = ("evaluate", runs[name], "--split", "train", "-n", 20, "--json", "a.json", "--report", "a.html")
+    code, out, err = command(*words)
+    assert code == 0, err
+    assert "network evaluation" in out and "Frechet" in out and Path("a.html").exists()
+    how = read_json("a.json")["conditions"]["sampling"]
+    assert how["evaluations"] == load(runs[name]).rival.network.evaluations and "sampler" not in how  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ from undiffuse.guide import with_guide
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import FEWEST, METRICS, Reference, Subject, measure, parse_groups, title, too_few
 from undiffuse.model import Model, find, load
-from undiffuse.names import format_shape
+from undiffuse.names import counted, format_shape
 from undiffuse.progress import Bar, no_bar
 
 DEFAULT_N = 2000
@@ -124,7 +124,8 @@ def evaluate_images(
 
 def evaluate_model(bench: Bench, model: Model, recipe: Recipe, n: int) -> Evaluation | None:
     """Draws n samples (those that are not cached) and measures them; None in all processes but the first."""
-    with bench.bar(f"sampling {model.name}, {recipe.sampler} in {recipe.steps} steps", n * recipe.steps) as tick:
+    how = "" if model.rival else f", {recipe.sampler} in {counted(recipe.steps, 'step')}"
+    with bench.bar(f"sampling {model.name}{how}", n * recipe.steps) as tick:
         samples = sample_into_cache(model, recipe, n, tick)
     if samples is None:
         return None

@@ -12,7 +12,7 @@ from undiffuse.evaluation.page import Page, write_page
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.intervals import Measure
 from undiffuse.metrics.measure import METRICS
-from undiffuse.names import format_shape
+from undiffuse.names import counted, format_shape
 from undiffuse.plots import Panel, curves, grid_of, save_image, strips
 
 SHOWN = 64
@@ -101,7 +101,8 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
     parts.append(f"measured at {format_shape(facts['shape'])}")
     if sampling and (how := facts.get("sampling")):
-        parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
+        cost = counted(how["evaluations"], "network evaluation")
+        parts.append(f"{how['sampler']} in {counted(how['steps'], 'step')} ({cost})" if "steps" in how else cost)
     if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
         parts.append(f"NOTE: {evaluation.name} {OTHER_DATA[learnt]}")
     return "; ".join(parts)
