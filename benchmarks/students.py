@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import QUIET, finish
@@ -33,7 +34,6 @@ from undiffuse.generate import Recipe
 WAYS = ("teacher", "paths", "flow-map", "sharp", "matched", "solution", "ect")
 BOTH = ("sharp", "matched")
 OF_FLOW_MAP = {"objective.loss": "flow-map", "objective.draw": "low-discrepancy"}
-CACHE = "UNDIFFUSE_CACHE"
 TEACHER = tuple(Recipe(steps=steps) for steps in (1, 5, 20))
 METRICS = "frechet,manifold,classes,copying"
 SHOWN = ("frechet", "precision", "recall", "coverage", "recognised", "copies")
@@ -65,19 +65,14 @@ def trained(way: str, seed: int, options: argparse.Namespace) -> Path:
 @contextmanager
 def own_paths(run: Path) -> Iterator[None]:
     """The cache without the paths that others have drawn: a folder beside the run."""
-    own, usual, asked = run.with_name(f"{run.name}-cache"), cache_dir(), os.environ.get(CACHE)
+    own, usual = run.with_name(f"{run.name}-cache"), cache_dir()
     for folder in (own, usual):
         folder.mkdir(parents=True, exist_ok=True)
     for folder in usual.iterdir():
         if folder.name != "paths" and not (own / folder.name).exists():
             (own / folder.name).symlink_to(folder.resolve())
-    os.environ[CACHE] = str(own)
-    try:
+    with patch.dict(os.environ, UNDIFFUSE_CACHE=str(own)):
         yield
-    finally:
-        os.environ.pop(CACHE)
-        if asked is not None:
-            os.environ[CACHE] = asked
 
 
 def measured(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -112,14 +112,14 @@ def make_transformer(config: Config, inputs: int, outputs: int, takes: Condition
 
 def make_rival(config: Config, inputs: int, outputs: int, takes: ConditionFacts | None, dims: int) -> nn.Module:
     """Builds a rival, network.kind in RIVALS, for pictures."""
-    kind, options = config.network.kind, config.network.options
+    kind, options = config.network.kind, dict(config.network.options)
     if takes is not None and takes.kind != Labels.kind:
         raise UsageError(
             f"network.kind={kind} takes only classes, not {cut(takes.kind)}: set training.condition=labels"
         )
     classes = len(takes.facts["share"]) if takes else 0
-    rest = {name: value for name, value in options.items() if name not in ("rows", "columns")}
-    made: nn.Module = RIVALS[kind]((inputs, options["rows"], options["columns"]), classes, **rest)
+    shape = inputs, options.pop("rows"), options.pop("columns")
+    made: nn.Module = RIVALS[kind](shape, classes, **options)
     return made
 
 
