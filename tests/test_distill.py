@@ -83,6 +83,27 @@ def test_losses_see_jumps_in_the_range_of_pictures(
     assert seen == [1.0, 1.0]
 
 
+def test_a_flow_map_ends_where_the_average_of_its_weights_says(
+    whole: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which the model is made of in the end."""
+    given: dict[str, Any] = {}
+
+    @functools.wraps(flow_map.flow_map)
+    def watched(denoiser: Any, *rest: Any, **options: Any) -> torch.Tensor:
+        given.update(options, denoiser=denoiser)
+        return flow_map.flow_map(denoiser, *rest, **options)
+
+    monkeypatch.setattr(LOSSES, "find", lambda name: watched)
+    train({**settings(whole, data), "training.steps": 3}, tmp_path / "run", report=ignore)
+    model = load(tmp_path / "run")
+    x, condition = torch.randn(4, 1, 16, 16), model.condition(range(4))
+    with torch.no_grad():
+        averaged, current = (given[name].jump(x, 0.5, 0.2, condition).x0 for name in ("average", "denoiser"))
+    assert torch.equal(averaged, model.denoiser.jump(x, 0.5, 0.2, condition).x0.clamp(-1, 1))
+    assert not torch.equal(averaged, current) and given["share"]() == 1
+
+
 def test_a_run_resumes_as_if_nothing_had_happened(student: Path, tmp_path: Path) -> None:
     shutil.copytree(student, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")

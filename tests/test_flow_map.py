@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -63,12 +63,21 @@ def test_the_average_velocity_is_that_of_the_map() -> None:
     torch.testing.assert_close((x - reached) / (t - s), mean, rtol=1e-10, atol=1e-10)
 
 
-def loss_of(process: GaussianProcess, wrong: float = 1.0, jumps: int = 1, count: int = 4000) -> Tensor:
+def loss_of(
+    process: GaussianProcess,
+    wrong: float = 1.0,
+    jumps: int = 1,
+    count: int = 4000,
+    share: float = 1.0,
+    average: float | None = None,
+) -> Tensor:
+    """The loss of the exact map times `wrong`, and of an average times `average`, which is the same unless told."""
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     x0 = MEAN + STD * torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    student: Any = Exact(process, wrong)
-    return flow_map(student, x0, None, u, Given(noise), teach=lambda condition: exact(process), jumps=jumps)
+    student, averaged = (Exact(process, factor) for factor in (wrong, wrong if average is None else average))
+    parts: dict[str, Any] = {"teach": lambda condition: exact(process), "average": averaged, "share": lambda: share}
+    return flow_map(cast(Any, student), x0, None, u, Given(noise), **parts, jumps=jumps)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
@@ -88,6 +97,45 @@ def test_finer_levels_bring_the_fixed_point_nearer(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "LEVELS", count)
         means.append(loss_of(process).mean().item())
     assert means[0] / means[1] > 8
+
+
+def test_the_step_narrows_to_one_level() -> None:
+    """Of the exact map, for which the target is off by the error of one step: h^3, squared by the loss."""
+    process = process_of("edm")
+    means = [loss_of(process, share=share).mean().item() for share in (0.0, 0.24, 0.25, 0.5, 0.75, 1.0)]
+    assert means[0] == means[1] and means[4] == means[5]
+    assert all(wide > 8 * narrow for wide, narrow in pairwise(means[1:5]))
+
+
+def test_targets_are_of_the_average() -> None:
+    """With the exact one the exact map loses little, and none that is wrong makes up for an average that is."""
+    process = process_of("edm")
+    right = loss_of(process).mean()
+    assert loss_of(process, average=1.02).mean() > 10 * right
+    assert loss_of(process, wrong=1.02, average=1.0).mean() > loss_of(process, wrong=1.02).mean()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_the_first_levels_are_the_teachers_own(share: float) -> None:
+    """Where the step is longer than the jump, it begins at x_t itself, whatever the average says."""
+    process, wild = process_of("cosine"), Exact(process_of("cosine"), 7.0)
+    gap, grid, middle = module.WIDEST >> int(4 * share), levels(process), LEVELS // 2
+    x0, noise = (torch.full((1, 3), value, dtype=torch.float64) for value in (0.1, 0.7))
+    u = torch.tensor([(1 + PLAIN + (1 - PLAIN) * (gap // 2 - 0.5) / middle) / 2], dtype=torch.float64)
+    start, end = grid[[middle]], grid[[middle + gap // 2]]
+    x_t = process.marginal(x0, start).at(noise)
+    there = heun_step(process, exact(process), x_t, start, end)
+    found: list[Tensor] = []
+
+    class Seen(Exact):
+        def jump(self, x: Tensor, t: Tensor, s: Tensor, condition: object = None) -> Prediction:
+            found.append(s)
+            goal = aim(process, there, x, t, s)
+            return Prediction(goal, goal)
+
+    parts: dict[str, Any] = {"teach": lambda condition: exact(process), "average": wild, "share": lambda: share}
+    loss = flow_map(cast(Any, Seen(process)), x0, None, u, Given(noise), **parts, jumps=2)
+    assert torch.equal(found[0], end) and loss.item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("jumps", [1, 2, 4])
@@ -119,7 +167,7 @@ def test_gradients_reach_the_student_alone() -> None:
     u = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
 
     def loss(teach: Callable[[Any], Denoise]) -> Tensor:
-        return flow_map(student, x0, None, u, Given(noise), teach=teach).sum()
+        return flow_map(student, x0, None, u, Given(noise), teach=teach, average=student, share=lambda: 1.0).sum()
 
     (gradient,) = torch.autograd.grad(loss(lambda condition: exact(process)), weight)
     with torch.no_grad():  # the same target, with the student's own part held

@@ -23,6 +23,8 @@ PLAIN = 0.25
 """The share of samples on which the student learns to be the teacher's denoiser, s = t."""
 SOFT = 0.03
 """The error, per square root of an element, below which the loss is quadratic."""
+WIDEST = 8
+"""How many levels the teacher's step spans at first; half of that from every further quarter of the training on."""
 
 Teach = Callable[[Condition | None], Denoise]
 
@@ -49,18 +51,22 @@ def flow_map(
     draw: Draw,
     *,
     teach: Teach,
+    average: Denoiser,
+    share: Callable[[], float],
     jumps: int = 1,
 ) -> Tensor:
     """The pseudo-Huber distance of x_0 as the student needs it for its jump, from that which ends at its target: (B,).
 
-    The target is a step of Heun's of the teacher, from where the student itself ends one level earlier. u chooses t
-    among the `jumps` levels at which a sampler begins a jump, and s among the levels below; for a quarter s = t, where
-    the target is the teacher's own x_0.
+    The target is a step of Heun's of the teacher, from where the student's average ends a few levels earlier, of which
+    there are fewer as training goes on. u chooses t among the `jumps` levels at which a sampler begins a jump, and s
+    among the levels below; for a quarter s = t, where the target is the teacher's own x_0.
 
     Args:
         teach: condition -> the teacher's denoiser, guided as it will be.
+        average: the student with the average of its weights.
+        share: how much of the training is done, in [0, 1].
     """
-    process = denoiser.process
+    process, gap = denoiser.process, max(WIDEST >> int(4 * share()), 1)
     grid = levels(process)
     start, goal = _ends(u, jumps)
     t, s = grid[start], grid[goal]
@@ -73,8 +79,8 @@ def flow_map(
         moved = ~plain
         if moved.any():
             x, given = x_t[moved], rows_of(condition, moved)
-            before, end = grid[goal[moved] - 1], s[moved]
-            near = step(process, denoiser.jump(x, t[moved], before, given).x0, x, t[moved], before)
+            before, end = grid[(goal - gap).maximum(start)[moved]], s[moved]
+            near = step(process, average.jump(x, t[moved], before, given).x0, x, t[moved], before)
             there = heun_step(process, teach(given), near, before, end)
             target[moved] = aim(process, there, x, t[moved], end)
     return pseudo_huber(denoiser.jump(x_t, t, s, condition).x0 - target)

@@ -1,6 +1,7 @@
 """The optimisation itself: a generator of steps. Logging, previews, checkpoints and budgets are left to its caller."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from undiffuse.build import make_denoiser, make_objective, takes
 from undiffuse.config import Config, TrainingConfig
@@ -72,7 +74,10 @@ def training_steps(
     if config.network.jumps and domain_of(data).bounded:
         denoiser = Student.of(denoiser)
     companions = learner.companions
+    names = [name for name, _ in learner.named]
+    averaged = partial(functional_call, learner.network, dict(zip(names, learner.ema.average, strict=True)))
     beside = {
+        "average": dataclasses.replace(denoiser, network=lambda *inputs: averaged(inputs)),
         "teach": learner.teach,
         "companions": companions,
         "paths": learner.paths,
