@@ -1,7 +1,7 @@
 """The results of an evaluation as text, tables and an HTML page."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,16 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     images = f"{facts['images']:,} image{'s' * (facts['images'] != 1)}"
     parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
     parts.append(f"measured at {format_shape(facts['shape'])}")
+    return "; ".join([*parts, *origin(evaluation.name, facts, sampling)])
+
+
+def origin(name: str, facts: Mapping[str, Any], sampling: bool = True) -> Iterator[str]:
+    """How samples were drawn, and a note if their model has not learnt this data."""
     if sampling and (how := facts.get("sampling")):
         cost = counted(how["evaluations"], "network evaluation")
-        parts.append(f"{how['sampler']} in {counted(how['steps'], 'step')} ({cost})" if "steps" in how else cost)
+        yield f"{how['sampler']} in {counted(how['steps'], 'step')} ({cost})" if "steps" in how else cost
     if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
-        parts.append(f"NOTE: {evaluation.name} {OTHER_DATA[learnt]}")
-    return "; ".join(parts)
+        yield f"NOTE: {name} {OTHER_DATA[learnt]}"
 
 
 def _brought(facts: dict[str, Any]) -> str:

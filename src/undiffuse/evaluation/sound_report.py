@@ -7,7 +7,7 @@ import numpy as np
 
 from undiffuse.evaluation.evaluate_sounds import SoundEvaluation
 from undiffuse.evaluation.page import Page, Room, clips, write_page
-from undiffuse.evaluation.report import OTHER_DATA, interval, number
+from undiffuse.evaluation.report import interval, number, origin
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.manifold import nearest
 from undiffuse.metrics.sounds.spectrogram import spectrograms
@@ -43,11 +43,7 @@ def conditions_line(evaluation: SoundEvaluation) -> str:
         f"reference: {facts['sounds']:,} sounds of {facts['data']} ({facts['split']})",
         f"{evaluation.domain.seconds:g} s at {evaluation.domain.rate:,} Hz",
     ]
-    if how := facts.get("sampling"):
-        parts.append(f"{how['sampler']} in {how['steps']} steps ({how['evaluations']} network evaluations)")
-    if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
-        parts.append(f"NOTE: {evaluation.name} {OTHER_DATA[learnt]}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *origin(evaluation.name, facts)])
 
 
 def write_report(evaluation: SoundEvaluation, path: Path) -> None:

@@ -145,7 +145,7 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     keys = tuple((seed, int(Purpose.NOISE), step, place) for place in range(size)[positions])
     loss = config.objective.loss
-    if config.network.kind in RIVALS or takes(loss, "companions") or takes(loss, "share"):  # they draw more than once
+    if config.network.kind in RIVALS or takes(loss, "companions") or takes(loss, "share"):  # some draw more than once
         return Batch(x0, condition, u, KeyedDraw(keys))
     of_tokens = not x0.is_floating_point()
     return Batch(x0, condition, u, Given((uniform if of_tokens else normal)(keys, x0.shape[1:]), of_tokens))
