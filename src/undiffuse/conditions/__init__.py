@@ -7,7 +7,15 @@ from undiffuse.conditions.augmented import Augmented, augmented, separated
 from undiffuse.conditions.composition import Composition, Request, parts_of
 from undiffuse.conditions.condition import Condition, Encoders, check_given
 from undiffuse.conditions.jump import Jump, jumping, without_jump
-from undiffuse.conditions.known import Known, known_of_each, known_pixels, without_known
+from undiffuse.conditions.known import (
+    Known,
+    knowing,
+    known_of_each,
+    known_pixels,
+    nothing_known,
+    planes_of,
+    without_known,
+)
 from undiffuse.conditions.labels import LabelEncoder, Labels, label_encoder
 from undiffuse.conditions.sentences import Captions, Sentences, drawn
 from undiffuse.conditions.several import Several, part_for
@@ -31,11 +39,14 @@ __all__ = [
     "check_given",
     "drawn",
     "jumping",
+    "knowing",
     "known_of_each",
     "known_pixels",
     "label_encoder",
+    "nothing_known",
     "part_for",
     "parts_of",
+    "planes_of",
     "separated",
     "without_jump",
     "without_known",

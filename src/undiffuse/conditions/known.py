@@ -51,15 +51,25 @@ class Known:
         return Known(None if self.condition is None else self.condition.dropped(where), self.planes)
 
 
-def known_pixels(condition: Condition | None, x0: Tensor, repaint: Tensor) -> Condition:
-    """`Known`, typed as a condition: objectives, samplers and guidance only pass it on to the network.
-
-    Args:
-        x0: (B, C, H, W).
-        repaint: bool (B, 1, H, W), true where the picture is not known.
-    """
+def planes_of(x0: Tensor, repaint: Tensor) -> Tensor:
+    """The planes of `Known` for pictures (B, C, H, W), to be painted where `repaint`, bool (B, 1, H, W), is true."""
     unknown = repaint.to(x0)
-    return cast(Condition, Known(condition, torch.cat([x0 * (1 - unknown), unknown], 1)))
+    return torch.cat([x0 * (1 - unknown), unknown], 1)
+
+
+def nothing_known(x: Tensor) -> Tensor:
+    """The planes of pictures like x (B, C, H, W) of which nothing is known."""
+    return torch.cat([torch.zeros_like(x), torch.ones_like(x[:, :1])], 1)
+
+
+def knowing(condition: Condition | None, planes: Tensor) -> Condition:
+    """`Known`, typed as a condition: objectives, samplers and guidance only pass it on to the network."""
+    return cast(Condition, Known(condition, planes))
+
+
+def known_pixels(condition: Condition | None, x0: Tensor, repaint: Tensor) -> Condition:
+    """A condition with what is known of x_0 (B, C, H, W), which is all where `repaint`, bool (B, 1, H, W), is false."""
+    return knowing(condition, planes_of(x0, repaint))
 
 
 def known_of_each(request: Request | None, x0: Tensor, repaint: Tensor) -> Request:

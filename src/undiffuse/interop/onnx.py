@@ -1,8 +1,9 @@
 """A network as an ONNX file, for other engines, languages and browsers.
 
 The graph is the bare network: `x` (B, C, H, W) float32 at unit variance, `log_snr` (B,) float32, for a flow map `goal`
-(B,) float32, the log-SNR to reach, for a model with classes `labels` (B,) int64 (one past the last: any class) and for
-one with captions `tokens` and `present` (`undiffuse.conditions.Sentences`) in, `output` (B, C', H, W) out, for any B.
+(B,) float32, the log-SNR to reach, for one that is shown what is known `known` (B, C + 1, H, W) float32 (the planes of
+`undiffuse.conditions.Known`), for a model with classes `labels` (B,) int64 (one past the last: any class) and for one
+with captions `tokens` and `present` (`undiffuse.conditions.Sentences`) in, `output` (B, C', H, W) out, for any B.
 How x follows from x_t, and x_0 from the output, is in undiffuse/denoiser.py; the file's metadata hold the configuration
 for it, and what the condition is, such as the vocabulary.
 """
@@ -17,7 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.conditions import Condition, Labels, Sentences, Several, check_given, jumping, without_jump
+from undiffuse.conditions import (
+    Condition,
+    Labels,
+    Sentences,
+    Several,
+    check_given,
+    jumping,
+    knowing,
+    nothing_known,
+    planes_of,
+    without_jump,
+    without_known,
+)
 from undiffuse.conditions.labels import index_of
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.files import atomic_file
@@ -43,6 +56,9 @@ def inputs(model: Model, batch: int) -> dict[str, Tensor]:
         made["log_snr"] = model.network.log_snr.cpu()[steps]
     if model.config.network.jumps:
         made["goal"] = made["log_snr"] + torch.rand(batch, generator=generator)
+    if model.config.network.inpaint:
+        hidden = torch.rand(made["x"][:, :1].shape, generator=generator) < 0.5
+        made["known"] = planes_of(torch.randn(made["x"].shape, generator=generator), hidden)
     condition = model.condition(range(batch))
     if condition is not None:
         made |= flat(condition.dropped(torch.arange(batch) % 3 == 1), condition)
@@ -83,8 +99,7 @@ def onnx_takes(model: Model) -> bool:
     kinds = set() if takes is None else {takes.kind}
     if takes is not None and takes.kind == Several.kind:
         kinds = {part["kind"] for part in takes.facts.values()}
-    plain = kinds <= {Labels.kind, Sentences.kind} and not model.config.network.inpaint
-    return model.data.tokens is None and model.rival is None and plain
+    return model.data.tokens is None and model.rival is None and kinds <= {Labels.kind, Sentences.kind}
 
 
 class Plain(nn.Module):
@@ -92,13 +107,17 @@ class Plain(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.network, self.jumps, self.like = model.network, model.config.network.jumps, model.condition(range(1))
+        self.network, self.like = model.network, model.condition(range(1))
+        self.names = [*inputs(model, 1)][2:]
 
     def forward(self, x: Tensor, log_snr: Tensor, *more: Tensor) -> Tensor:
-        goal, made = (more[0], more[1:]) if self.jumps else (None, more)
-        like = self.like
-        condition = None if like is None else filled(like, dict(zip(flat(like, like), made, strict=True)))
-        return self.network(x, log_snr, condition if goal is None else jumping(condition, goal))
+        made = dict(zip(self.names, more, strict=True))
+        condition = None if self.like is None else filled(self.like, made)
+        if "known" in made:
+            condition = knowing(condition, made["known"])
+        if "goal" in made:
+            condition = jumping(condition, made["goal"])
+        return self.network(x, log_snr, condition)
 
 
 def _shapes(inputs: int, shape: dict[int, Any]) -> tuple[Any, ...]:
@@ -114,9 +133,7 @@ def write_onnx(model: Model, path: Path) -> None:
     except ImportError:
         raise UsageError(f"the ONNX format {MISSING}") from None
     if not onnx_takes(model):
-        raise UsageError(
-            f"an ONNX file takes labels and sentences, and no pixels to keep: {model.name} takes something else"
-        )
+        raise UsageError(f"an ONNX file takes labels and sentences: {model.name} takes something else")
     made = inputs(model, 2)
     level = (log := logging.getLogger("torch.onnx")).level
     log.setLevel(logging.ERROR)  # it warns about libraries that it does not need
@@ -200,15 +217,18 @@ class OnnxNetwork(nn.Module):
     def __init__(self, model: Model, session: Any):
         super().__init__()
         self.module, self.session, self.like = model.network, session, model.condition(range(1))
-        self.jumps = model.config.network.jumps
+        self.jumps, self.shown = model.config.network.jumps, model.config.network.inpaint
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         condition, goal = without_jump(condition)
+        condition, planes = without_known(condition)
         check_given(condition, self.like is not None)
-        feed = {"x": x.float().numpy(), "log_snr": log_snr.numpy()}
+        feed = {"x": x.float(), "log_snr": log_snr}
         if self.jumps:
-            feed["goal"] = (log_snr if goal is None else goal).numpy()
+            feed["goal"] = log_snr if goal is None else goal
+        if self.shown:
+            feed["known"] = nothing_known(feed["x"]) if planes is None else planes.float()
         if condition is not None:
             assert self.like is not None
-            feed |= {name: made.numpy() for name, made in flat(condition, self.like).items()}
-        return torch.from_numpy(self.session.run(None, feed)[0])
+            feed |= flat(condition, self.like)
+        return torch.from_numpy(self.session.run(None, {name: made.numpy() for name, made in feed.items()})[0])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undiffuse.conditions import Condition, without_known
+from undiffuse.conditions import Condition, nothing_known, without_known
 from undiffuse.networks.unet import UNet
 
 
@@ -22,5 +22,5 @@ class InpaintingUNet(UNet):
     def forward(self, x: Tensor, log_snr: Tensor, condition: Condition | None = None) -> Tensor:
         condition, planes = without_known(condition)
         if planes is None:
-            planes = torch.cat([torch.zeros_like(x), torch.ones_like(x[:, :1])], 1)
+            planes = nothing_known(x)
         return super().forward(torch.cat([x, planes.to(x)], 1), log_snr, condition)
