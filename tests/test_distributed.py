@@ -16,6 +16,7 @@ from conftest import ignore, metrics
 from safetensors.torch import load_file
 
 from undiffuse.config import preset
+from undiffuse.distilling import distill
 from undiffuse.evaluation import density
 from undiffuse.model import checkpoints, load
 from undiffuse.training import train
@@ -67,6 +68,39 @@ def test_two_processes_learn_a_likelihood_as_one(tiny: dict[str, Any], tmp_path:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     moments = [load_file(checkpoints(tmp_path / n)[-1] / "training.safetensors") for n in ("one", "two")]
     torch.testing.assert_close(*[m["importance.moments"] for m in moments], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("loss", "jumps"), [("adversarial", 4), ("matching", 1)])
+def test_two_processes_sharpen_as_one(loss: str, jumps: int, whole: Path, data: str, tmp_path: Path) -> None:
+    """The student, its critic and what follows it; of four jumps, one process may have none that ends in data."""
+    short = {"training.steps": 4, "training.precision": "fp32", "training.batch_size": 4 * jumps, "data.source": data}
+    began, values = tmp_path / "student", {**short, "objective.loss": loss}
+    distill(whole, began, settings={**short, "objective.jumps": jumps}, report=ignore)
+    asked = [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
+    two("distill", str(whole), "--from", str(began), "--out", str(tmp_path / "two"), *asked)
+    distill(whole, tmp_path / "one", student=began, settings=values, report=ignore)
+    agree(tmp_path, "network.", "companions.weights.")
+
+
+def agree(folder: Path, *kinds: str) -> None:
+    """Weights and losses of the runs "one" and "two" do, as in `test_two_processes_train_as_one`."""
+    states = [load_file(checkpoints(folder / n)[-1] / "training.safetensors") for n in ("one", "two")]
+    for kind in kinds:
+        names = [name for name in states[0] if name.startswith(kind)]
+        difference = torch.cat([(states[0][name] - states[1][name]).abs().flatten() for name in names])
+        assert names and difference.quantile(0.99) < 1e-5 and difference.max() < 1e-2
+    losses = [[row["loss"] for row in metrics(folder / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gan", "ar-fast"])
+def test_two_processes_train_a_rival_as_one(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Of several networks, each in its own phase."""
+    sizes = {key: value for key, value in tiny.items() if not key.startswith("network")}
+    values = {**preset(name), **sizes, "training.steps": 4, "training.batch_size": 8}
+    two(*arguments(values, tmp_path / "two"))
+    train(values, tmp_path / "one", report=ignore)
+    agree(tmp_path, "network.")
 
 
 def test_two_processes_keep_to_a_budget(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +25,7 @@ from undiffuse.networks.frozen import frozen
 from undiffuse.objectives.times import log_normal
 from undiffuse.process import Denoise
 from undiffuse.randomness import KeyedDraw
+from undiffuse.training.gradients import join
 from undiffuse.training.muon import make_optimizer
 
 LEVELS = -1.2, 1.2
@@ -50,19 +52,18 @@ class Shown(NamedTuple):
 class Companions(nn.Module):
     """A critic on the teacher's features, and for `matching` a copy of the teacher that follows the student's samples.
 
-    Each has an optimiser; they learn from what the student's loss has just shown them.
-    Raises UsageError for several processes, and for fp16.
+    Each has an optimiser; they learn from what the student's loss has just shown them, in every process of a torchrun.
+    Raises UsageError for fp16.
     """
 
     def __init__(self, config: Config, teacher: Model, accelerator: Accelerator):
         super().__init__()
         name = config.objective.loss
-        if accelerator.num_processes > 1:
-            raise UsageError(f"objective.loss={name} is trained in one process: start undiffuse without torchrun")
         if accelerator.mixed_precision == "fp16":
             raise UsageError(f"objective.loss={name} is not trained in fp16: set training.precision=fp32 or bf16")
         self.facts, self.autocast, self.peak = teacher, accelerator.autocast, config.training.learning_rate
         self.shown: list[Shown] = []
+        self.processes = accelerator.num_processes
         shape, half = teacher.domain.shape, torch.full((1,), 0.5, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
@@ -97,6 +98,8 @@ class Companions(nn.Module):
     def update(self, rate: float) -> None:
         """One step of each, by what has been shown since the last; `rate` is the student's."""
         count = sum(len(shown.x) for shown in self.shown)
+        if self.processes > 1:
+            count = int(reduce(torch.tensor(count, device=next(self.parameters()).device), "sum"))
         if not count:  # no jump ended in data
             return
         for shown in self.shown:
@@ -109,6 +112,7 @@ class Companions(nn.Module):
         self.shown.clear()
         for optimizer, peak in zip(self.optimizers, (RATE, self.peak), strict=False):
             for group in optimizer.param_groups:
+                join(group["params"], "sum")
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
                 group["lr"] = peak * rate / self.peak
             optimizer.step()

@@ -24,6 +24,7 @@ from undiffuse.objectives.flow_map import Student
 from undiffuse.randomness import Purpose, torch_generator
 from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.training.batches import batches
+from undiffuse.training.gradients import join
 from undiffuse.training.state import Learner
 
 
@@ -68,7 +69,10 @@ def training_steps(
 
     The loss is the mean over the global batch; `learner.progress.total` may be set between steps.
     """
-    wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
+    if isinstance(learner.network, Rival):  # its losses are more than the `forward` that a wrapper would watch
+        wrapped, optimizer = learner.network, accelerator.prepare(learner.optimizer)
+    else:
+        wrapped, optimizer = accelerator.prepare(learner.network, learner.optimizer)
     assert isinstance(wrapped, nn.Module)
     denoiser, objective = make_denoiser(config, wrapped), make_objective(config)
     if config.network.jumps and domain_of(data).bounded:
@@ -117,6 +121,8 @@ def training_steps(
                 total += loss.detach()
             if importance is not None:
                 importance.update(*_all(accelerator, seen))
+            if phase.rival is not None:
+                join([parameter for parameter in parameters if parameter.grad is not None], "mean")
             norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -154,11 +160,8 @@ class _Phase:
 
 
 def _phases(denoiser: Denoiser, network: nn.Module, accelerator: Accelerator) -> list[_Phase]:
-    """Raises UsageError for a rival in several processes."""
     if not isinstance(network, Rival):
         return [_Phase(denoiser)]
-    if accelerator.num_processes > 1:
-        raise UsageError("rivals of diffusion are trained in one process: start undiffuse without torchrun")
     phases = []
     for name in network.phases:
         inside = {id(parameter) for parameter in network.part(name).parameters()}
