@@ -32,6 +32,7 @@ FINGERPRINTS = {
     "emoji": "7ca7d74799d2ddb4005e5e189af902e30c1ddafae73b84fa4d69b4db9869a087",
     "fashion-mnist": "1d38f7fae502c54925c208aebd66ca4e0289b718ddcd7a2175f75ef6e599a20d",
     "fashion-mnist/1-step": "12ee21adef162b1f689da7f89c3ff5c3abd5b70b52017857fd4542ca78afc8f1",
+    "fashion-mnist/2-steps": "bc146a021e3ac896f60d51fe2978f53d6fdf12f8e498a5177cb42035bfa8707e",
     "fashion-mnist-likelihood": "c8d8b806427b709c771aca83ab9ef2572eca25b6260391c8d7f8c8c92ba376b4",
     "shakespeare": "ac4b623cd8c0e7414d9b70b35371cca9a10db8f70f54d6c3198a9058ed5daecd",
     "speech": "8340285ed204d560e814e743b171c2fc84a513669a5e92cc5a0183f531d42225",
