@@ -108,7 +108,7 @@ def test_the_step_narrows_to_one_level() -> None:
 
 
 def test_targets_are_of_the_average() -> None:
-    """With the exact one the exact map loses little, and none that is wrong makes up for an average that is."""
+    """Only beside the exact average does the exact map lose little; a wrong one loses more than beside its own."""
     process = process_of("edm")
     right = loss_of(process).mean()
     assert loss_of(process, average=1.02).mean() > 10 * right
@@ -153,7 +153,7 @@ def test_which_levels_are_chosen(jumps: int) -> None:
 
 
 def test_gradients_reach_the_student_alone() -> None:
-    """The target is a constant, although the student makes it."""
+    """The target is a constant, although the average makes it, which is the student itself here."""
     process = process_of("edm")
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
 

@@ -177,7 +177,7 @@ def test_only_the_right_map_is_a_fixed_point(law: Law) -> None:
     losses = []
     for known in (law, alike):
         student: Any = Student(known, law, process)
-        teach = {"teach": lambda condition: exact(law, process), "average": student, "share": lambda: 1.0}
-        found = flow_map(student, x0, None, u, Given(noise), **teach)
+        parts = {"teach": lambda condition: exact(law, process), "average": student, "share": lambda: 1.0}
+        found = flow_map(student, x0, None, u, Given(noise), **parts)
         losses.append(found.mean().item())
     assert losses[0] < 2e-3 and losses[1] > 10 * losses[0] and math.isfinite(losses[1])

@@ -2,7 +2,15 @@
 
 from undiffuse.build.data import make_data, make_data_of
 from undiffuse.build.defaults import default_network, make_options
-from undiffuse.build.losses import DISTILLING, make_denoiser, make_objective, make_times, sigma_data_of, takes
+from undiffuse.build.losses import (
+    DISTILLING,
+    draws_by_key,
+    make_denoiser,
+    make_objective,
+    make_times,
+    sigma_data_of,
+    takes,
+)
 from undiffuse.build.networks import (
     make_encoders,
     make_mlp,
@@ -19,6 +27,7 @@ from undiffuse.build.processes import make_process, make_schedule, make_token_pr
 __all__ = [
     "DISTILLING",
     "default_network",
+    "draws_by_key",
     "make_data",
     "make_data_of",
     "make_denoiser",

@@ -11,6 +11,7 @@ from undiffuse.denoiser import LOG_SNR_LIMIT, Denoiser
 from undiffuse.errors import UndiffuseError, UsageError
 from undiffuse.objectives import Objective, TimeSampler
 from undiffuse.objectives.flow_map import LEVELS
+from undiffuse.randomness import KeyedDraw
 from undiffuse.registry import CATEGORICAL, LOSSES, RIVALS, TIME_SAMPLERS, WEIGHTINGS
 from undiffuse.rivals.rival import Rival, RivalDenoiser
 from undiffuse.targets import SCORE_OF_STATE
@@ -75,6 +76,11 @@ def sigma_data_of(config: Config) -> float:
 def takes(loss: str, name: str) -> bool:
     """Whether a loss has a parameter of this name, such as `paths`: then a run provides it."""
     return name in inspect.signature(LOSSES.find(loss)).parameters
+
+
+def draws_by_key(loss: str) -> bool:
+    """Whether a loss draws more than the noise: it takes a `KeyedDraw`."""
+    return inspect.signature(LOSSES.find(loss)).parameters["draw"].annotation is KeyedDraw
 
 
 def make_times(config: ObjectiveConfig) -> TimeSampler:

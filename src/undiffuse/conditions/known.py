@@ -68,7 +68,7 @@ def knowing(condition: Condition | None, planes: Tensor) -> Condition:
 
 
 def known_pixels(condition: Condition | None, x0: Tensor, repaint: Tensor) -> Condition:
-    """A condition with what is known of x_0 (B, C, H, W), which is all where `repaint`, bool (B, 1, H, W), is false."""
+    """A condition with the pixels of x_0 (B, C, H, W) that are known: where `repaint`, bool (B, 1, H, W), is false."""
     return knowing(condition, planes_of(x0, repaint))
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from undiffuse.evaluation.density import RAW, Density
 from undiffuse.evaluation.page import Page, write_page
-from undiffuse.evaluation.report import OTHER_DATA
+from undiffuse.evaluation.report import unlearnt
 from undiffuse.names import counted
 from undiffuse.plots import save_figure, strips
 
@@ -44,8 +44,7 @@ def sentence(density: Density) -> str:
     else:
         how = "continuous bound" if facts["steps"] is None else f"bound of {counted(facts['steps'], 'step')}"
     variance = f", {facts['variance']} variance" if facts["variance"] else ""
-    learnt = facts["learnt_this_data"]
-    note = f"; NOTE: {density.name} {OTHER_DATA[learnt]}" if learnt in OTHER_DATA else ""
+    note = "".join(f"; {one}" for one in unlearnt(density.name, facts["learnt_this_data"]))
     return (
         f"{density.name}: {density.n:,} images of {facts['data']} ({facts['split']}), {facts['dimensions']} dimensions "
         f"of 8 bits; {how}{variance}, {counted(facts['draws'], 'draw')} per image{note}\n"

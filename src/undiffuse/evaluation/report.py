@@ -100,15 +100,21 @@ def conditions_line(evaluation: Evaluation, sampling: bool = True) -> str:
     images = f"{facts['images']:,} image{'s' * (facts['images'] != 1)}"
     parts.append(f"reference: {images} of {facts['data']} ({facts['split']}){_brought(facts)}")
     parts.append(f"measured at {format_shape(facts['shape'])}")
-    return "; ".join([*parts, *origin(evaluation.name, facts, sampling)])
+    if sampling:
+        parts += how_drawn(facts)
+    return "; ".join([*parts, *unlearnt(evaluation.name, facts.get("model", {}).get("learnt_this_data", True))])
 
 
-def origin(name: str, facts: Mapping[str, Any], sampling: bool = True) -> Iterator[str]:
-    """How samples were drawn, and a note if their model has not learnt this data."""
-    if sampling and (how := facts.get("sampling")):
+def how_drawn(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The sampler, its steps and their cost, if there were any: of samples in a file they are not known."""
+    if how := facts.get("sampling"):
         cost = counted(how["evaluations"], "network evaluation")
         yield f"{how['sampler']} in {counted(how['steps'], 'step')} ({cost})" if "steps" in how else cost
-    if (learnt := facts.get("model", {}).get("learnt_this_data", True)) in OTHER_DATA:
+
+
+def unlearnt(name: str, learnt: bool | None) -> Iterator[str]:
+    """What to know of a model that has not learnt this data."""
+    if learnt in OTHER_DATA:
         yield f"NOTE: {name} {OTHER_DATA[learnt]}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from undiffuse.evaluation.evaluate_sounds import SoundEvaluation
 from undiffuse.evaluation.page import Page, Room, clips, write_page
-from undiffuse.evaluation.report import interval, number, origin
+from undiffuse.evaluation.report import how_drawn, interval, number, unlearnt
 from undiffuse.metrics.blocks import pick
 from undiffuse.metrics.manifold import nearest
 from undiffuse.metrics.sounds.spectrogram import spectrograms
@@ -43,7 +43,8 @@ def conditions_line(evaluation: SoundEvaluation) -> str:
         f"reference: {facts['sounds']:,} sounds of {facts['data']} ({facts['split']})",
         f"{evaluation.domain.seconds:g} s at {evaluation.domain.rate:,} Hz",
     ]
-    return "; ".join([*parts, *origin(evaluation.name, facts)])
+    learnt = facts.get("model", {}).get("learnt_this_data", True)
+    return "; ".join([*parts, *how_drawn(facts), *unlearnt(evaluation.name, learnt)])
 
 
 def write_report(evaluation: SoundEvaluation, path: Path) -> None:

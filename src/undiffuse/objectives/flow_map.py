@@ -63,7 +63,7 @@ def flow_map(
 
     Args:
         teach: condition -> the teacher's denoiser, guided as it will be.
-        average: the student with the average of its weights.
+        average: the student with the average of its weights; with dropout, which it shares.
         share: how much of the training is done, in [0, 1].
     """
     process, gap = denoiser.process, max(WIDEST >> int(4 * share()), 1)

@@ -16,7 +16,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.objectives.flow_map import PLAIN, aim, pseudo_huber, rows_of, step
 from undiffuse.objectives.times import TimeSampler, log_normal
 from undiffuse.process import GaussianProcess, float64
-from undiffuse.randomness import Draw
+from undiffuse.randomness import KeyedDraw
 from undiffuse.sampling.steps import PURE_NOISE
 
 WIDEST, HALVINGS = 0.5, 7
@@ -28,7 +28,7 @@ def solution(
     x0: Tensor,
     condition: Condition | None,
     u: Tensor,
-    draw: Draw,
+    draw: KeyedDraw,
     *,
     share: Callable[[], float],
     to_data: float,

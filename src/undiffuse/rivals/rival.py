@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from undiffuse.conditions import Condition, Labels, Request
 from undiffuse.errors import UsageError
-from undiffuse.randomness import Draw
+from undiffuse.randomness import Draw, KeyedDraw
 
 
 class Rival(nn.Module):
@@ -100,6 +100,6 @@ def labels_of(condition: Request | None) -> Tensor | None:
     return condition.index
 
 
-def own(denoiser: RivalDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: Draw) -> Tensor:
+def own(denoiser: RivalDenoiser, x0: Tensor, condition: Condition | None, u: Tensor, draw: KeyedDraw) -> Tensor:
     """objective.loss=own: what the rival itself minimises."""
     return denoiser.losses(x0, condition, draw)

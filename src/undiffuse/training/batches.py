@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.build import takes
+from undiffuse.build import draws_by_key
 from undiffuse.conditions import Captions, Condition, Labels, Several, Spectra, augmented, drawn, known_pixels
 from undiffuse.config import Config
 from undiffuse.data import ImageSet
@@ -24,7 +24,6 @@ from undiffuse.domains import domain_of
 from undiffuse.domains.augmentation import draw_moves, moved
 from undiffuse.objectives import DRAWS
 from undiffuse.randomness import BatchDraw, Given, KeyedDraw, Purpose, normal, stream, torch_generator, uniform
-from undiffuse.registry import RIVALS
 from undiffuse.training.masks import draw_masks
 from undiffuse.training.spectrograms import spectrograms
 
@@ -33,8 +32,7 @@ from undiffuse.training.spectrograms import spectrograms
 class Batch:
     """x0, in [-1, 1], float32 (B, *domain.shape); the condition or None; u float64 (B,) in [0, 1); the random numbers.
 
-    These are noise float32 like x0; of tokens, where x0 is int64, uniform numbers, float64; for a rival, whatever it
-    asks for.
+    These are noise float32 like x0; of tokens, where x0 is int64, uniform numbers, float64; or what the loss asks for.
     """
 
     x0: Tensor
@@ -144,8 +142,7 @@ def make_batch(config: Config, data: ImageSet, step: int, positions: slice) -> B
         condition = known_pixels(condition, x0, torch.from_numpy(hidden))
     u = DRAWS[config.objective.draw](size, torch_generator(seed, Purpose.TIME, step))[positions]
     keys = tuple((seed, int(Purpose.NOISE), step, place) for place in range(size)[positions])
-    loss = config.objective.loss
-    if config.network.kind in RIVALS or takes(loss, "companions") or takes(loss, "share"):  # some draw more than once
+    if draws_by_key(config.objective.loss):
         return Batch(x0, condition, u, KeyedDraw(keys))
     of_tokens = not x0.is_floating_point()
     return Batch(x0, condition, u, Given((uniform if of_tokens else normal)(keys, x0.shape[1:]), of_tokens))

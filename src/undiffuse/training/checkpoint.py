@@ -41,7 +41,7 @@ def save(run: Path, learner: Learner, config: Config, data: DataFacts, facts: di
         tensors |= {f"companions.{name}": value.detach() for name, value in learner.companions.state().items()}
     if learner.importance:
         tensors |= {"importance.moments": learner.importance.moments, "importance.seen": learner.importance.seen}
-    averages = {name: average for (name, _), average in zip(learner.named, learner.ema.average, strict=True)}
+    averages = learner.averages
     if adapters := factors(averages):  # the model has them merged: their own averages are kept beside it
         tensors |= {f"average.{name}": averages[name] for name in learner.trained}
     state = {**asdict(learner.progress), "scaler": learner.scaler.state_dict() if learner.scaler else None}

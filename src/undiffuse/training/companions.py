@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,7 +24,7 @@ from undiffuse.networks.frozen import frozen
 from undiffuse.objectives.times import log_normal
 from undiffuse.process import Denoise
 from undiffuse.randomness import KeyedDraw
-from undiffuse.training.gradients import join
+from undiffuse.training.gradients import join, total
 from undiffuse.training.muon import make_optimizer
 
 LEVELS = -1.2, 1.2
@@ -63,7 +62,6 @@ class Companions(nn.Module):
             raise UsageError(f"objective.loss={name} is not trained in fp16: set training.precision=fp32 or bf16")
         self.facts, self.autocast, self.peak = teacher, accelerator.autocast, config.training.learning_rate
         self.shown: list[Shown] = []
-        self.processes = accelerator.num_processes
         shape, half = teacher.domain.shape, torch.full((1,), 0.5, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
@@ -97,9 +95,7 @@ class Companions(nn.Module):
 
     def update(self, rate: float) -> None:
         """One step of each, by what has been shown since the last; `rate` is the student's."""
-        count = sum(len(shown.x) for shown in self.shown)
-        if self.processes > 1:
-            count = int(reduce(torch.tensor(count, device=next(self.parameters()).device), "sum"))
+        count = total(sum(len(shown.x) for shown in self.shown), next(self.parameters()).device)
         if not count:  # no jump ended in data
             return
         for shown in self.shown:

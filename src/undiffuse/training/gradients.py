@@ -1,4 +1,4 @@
-"""Gradients of several processes where no wrapper of the network joins them."""
+"""Sums over several processes, where no wrapper of a network takes them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,9 +11,21 @@ from torch import Tensor
 from undiffuse.devices import shares_a_cpu
 
 
+def total(count: int, device: torch.device) -> int:
+    """The sum of the counts of all processes."""
+    if PartialState(cpu=shares_a_cpu()).num_processes == 1:
+        return count
+    return int(reduce(torch.tensor(count, device=device), "sum"))
+
+
 def join(parameters: Sequence[Tensor], how: Literal["sum", "mean"]) -> None:
-    """Gives the parameters the sum or the mean of their gradients in all processes; one that has none counts as 0."""
-    if PartialState(cpu=shares_a_cpu()).num_processes > 1:
-        mine = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        for parameter, gradient in zip(parameters, reduce(mine, how), strict=True):
-            parameter.grad = gradient
+    """Gives parameters the sum or the mean of their gradients in all processes; one that has none counts as 0."""
+    if not parameters or PartialState(cpu=shares_a_cpu()).num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    mine = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    joined = reduce(torch.cat([gradient.flatten() for gradient in mine]), how)
+    for gradient, part in zip(mine, joined.split([gradient.numel() for gradient in mine]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -78,14 +78,15 @@ def training_steps(
     if config.network.jumps and domain_of(data).bounded:
         denoiser = Student.of(denoiser)
     companions = learner.companions
-    names = [name for name, _ in learner.named]
-    averaged = partial(functional_call, learner.network, dict(zip(names, learner.ema.average, strict=True)))
+    averages = learner.averages
     beside = {
-        "average": dataclasses.replace(denoiser, network=lambda *inputs: averaged(inputs)),
         "teach": learner.teach,
         "companions": companions,
         "paths": learner.paths,
         "share": lambda: learner.progress.share(config.training.minutes),
+        "average": dataclasses.replace(
+            denoiser, network=lambda *inputs: functional_call(learner.network, averages, inputs)
+        ),
     }
     if given := {name: part for name, part in beside.items() if takes(config.objective.loss, name)}:
         objective = partial(cast(Any, objective), **given)
@@ -121,7 +122,7 @@ def training_steps(
                 total += loss.detach()
             if importance is not None:
                 importance.update(*_all(accelerator, seen))
-            if phase.rival is not None:
+            if phase.rival is not None:  # what has a gradient is the same in every process: it depends on the phase
                 join([parameter for parameter in parameters if parameter.grad is not None], "mean")
             norm = accelerator.clip_grad_norm_(parameters, config.training.clip)
             optimizer.step()

@@ -87,6 +87,11 @@ class Learner:
         return list(self.network.named_parameters())
 
     @property
+    def averages(self) -> dict[str, Tensor]:
+        """The averages of the parameters, by name."""
+        return dict(zip([name for name, _ in self.named], self.ema.average, strict=True))
+
+    @property
     def trained(self) -> list[str]:
         """The names of the parameters that change."""
         return [name for name, parameter in self.named if parameter.requires_grad]
