@@ -170,6 +170,6 @@ def test_built_in_models_are_whole(name: str) -> None:
         texts = write(model, Writing("ancestral", 2), range(2), np.zeros(0, int), 16)
         assert texts.shape == (2, 16) and all(texts_only(model).decode(row).strip() for row in texts)
         return
-    images = sample(model, 2, steps=1 if model.config.network.jumps else 2)
+    images = sample(model, 2, steps=model.config.objective.jumps if model.config.network.jumps else 2)
     assert images.shape == (2, *model.data.shape)
     assert images.std() > 5

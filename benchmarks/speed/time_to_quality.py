@@ -35,6 +35,7 @@ from undiffuse.config import preset, preset_for
 from undiffuse.data import load as load_data
 from undiffuse.domains.pictures import Pictures
 from undiffuse.evaluation import evaluate
+from undiffuse.files import read_json
 from undiffuse.plots import curves, save_figure
 
 OURS = "undiffuse"
@@ -130,9 +131,12 @@ def draw(rows: Rows, options: argparse.Namespace) -> None:
     curves([(title, "minutes", lines)], options.figure, log="xy")
     shown = []
     for system in (*PEERS, OURS):
+        found = options.out / f"{system}-0.json"
+        counted = read_json(found).get("weights", {}) if found.exists() else {}
         for minutes in times(options):
-            files = sorted(options.out.glob(f"{system}-0-{minutes:g}-{EVALUATIONS}*.npz"))
-            shown += [(f"{system}\n{minutes:g} minutes", files[0])] if files else []
+            kind = f"-{counted[name]}" if (name := row(system, minutes)) in counted else ""
+            path = options.out / f"{system}-0-{minutes:g}-{EVALUATIONS}{kind}.npz"
+            shown += [(f"{system}\n{minutes:g} minutes", path)] if path.exists() else []
     if not shown:
         return
     figure = Figure(figsize=(11, 0.62 * len(shown)))
