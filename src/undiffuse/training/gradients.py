@@ -22,10 +22,11 @@ def join(parameters: Sequence[Tensor], how: Literal["sum", "mean"]) -> None:
     """Gives parameters the sum or the mean of their gradients in all processes; one that has none counts as 0."""
     if not parameters or PartialState(cpu=shares_a_cpu()).num_processes == 1:
         return
+    mine = []
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    mine = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = gradient
+        mine.append(gradient)
     joined = reduce(torch.cat([gradient.flatten() for gradient in mine]), how)
     for gradient, part in zip(mine, joined.split([gradient.numel() for gradient in mine]), strict=True):
         gradient.copy_(part.view_as(gradient))
